@@ -1,0 +1,49 @@
+# make demo   install into .venv and run the demonstration study (about eight minutes the first time)
+# make test   install what the tests need and run them
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python,$(if $(shell $(p) -c \
+	'import sys; print(1 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "")' 2>/dev/null),$(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+# Exact versions that were tested together. `make demo CONSTRAINTS=` leaves them out, for a torch of your own.
+CONSTRAINTS ?= constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+
+export HF_HUB_DISABLE_TELEMETRY = 1
+export DO_NOT_TRACK = 1
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
+
+.PHONY: demo test test-all lint clean
+
+demo: $(VENV)/installed
+	@$(BIN)/python flows.py demo
+
+test: $(VENV)/installed-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/python -m pytest
+
+test-all: $(VENV)/installed-test lint
+	@$(BIN)/python -m pytest -m ""
+
+lint: $(VENV)/installed-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/pyright
+
+$(BIN)/python:
+	@$(if $(PYTHON),,echo "Python 3.11 or 3.12 was not found; name one with: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 2)
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "installing into $(VENV): about three minutes and 2 GB ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	@echo "installing what the tests need ..."
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) workspace

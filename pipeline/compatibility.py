@@ -1,0 +1,45 @@
+"""What has to be done about other people's packages before they can be imported."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def avoid_broken_torchvision() -> None:
+    """Hide a torchvision that cannot be imported, as a CUDA build beside a CPU torch cannot.
+
+    sae-bench's dependencies install it, nothing here uses it, and transformers imports it if it seems to be there: then no
+    model class at all can be imported. Call this before the first import of a model class. A working one is left alone.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ImportError:
+        return
+    except (RuntimeError, OSError):
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        sys.modules["torchvision"] = None  # pyright: ignore[reportArgumentType]  # the import system's word for "not there"
+        # transformers looked, and remembers, if it was imported before this.
+        remembered = sys.modules.get("transformers.utils.import_utils")
+        for name in ("is_torchvision_available", "is_torchvision_v2_available"):
+            if remembered:
+                getattr(remembered, name).cache_clear()
+
+
+@contextmanager
+def importing_sae_bench() -> Iterator[None]:
+    """Wrap the imports of sae-bench in this.
+
+    Its annotations are checked at run time by jaxtyping and beartype, and beartype >= 0.18, without which Prefect does not
+    install, refuses sae-bench's own calls (`select_top_k=...` gives one name two sizes). The check has to be off before the
+    functions are defined. Its pydantic models use a form of validator that pydantic has deprecated.
+    """
+    avoid_broken_torchvision()
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield

@@ -1,0 +1,303 @@
+"""An experiment: a whole study declared in one TOML file, validated here and nowhere else.
+
+Every section is frozen. A field that determines an artefact's bytes is hashed into its key (see `pipeline.plan`).
+"""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from pipeline.errors import BadInputError
+
+EXPERIMENTS = Path("experiments")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Dtype = Literal["bfloat16", "float32"]
+
+
+class Section(BaseModel):
+    """One table of the TOML file: frozen, and strict about keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class HuggingFaceModel(Section):
+    """A decoder-only model from the Hugging Face Hub or a local folder."""
+
+    source: Literal["huggingface"]
+    name: Annotated[str, Field(min_length=1)]
+    """Repository such as `google/gemma-2-2b`, or the path of a folder that holds the model."""
+    revision: str = "main"
+    """Branch, tag or commit. Only a commit makes a study repeatable for ever."""
+    d_in: PositiveInt
+    """Width of the residual stream. Declared, so that estimates need no download; checked when the model is loaded."""
+    depth: PositiveInt
+    """Number of layers; declared and checked likewise."""
+    dtype: Dtype = "bfloat16"
+    """Dtype in which the forward pass runs."""
+
+
+class TinyModel(Section):
+    """A small Gemma-2-architecture model, trained on the spot on the study's own corpus. Needs no download."""
+
+    source: Literal["tiny"]
+    d_in: Annotated[int, Field(ge=16, multiple_of=16)] = 64
+    """Width of the residual stream."""
+    depth: Annotated[int, Field(ge=2)] = 4
+    """Number of layers."""
+    vocabulary: Annotated[int, Field(ge=300)] = 2048
+    """Size of the byte-level BPE vocabulary, special tokens included."""
+    steps: PositiveInt = 1000
+    """Optimizer steps of language-model training."""
+    batch_size: PositiveInt = 32
+    """Sequences per step."""
+    learning_rate: PositiveFloat = 6e-3
+    dtype: Dtype = "float32"
+    seed: int = 0
+
+
+ModelConfig = Annotated[HuggingFaceModel | TinyModel, Field(discriminator="source")]
+
+
+class PythonCorpus(Section):
+    """Text that every Python installation carries: docstrings, sources and the language reference, read with `ast`."""
+
+    source: Literal["python"]
+
+
+class HuggingFaceCorpus(Section):
+    """A text data set of the Hugging Face Hub (streamed) or a local folder in a format `datasets` reads."""
+
+    source: Literal["huggingface"]
+    name: Annotated[str, Field(min_length=1)]
+    revision: str = "main"
+    split: str = "train"
+    text_column: str = "text"
+
+
+CorpusConfig = Annotated[PythonCorpus | HuggingFaceCorpus, Field(discriminator="source")]
+
+
+class StoreConfig(Section):
+    """What is extracted, and how it lies on disk."""
+
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Residual stream after these layers (0 is the first), all filled by one forward pass."""
+    tokens: PositiveInt
+    """Rows wanted: tokens of text, special tokens not counted."""
+    context: Annotated[int, Field(ge=8)] = 128
+    """Tokens per sequence, the leading BOS included."""
+    forward_batch: PositiveInt = 32
+    """Sequences per forward pass. Part of the identity: matrix kernels round differently for other shapes."""
+    dtype: Dtype = "bfloat16"
+    """Dtype of the stored rows."""
+    codec: Literal["raw", "blosc"] = "raw"
+    """`raw` for local disks; `blosc` (zstd-1, byte shuffle) where storage is slower than about 1 GB/s."""
+    shard_rows: PositiveInt = 32768
+    """Rows per file, the unit of writing, committing and resuming."""
+    chunk_rows: PositiveInt = 1024
+    """Rows per chunk, the unit of reading."""
+    seed: int = 0
+    """Seed of the row order inside each shard."""
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> Self:
+        if self.shard_rows % self.chunk_rows:
+            raise ValueError(f"shard_rows {self.shard_rows} is not a multiple of chunk_rows {self.chunk_rows}")
+        if len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"layers {list(self.layers)} names a layer twice")
+        return self
+
+
+class ProbesConfig(Section):
+    """Labelled texts for sparse probing. The defaults are sae-bench's published configuration."""
+
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "LabHC/bias_in_bios_class_set1",
+        "LabHC/bias_in_bios_class_set2",
+        "LabHC/bias_in_bios_class_set3",
+        "canrager/amazon_reviews_mcauley_1and5",
+        "canrager/amazon_reviews_mcauley_1and5_sentiment",
+        "codeparrot/github-code",
+        "fancyzhx/ag_news",
+        "Helsinki-NLP/europarl",
+    )
+    """sae-bench's names, or `python/...` tasks made from the Python installation."""
+    train_size: Annotated[int, Field(ge=8)] = 4000
+    """Rows of one binary training problem, half of them of the class (sae-bench's `probe_train_set_size`)."""
+    test_size: Annotated[int, Field(ge=8)] = 1000
+    context: Annotated[int, Field(ge=8)] = 128
+    """Tokens per text, BOS included; longer texts are cut."""
+    seed: int = 42
+
+
+class Contrast(Section):
+    """The penalty on pairs of latents that point the same way and fire together (docs/method.md, "The loss")."""
+
+    coefficient: PositiveFloat = 0.1
+    """Weight c of the penalty."""
+    by: Literal["direction", "magnitude"] = "direction"
+    """`direction`: pairs by cosine, norms inside the strength detached. `magnitude`: pairs by dot product, norms trained."""
+    topk: Fraction = 0.1
+    """K: a latent's most similar fraction of the others that counts as pointing the same way."""
+    weighted: bool = True
+    """Weigh each pair by how strongly both fire; without it, every selected pair counts the same."""
+
+
+class Resets(Section):
+    """Re-initialisation of dead latents (docs/method.md, "Dead-latent resets")."""
+
+    every: PositiveInt = 500
+    """Steps between resets, and the window in which a latent must have fired to count as alive."""
+    first: PositiveInt = 1000
+    """Step of the first reset (the method's reset warm-up)."""
+
+
+class TrainConfig(Section):
+    """The recipe of one SAE. This is the arm `full`; the other arms are diffs of it (`pipeline.arms`)."""
+
+    d_sae: Annotated[int, Field(ge=4)]
+    """F, number of latents."""
+    steps: PositiveInt
+    batch_size: PositiveInt = 2048
+    """B, rows per step."""
+    learning_rate: PositiveFloat = 3e-4
+    lr_warmup: Annotated[int, Field(ge=0)] = 500
+    """Steps over which the learning rate rises from 0."""
+    lr_decay: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Last fraction of the steps over which the learning rate falls to 0."""
+    l1: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the sparsity term, for activations scaled to E||x||^2 = 1."""
+    l1_warmup: Annotated[int, Field(ge=0)] = 500
+    """Steps over which the sparsity weight rises from 0."""
+    decoder_norm: Literal["free", "unit"] = "free"
+    """`unit`: rows of W_dec kept at norm 1, as in the vanilla baseline."""
+    contrast: Contrast | None = Contrast()
+    resets: Resets | None = Resets()
+    heldout_shards: PositiveInt = 1
+    """Last shards of the store, never trained on: evaluation reads them."""
+    data_seed: int = 0
+    """Seed of the batch order, shared by all arms and seeds so that they are compared on the same batches."""
+    buffer_chunks: PositiveInt = 32
+    """Chunks of different shards from which shuffled batches are drawn."""
+
+    @model_validator(mode="after")
+    def _resets_after_warmup(self) -> Self:
+        warmup = max(self.lr_warmup, self.l1_warmup)
+        if self.resets and self.resets.first < warmup:
+            raise ValueError(f"the first reset, at step {self.resets.first}, would come before warm-up ends at {warmup}")
+        return self
+
+
+class StudyConfig(Section):
+    """Which SAEs are compared: every arm x seed x layer."""
+
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Layers SAEs are trained on; each must be among the store's."""
+    arms: Annotated[tuple[str, ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+
+
+class EvaluateConfig(Section):
+    """How finished SAEs are measured."""
+
+    k_values: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 5, 10, 20, 50)
+    """Numbers of latents a sparse probe may use; the values sae-bench's output schema knows: 1 2 5 10 20 50 100."""
+    capture_topk: Fraction = 0.1
+    """K of the pair capture rate."""
+    live_firings: PositiveInt = 10
+    """Held-out tokens on which a latent must fire to take part in the pair capture rate."""
+    joint_firings: PositiveInt = 5
+    """Held-out tokens on which both latents of a co-firing pair must fire."""
+
+    @model_validator(mode="after")
+    def _known_to_sae_bench(self) -> Self:
+        unknown = sorted(set(self.k_values) - {1, 2, 5, 10, 20, 50, 100})
+        if unknown:
+            raise ValueError(f"k_values {unknown} are not in sae-bench's output schema (1 2 5 10 20 50 100)")
+        return self
+
+
+class Experiment(Section):
+    """A whole study."""
+
+    name: str
+    """File name without `.toml`; names the report."""
+    description: str
+    """What the study asks, in a sentence or two, shown on the report."""
+    model: ModelConfig
+    corpus: CorpusConfig
+    store: StoreConfig
+    probes: ProbesConfig = ProbesConfig()
+    train: TrainConfig
+    study: StudyConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        from pipeline.arms import recipe  # arms builds TrainConfigs, so it imports this module
+
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"experiment name {self.name!r} must be lower-case letters, digits, '.', '_' or '-'")
+        if max(self.store.layers) >= self.model.depth:
+            deepest, last = max(self.store.layers), self.model.depth - 1
+            raise ValueError(f"store.layers: layer {deepest} does not exist, the model has layers 0 to {last}")
+        for layer in self.study.layers:
+            if layer not in self.store.layers:
+                raise ValueError(f"study.layers: layer {layer} is not among store.layers {list(self.store.layers)}")
+        for field in ("layers", "arms", "seeds"):
+            values = getattr(self.study, field)
+            if len(set(values)) != len(values):
+                raise ValueError(f"study.{field} {list(values)} names a value twice")
+        if max(self.evaluate.k_values) > self.train.d_sae:
+            raise ValueError(f"evaluate.k_values: {max(self.evaluate.k_values)} exceeds train.d_sae {self.train.d_sae}")
+        for arm in self.study.arms:
+            recipe(arm, self.train)
+        return self
+
+
+def available() -> list[str]:
+    """Names of the experiments beside the current folder."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
+
+
+def load(name_or_path: str) -> Experiment:
+    """Read and validate an experiment: a name in `experiments/`, or the path of a TOML file.
+
+    Raises BadInputError, in one line that names the field and the value.
+    """
+    path = Path(name_or_path)
+    if path.suffix != ".toml":
+        path = EXPERIMENTS / f"{name_or_path}.toml"
+    if not path.is_file():
+        known = ", ".join(available()) or "none here: run from the folder that holds experiments/"
+        raise BadInputError(f"no experiment {name_or_path!r} ({path} is not a file); known experiments: {known}")
+    try:
+        declared: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path} is not valid TOML: {error}") from None
+    if "name" in declared:
+        raise BadInputError(f"{path}: remove the key `name`, the file name is the experiment's name")
+    try:
+        return Experiment.model_validate(declared | {"name": path.stem})
+    except ValidationError as error:
+        raise BadInputError(f"{path}: {explain(error)}") from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a pydantic error as one line: field, what is wrong, the value given."""
+    problems = error.errors(include_url=False)
+    # A misspelt key also makes the right one missing: the spelling is what to talk about.
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    # Discriminated unions put the tag into the location; it is no key of the TOML.
+    field = ".".join(str(part) for part in first["loc"] if part not in ("huggingface", "tiny", "python"))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key, check its spelling or remove it"
+    given = first["input"]
+    shown = "" if first["type"] in ("missing", "value_error", "extra_forbidden") else f", got {given!r}"
+    return f"{field + ': ' if field else ''}{message[0].lower()}{message[1:]}{shown}"

@@ -1,0 +1,205 @@
+"""What a study consists of: from an experiment to the artefacts it needs, and their keys. Reads files, runs nothing.
+
+Everything that determines an artefact's bytes is in its `inputs` here. A change of code that changes bytes must raise the
+format number of that artefact.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.arms import recipe
+from pipeline.errors import BadInputError
+from pipeline.experiment import Experiment, HuggingFaceModel, PythonCorpus, TinyModel, TrainConfig
+from pipeline.extract import python_text
+from pipeline.identity import fingerprint
+from pipeline.workspace import Artefact
+
+T = TypeVar("T")
+
+MODEL_FORMAT = 1
+STORE_FORMAT = 1
+PROBES_FORMAT = 1
+SAE_FORMAT = 1
+EVALUATION_FORMAT = 1
+
+# Files inside artefacts that another stage reads.
+TRAINING_LOG = "training.jsonl"
+SPARSE_PROBING = "sparse_probing.json"
+CAPTURE = "capture.json"
+RECONSTRUCTION = "reconstruction.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSAE:
+    """One cell of the study: an arm, a seed, a layer, and the artefacts that belong to it."""
+
+    arm: str
+    seed: int
+    layer: int
+    recipe: TrainConfig
+    artefact: Artefact
+    evaluation: Artefact
+
+    def __str__(self) -> str:
+        return f"{self.arm} seed {self.seed} layer {self.layer}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Every artefact of a study, in the order in which they are made."""
+
+    experiment: Experiment
+    model: Artefact | None
+    """The model trained here; None when the model comes from elsewhere."""
+    store: Artefact
+    probes: dict[str, Artefact]
+    """Documents store of each probe data set."""
+    llm_probing: dict[int, Artefact]
+    """Probing results of the model itself, by layer."""
+    saes: tuple[PlannedSAE, ...]
+
+    @property
+    def extracted(self) -> list[Artefact]:
+        """What the extraction stage makes."""
+        return [*([self.model] if self.model else []), self.store, *self.probes.values()]
+
+
+def make_plan(
+    experiment: Experiment,
+    *,
+    arms: Iterable[str] | None = None,
+    seeds: Iterable[int] | None = None,
+    layers: Iterable[int] | None = None,
+) -> Plan:
+    """The plan of an experiment, or of the part of it that `arms`, `seeds` and `layers` pick.
+
+    Raises BadInputError for an arm, seed or layer that is not part of the study.
+    """
+    study = experiment.study
+    model = _model(experiment)
+    identity = {"key": model.key} if model else _external_model(experiment)
+    store = _store(experiment, identity)
+    probes = {name: _probe_store(experiment, identity, name) for name in experiment.probes.datasets}
+    probe_keys = [artefact.key for artefact in probes.values()]
+    chosen_layers = _chosen("layer", layers, study.layers)
+    saes = [
+        _sae(experiment, store, probe_keys, arm, seed, layer)
+        for layer in chosen_layers
+        for arm in _chosen("arm", arms, study.arms)
+        for seed in _chosen("seed", seeds, study.seeds)
+    ]
+    return Plan(
+        experiment=experiment,
+        model=model,
+        store=store,
+        probes=probes,
+        llm_probing={layer: _llm_probing(experiment, probe_keys, layer) for layer in chosen_layers},
+        saes=tuple(saes),
+    )
+
+
+def _chosen(what: str, wanted: Iterable[T] | None, declared: tuple[T, ...]) -> tuple[T, ...]:
+    if wanted is None:
+        return declared
+    chosen = tuple(dict.fromkeys(wanted))
+    for value in chosen:
+        if value not in declared:
+            raise BadInputError(f"{what} {value!r} is not part of the study, which has {list(declared)}")
+    return chosen
+
+
+def _model(experiment: Experiment) -> Artefact | None:
+    if not isinstance(experiment.model, TinyModel):
+        return None
+    inputs = {
+        "format": MODEL_FORMAT,
+        "model": experiment.model.model_dump(),
+        "context": experiment.store.context,
+        "corpus": _corpus(experiment),
+    }
+    return Artefact(kind="models", label="tiny-gemma2", inputs=inputs)
+
+
+def _external_model(experiment: Experiment) -> dict[str, Any]:
+    model = experiment.model
+    assert isinstance(model, HuggingFaceModel)
+    folder = Path(model.name)
+    if folder.is_dir():
+        files = [(path.name, path) for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".model")]
+        return {"content": fingerprint(files), "dtype": model.dtype}
+    return model.model_dump(include={"name", "revision", "dtype"})
+
+
+def _corpus(experiment: Experiment) -> dict[str, Any]:
+    corpus = experiment.corpus
+    if isinstance(corpus, PythonCorpus):
+        return {"source": "python", "content": python_text.fingerprint()}
+    folder = Path(corpus.name)
+    if folder.is_dir():
+        files = [(str(path.relative_to(folder)), path) for path in folder.rglob("*") if path.is_file()]
+        return {"content": fingerprint(files), "split": corpus.split, "text_column": corpus.text_column}
+    return corpus.model_dump()
+
+
+def _model_label(experiment: Experiment) -> str:
+    model = experiment.model
+    return Path(model.name).name if isinstance(model, HuggingFaceModel) else "tiny-gemma2"
+
+
+def _store(experiment: Experiment, model: dict[str, Any]) -> Artefact:
+    corpus = experiment.corpus
+    corpus_label = "python" if isinstance(corpus, PythonCorpus) else Path(corpus.name).name
+    inputs = {
+        "format": STORE_FORMAT,
+        "model": model,
+        "corpus": _corpus(experiment),
+        "store": experiment.store.model_dump(),
+    }
+    return Artefact(kind="stores", label=f"{_model_label(experiment)}-{corpus_label}", inputs=inputs)
+
+
+def _probe_store(experiment: Experiment, model: dict[str, Any], dataset: str) -> Artefact:
+    store, probes = experiment.store, experiment.probes
+    inputs = {
+        "format": PROBES_FORMAT,
+        "model": model,
+        "dataset": dataset,
+        "content": python_text.fingerprint() if dataset.startswith(python_text.PREFIX) else None,
+        "probes": probes.model_dump(exclude={"datasets"}),
+        "store": store.model_dump(include={"layers", "forward_batch", "dtype", "codec", "shard_rows", "chunk_rows"}),
+    }
+    return Artefact(kind="probes", label=f"{dataset}-{_model_label(experiment)}", inputs=inputs)
+
+
+def _llm_probing(experiment: Experiment, probe_keys: list[str], layer: int) -> Artefact:
+    inputs = {
+        "format": EVALUATION_FORMAT,
+        "probes": probe_keys,
+        "layer": layer,
+        "k_values": list(experiment.evaluate.k_values),
+        "seed": experiment.probes.seed,
+    }
+    return Artefact(kind="evaluations", label=f"llm-layer{layer}", inputs=inputs)
+
+
+def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: str, seed: int, layer: int) -> PlannedSAE:
+    config = recipe(arm, experiment.train)
+    sae = Artefact(
+        kind="saes",
+        label=f"{arm}-s{seed}",
+        inputs={"format": SAE_FORMAT, "store": store.key, "layer": layer, "recipe": config.model_dump(), "seed": seed},
+    )
+    evaluation = Artefact(
+        kind="evaluations",
+        label=f"{arm}-s{seed}",
+        inputs={
+            "format": EVALUATION_FORMAT,
+            "sae": sae.key,
+            "probes": probe_keys,
+            "seed": experiment.probes.seed,
+            "evaluate": experiment.evaluate.model_dump(),
+        },
+    )
+    return PlannedSAE(arm=arm, seed=seed, layer=layer, recipe=config, artefact=sae, evaluation=evaluation)

@@ -1,0 +1,75 @@
+"""Progress of long work: a live bar on a terminal, a line every few seconds in a log."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Advance(Protocol):
+    """Report `amount` more units done, and a short remark such as the current loss that stays until the next one."""
+
+    def __call__(self, amount: int = 1, remark: str = "") -> None:
+        """Report progress."""
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
+    """Show progress on stderr while the block runs; yields the function that reports it."""
+    console = Console(stderr=True)
+    with _live(console, title, total, unit) if console.is_terminal else _lines(title, total, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _live(console: Console, title: str, total: int, unit: str) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[remark]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total, remark="")
+
+        def advance(amount: int = 1, remark: str = "") -> None:
+            bar.update(task, advance=amount, **({"remark": remark} if remark else {}))
+
+        yield advance
+
+
+@contextmanager
+def _lines(title: str, total: int, unit: str) -> Iterator[Advance]:
+    started = last = time.monotonic()
+    done = 0
+    last_remark = ""
+
+    def show() -> None:
+        elapsed = time.monotonic() - started
+        eta = f"{elapsed / done * (total - done):.0f} s left" if done else "starting"
+        line = f"{title}: {done:,} of {total:,} {unit}, {elapsed:.0f} s, {eta}"
+        print(f"{line}, {last_remark}" if last_remark else line, file=sys.stderr, flush=True)
+
+    def advance(amount: int = 1, remark: str = "") -> None:
+        nonlocal done, last, last_remark
+        done += amount
+        last_remark = remark or last_remark
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            show()
+
+    yield advance
+    elapsed = time.monotonic() - started
+    if elapsed >= 1:
+        print(f"{title}: {done:,} {unit} in {elapsed:.1f} s", file=sys.stderr, flush=True)

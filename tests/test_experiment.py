@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.arms import ARMS, recipe
+from pipeline.errors import BadInputError
+from pipeline.experiment import load
+from pipeline.plan import make_plan
+
+ROOT = Path(__file__).parents[1]
+TABLE = [
+    "baseline", "full", "magnitude", "no-contrast", "unweighted", "coef-0.05", "coef-0.2",
+    "topk-0.05", "topk-0.2", "warmup-2000", "warmup-500",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("name", ["demo", "gemma-2-2b", "gemma-2b"])
+def test_shipped_experiments_are_the_whole_study(name: str) -> None:
+    experiment = load(name)
+    assert list(experiment.study.arms) == TABLE
+    assert len(experiment.study.seeds) >= 2
+    # Otherwise the arms that differ in their first reset could not differ.
+    assert experiment.train.steps > 2500
+
+
+def test_the_gemma_study_is_what_the_method_says() -> None:
+    experiment = load("gemma-2-2b")
+    assert experiment.store.layers == (5, 12, 19)
+    assert (experiment.train.d_sae, experiment.train.batch_size, experiment.train.learning_rate) == (2304, 2048, 3e-4)
+    assert (experiment.train.l1, experiment.store.context, experiment.store.tokens) == (0.04, 128, 20_000_000)
+    assert (experiment.probes.train_size, experiment.probes.test_size, experiment.probes.seed) == (4000, 1000, 42)
+    assert len(experiment.probes.datasets) == 8
+    heldout_rows = experiment.store.tokens - 580 * experiment.store.shard_rows
+    assert experiment.train.heldout_shards == 611 - 580
+    assert experiment.train.steps * experiment.train.batch_size <= experiment.store.tokens - heldout_rows
+
+
+def test_arms_are_the_table_in_its_order() -> None:
+    assert list(ARMS) == TABLE
+    assert [arm.run for arm in ARMS.values()] == list(range(11))
+
+
+def test_each_arm_differs_from_full_in_what_it_says_and_nothing_else() -> None:
+    full = load("demo").train
+    assert recipe("full", full) == full
+    for name, arm in ARMS.items():
+        changed = recipe(name, full).model_dump()
+        expected = full.model_dump()
+        for path, value in arm.diff.items():
+            section, _, field = path.rpartition(".")
+            (expected[section] if section else expected)[field] = value
+        assert changed == expected, name
+
+
+def test_a_coefficient_touches_only_the_arms_that_use_it(small_toml: Path) -> None:
+    text = small_toml.read_text().replace('["baseline", "full", "magnitude"]', str(TABLE[:9]).replace("'", '"'))
+    small_toml.write_text(text)
+    before = make_plan(load(str(small_toml)))
+    small_toml.write_text(text + "\n[train.contrast]\ncoefficient = 0.15\n")
+    after = make_plan(load(str(small_toml)))
+    assert after.store.key == before.store.key
+    changed = {a.arm for a, b in zip(after.saes, before.saes, strict=True) if a.artefact.key != b.artefact.key}
+    assert changed == {"full", "magnitude", "unweighted", "topk-0.05", "topk-0.2"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('arms = ["baseline", "full", "magnitude"]', 'arms = ["fulll"]', "unknown arm 'fulll'; the arms are baseline, full"),
+        ("layers = [2]", "layers = [3]", "layer 3 is not among store.layers [1, 2]"),
+        ("layers = [1, 2]", "layers = [1, 4]", "layer 4 does not exist, the model has layers 0 to 3"),
+        ("tokens = 20_000", "token = 20_000", "store.token: unknown key"),
+        ("tokens = 20_000", "tokens = -5", "store.tokens: input should be greater than 0, got -5"),
+        ("first = 40", "first = 10", "the first reset, at step 10, would come before warm-up ends at 20"),
+        ("chunk_rows = 256", "chunk_rows = 300", "shard_rows 4096 is not a multiple of chunk_rows 300"),
+        ("k_values = [1, 5]", "k_values = [1, 3]", "k_values [3] are not in sae-bench's output schema"),
+        ("d_sae = 96", "d_sae = 4", "evaluate.k_values: 5 exceeds train.d_sae 4"),
+        ("seeds = [0]", "seeds = [0, 0]", "study.seeds [0, 0] names a value twice"),
+        ('source = "python"', 'source = "pyhton"', "corpus"),
+        ("[corpus]", "[corpus", "is not valid TOML"),
+        ("learning_rate = 1e-3", "learning_rate = nan", "train.learning_rate"),
+        ("first = 40", "first = 40\n[train.contrast]\ntopk = 1.5", "train.contrast.topk"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_value(small_toml: Path, old: str, new: str, message: str) -> None:
+    text = small_toml.read_text()
+    assert old in text
+    small_toml.write_text(text.replace(old, new))
+    with pytest.raises(BadInputError) as caught:
+        load(str(small_toml))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(small_toml) in str(caught.value)
+
+
+def test_an_unknown_experiment_names_the_known_ones() -> None:
+    with pytest.raises(BadInputError, match=r"no experiment 'dmeo' .*known experiments: demo, gemma-2-2b, gemma-2b"):
+        load("dmeo")
+
+
+def test_a_part_of_the_study_must_be_part_of_it(small_toml: Path) -> None:
+    experiment = load(str(small_toml))
+    assert [sae.arm for sae in make_plan(experiment, arms=["full"]).saes] == ["full"]
+    with pytest.raises(BadInputError, match="arm 'unweighted' is not part of the study"):
+        make_plan(experiment, arms=["unweighted"])
+    with pytest.raises(BadInputError, match="layer 1 is not part of the study"):
+        make_plan(experiment, layers=[1])
