@@ -1,0 +1,1 @@
+"""The activation store: a chunked Zarr group written shard by shard, read as shuffled batches."""

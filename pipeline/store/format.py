@@ -1,0 +1,180 @@
+"""The layout of an activation store on disk, and its creation. docs/store-format.md describes it for other readers.
+
+Shapes: S sequences, L tokens per sequence, N documents, D d_in.
+"""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+import zarr
+from pydantic import BaseModel, ConfigDict, ValidationError
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+
+from pipeline.errors import CorruptArtefactError
+from pipeline.experiment import Dtype
+
+FORMAT = "dasae-activations/1"
+COMMITS = "commits"
+ROW_FIELDS = {"doc_id": "int64", "sequence": "int32", "position": "int32", "token_id": "int32"}
+"""Arrays that say of every row where it comes from, in the same row order as the layers."""
+
+
+@dataclass(frozen=True)
+class Bits:
+    """How a floating-point dtype that zarr 3.1 may not know is kept: its bit pattern in an unsigned integer."""
+
+    torch_dtype: torch.dtype
+    view: torch.dtype
+    name: str
+    fill: int
+    """All ones, a NaN in either dtype: rows that were never written cannot pass for activations."""
+
+
+BITS: dict[Dtype, Bits] = {
+    "bfloat16": Bits(torch.bfloat16, torch.uint16, "uint16", 0xFFFF),
+    "float32": Bits(torch.float32, torch.uint32, "uint32", 0xFFFFFFFF),
+}
+
+
+class Layout(BaseModel):
+    """The attributes of a store's root group: all that a reader must know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["dasae-activations/1"] = FORMAT
+    rows: int
+    """Rows of real data; arrays are padded up to whole shards."""
+    shard_rows: int
+    chunk_rows: int
+    layers: tuple[int, ...]
+    d_in: int
+    dtype: Dtype
+    codec: Literal["raw", "blosc"]
+    row_order: Literal["shuffled", "document"]
+    """`shuffled`: rows permuted inside each shard. `document`: as in the text (probe stores)."""
+    seed: int
+    """Seed of the permutations."""
+    special_ids: tuple[int, ...]
+    """Token ids that never become rows (BOS, EOS, padding, ...)."""
+    provenance: dict[str, Any]
+    """Model, corpus and tokenizer this was extracted from."""
+    classes: tuple[str, ...] = ()
+    """Names of the labels of a probe store."""
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.rows // self.shard_rows)
+
+    def shard_range(self, shard: int) -> tuple[int, int]:
+        """First row and one past the last row of real data of a shard."""
+        return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """The tokens of a store, before any forward pass."""
+
+    tokens_SL: np.ndarray
+    """int32; a BOS first, padding only on the right."""
+    row_offsets: np.ndarray
+    """int64 [S + 1]: the rows of sequence s are row_offsets[s] to row_offsets[s + 1], before shuffling."""
+    doc_starts: np.ndarray
+    """int64 [N]: where each document starts in `tokens_SL.ravel()`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewStore:
+    """All that determines a store's files before the first forward pass."""
+
+    layout: Layout
+    sequences: Sequences
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+    """Further arrays with one entry per document: `label` and `split` of a probe store."""
+
+
+def layer_array(layer: int) -> str:
+    """Name of the array that holds a layer's rows."""
+    return f"layer_{layer:02d}"
+
+
+def create(folder: Path, new: NewStore) -> None:
+    """Lay out an empty store whose tokens are complete; afterwards every shard can be filled independently.
+
+    The `commits` folder is made last, so that a store interrupted here is recognised as not laid out yet.
+    """
+    layout = new.layout
+    for leftover in folder.iterdir():
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    group = zarr.open_group(folder, mode="w", zarr_format=3, attributes=layout.model_dump(mode="json"))
+    bits = BITS[layout.dtype]
+    padded = layout.shards * layout.shard_rows
+    # crc32c is the last codec, so that a flipped bit is found before the decompressor sees it.
+    blosc = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=bits.torch_dtype.itemsize, blocksize=524288)
+    compressors = [blosc, Crc32cCodec()] if layout.codec == "blosc" else [Crc32cCodec()]
+    for layer in layout.layers:
+        group.create_array(
+            layer_array(layer),
+            shape=(padded, layout.d_in),
+            chunks=(layout.chunk_rows, layout.d_in),
+            shards=(layout.shard_rows, layout.d_in),
+            dtype=bits.name,
+            fill_value=bits.fill,
+            compressors=compressors,
+            attributes={"logical_dtype": layout.dtype},
+        )
+    for name, dtype in ROW_FIELDS.items():
+        group.create_array(
+            name,
+            shape=(padded,),
+            chunks=(layout.chunk_rows,),
+            shards=(layout.shard_rows,),
+            dtype=dtype,
+            fill_value=-1,
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+        )
+    for name, values in (_sequence_arrays(new.sequences) | new.labels).items():
+        chunks = (min(len(values), 8192), *values.shape[1:])
+        group.create_array(name, data=values, chunks=chunks, compressors=[ZstdCodec(level=1), Crc32cCodec()])
+    (folder / COMMITS).mkdir()
+
+
+def _sequence_arrays(sequences: Sequences) -> dict[str, np.ndarray]:
+    return {"tokens": sequences.tokens_SL, "row_offsets": sequences.row_offsets, "doc_starts": sequences.doc_starts}
+
+
+def read_sequences(group: zarr.Group) -> Sequences:
+    """The tokens of a laid-out store."""
+    whole = {name: np.asarray(array(group, name)[:]) for name in ("tokens", "row_offsets", "doc_starts")}
+    return Sequences(tokens_SL=whole["tokens"], row_offsets=whole["row_offsets"], doc_starts=whole["doc_starts"])
+
+
+def is_laid_out(folder: Path) -> bool:
+    """Whether `create` has finished in this folder."""
+    return (folder / COMMITS).is_dir()
+
+
+def open_group(folder: Path, mode: Literal["r", "r+"]) -> tuple[zarr.Group, Layout]:
+    """The Zarr group of a store and its parsed attributes.
+
+    Raises CorruptArtefactError when the folder holds no store of this format.
+    """
+    try:
+        group = zarr.open_group(folder, mode=mode)
+        return group, Layout.model_validate(dict(group.attrs))
+    except (FileNotFoundError, ValidationError) as error:
+        raise CorruptArtefactError(f"{folder} is not an activation store of format {FORMAT}: {error}") from None
+
+
+def array(group: zarr.Group, name: str) -> zarr.Array:
+    """An array of a group, by name."""
+    return cast("zarr.Array", group[name])
+
+
+def shard_files(layout: Layout, shard: int) -> list[str]:
+    """Paths, relative to the store, of the files that together hold one shard."""
+    return [f"{layer_array(layer)}/c/{shard}/0" for layer in layout.layers] + [f"{name}/c/{shard}" for name in ROW_FIELDS]
