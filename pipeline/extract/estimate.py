@@ -1,0 +1,75 @@
+"""What an extraction will take in disk and time, before it starts."""
+
+import time
+
+import torch
+from rich.filesize import decimal
+
+from pipeline.experiment import TinyModel
+from pipeline.extract.model import DTYPES
+from pipeline.plan import Plan
+
+ROW_FIELD_BYTES = 20
+"""doc_id, sequence, position and token_id of one row, uncompressed."""
+WEIGHTS_PER_LAYER = 12
+"""Weights of a transformer layer as a multiple of d_in^2: the common rule of thumb, within a third for Gemma-2."""
+EFFICIENCY = 0.4
+"""Share of the measured matrix-product rate that a forward pass reaches; the rest goes to attention and to moving data."""
+
+
+TYPICAL_GPU = 300e12
+"""Floating-point operations per second in bfloat16 of an A100, for estimates made on a machine without a GPU."""
+MOST_CLASSES = 5
+"""Classes of the largest probe data sets."""
+
+
+def describe(plan: Plan) -> str:
+    """A few lines: rows, bytes on disk, forward passes, time on this machine. Measures the machine for about a second."""
+    experiment = plan.experiment
+    store, model = experiment.store, experiment.model
+    texts_per_class = (experiment.probes.train_size + experiment.probes.test_size) // 2
+    documents = len(plan.probes) * MOST_CLASSES * texts_per_class
+    probe_rows = documents * (experiment.probes.context - 1)
+    row_bytes = len(store.layers) * model.d_in * DTYPES[store.dtype].itemsize + ROW_FIELD_BYTES
+    flop = 2 * WEIGHTS_PER_LAYER * model.d_in**2 * (max(store.layers) + 1)
+    rate = _matmul_flops(model.dtype)
+    seconds = (store.tokens + probe_rows) * flop / (rate * EFFICIENCY)
+    shards = -(-store.tokens // store.shard_rows)
+    on_gpu = torch.cuda.is_available()
+    lines = [
+        f"{experiment.name}: layers {', '.join(map(str, store.layers))}, {plan.store.label}, d_in {model.d_in}, {store.dtype}",
+        f"  activations  {store.tokens:,} rows in {shards:,} shards, {decimal(store.tokens * row_bytes)}",
+        f"  probe texts  at most {documents:,} texts of at most {experiment.probes.context} tokens, "
+        f"at most {decimal(probe_rows * row_bytes)}",
+        f"  forward      about {_duration(seconds)} on this {'GPU' if on_gpu else 'CPU'} "
+        f"({rate / 1e12:.2g} TFLOP/s measured in {model.dtype}, {EFFICIENCY:.0%} of it assumed)",
+    ]
+    if isinstance(model, TinyModel):
+        seen = model.steps * model.batch_size * store.context
+        lines.insert(1, f"  model        trained here first, on {seen:,} tokens")
+    elif not on_gpu:
+        lines.append(
+            f"               about {_duration(seconds * rate / TYPICAL_GPU)} on a GPU of {TYPICAL_GPU / 1e12:.0f} TFLOP/s"
+        )
+    return "\n".join(lines)
+
+
+def _matmul_flops(dtype: str) -> float:
+    """Floating-point operations per second of a square matrix product on this machine's device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 4096 if device == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=DTYPES[dtype])
+    torch.mm(a, a)
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < 0.3:
+        torch.mm(a, a)
+        done += 1
+        if device == "cuda":
+            torch.cuda.synchronize()
+    return done * 2 * size**3 / (time.perf_counter() - started)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
