@@ -1,0 +1,177 @@
+import io
+import itertools
+import json
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipeline.experiment import Contrast, Resets, TrainConfig
+from pipeline.train.cohort import Member, train_cohort
+from pipeline.train.resets import reset_dead, reset_due
+from pipeline.train.step import Trainer
+
+D_IN, D_SAE = 12, 20
+
+
+def config(**changes: object) -> TrainConfig:
+    values = dict(d_sae=D_SAE, steps=60, batch_size=32, learning_rate=1e-2, lr_warmup=5, l1_warmup=5, l1=0.02)
+    values["resets"] = Resets(every=10, first=20)
+    return TrainConfig.model_validate(values | changes)
+
+
+VARIANTS = {
+    "baseline": config(decoder_norm="unit", contrast=None, resets=None),
+    "full": config(),
+    "magnitude": config(contrast=Contrast(by="magnitude")),
+    "unweighted": config(contrast=Contrast(weighted=False)),
+}
+
+
+def batches(seed: int = 0) -> Iterator[torch.Tensor]:
+    """Rows made of few directions, scaled to E||x||^2 = 1."""
+    generator = torch.Generator().manual_seed(seed)
+    directions_GD = torch.nn.functional.normalize(torch.randn(8, D_IN, generator=generator), dim=1)
+    while True:
+        weights_BG = torch.rand(32, 8, generator=generator) * (torch.rand(32, 8, generator=generator) < 0.3)
+        yield weights_BG @ directions_GD
+
+
+def run(configs: dict[str, TrainConfig], seed: int = 0) -> dict[str, Member]:
+    members = {
+        name: Member(trainer=Trainer(config=recipe, d_in=D_IN, seed=seed), log=io.StringIO())
+        for name, recipe in configs.items()
+    }
+    train_cohort(list(members.values()), batches(), 60, "test")
+    return members
+
+
+def weights(member: Member) -> list[torch.Tensor]:
+    trainer = member.trainer
+    return [trainer.W_enc_DF, trainer.b_enc_F, trainer.W_dec_FD, trainer.b_dec_D]
+
+
+def test_a_cohort_is_its_members_alone_bit_for_bit() -> None:
+    together = run(VARIANTS)
+    for name, recipe in VARIANTS.items():
+        alone = run({name: recipe})[name]
+        for one, other in zip(weights(together[name]), weights(alone), strict=True):
+            assert torch.equal(one, other), name
+
+
+def test_every_arm_learns_and_no_two_are_the_same() -> None:
+    members = run(VARIANTS)
+    for member in members.values():
+        records = [json.loads(line) for line in member.log.getvalue().splitlines()]
+        assert [record["step"] for record in records] == [50, 60]
+        assert records[-1]["tokens"] == 60 * 32
+        assert records[-1]["fvu"] < 0.9
+    for one, other in itertools.combinations(members.values(), 2):
+        assert not torch.equal(one.trainer.W_dec_FD, other.trainer.W_dec_FD)
+
+
+def test_unit_norm_holds_and_free_norms_move() -> None:
+    members = run(VARIANTS)
+    torch.testing.assert_close(members["baseline"].trainer.W_dec_FD.norm(dim=1), torch.ones(D_SAE))
+    assert not torch.allclose(members["full"].trainer.W_dec_FD.norm(dim=1), torch.ones(D_SAE), atol=1e-3)
+
+
+def test_seeds_differ_in_initialisation() -> None:
+    one, other = (Trainer(config=config(), d_in=D_IN, seed=seed) for seed in (0, 1))
+    assert not torch.equal(one.W_dec_FD, other.W_dec_FD)
+    torch.testing.assert_close(one.W_dec_FD.norm(dim=1), torch.ones(D_SAE))
+    torch.testing.assert_close(one.W_enc_DF, 0.1 * one.W_dec_FD.T)
+
+
+def test_the_first_step_moves_nothing_because_the_learning_rate_starts_at_zero() -> None:
+    trainer = Trainer(config=config(), d_in=D_IN, seed=0)
+    before = trainer.W_dec_FD.clone()
+    stream = batches()
+    trainer.step(next(stream))
+    assert torch.equal(trainer.W_dec_FD, before)
+    trainer.step(next(stream))
+    assert not torch.equal(trainer.W_dec_FD, before)
+
+
+def test_folding_changes_nothing_but_the_units() -> None:
+    trainer = run({"full": config()})["full"].trainer
+    scale = 0.25
+    x_BD = next(batches(1)) / scale
+    sae = trainer.finished(scale)
+    with torch.no_grad():
+        scaled_BD = x_BD * scale
+        f_BF = torch.relu((scaled_BD - trainer.b_dec_D) @ trainer.W_enc_DF + trainer.b_enc_F)
+        reconstructed_BD = (f_BF @ trainer.W_dec_FD + trainer.b_dec_D) / scale
+    torch.testing.assert_close(sae.W_dec_FD.norm(dim=1), torch.ones(D_SAE))
+    torch.testing.assert_close(sae.encode(x_BD), f_BF * trainer.W_dec_FD.detach().norm(dim=1) / scale)
+    torch.testing.assert_close(sae.decode(sae.encode(x_BD)), reconstructed_BD)
+
+
+def test_a_diverging_arm_stops_and_the_others_go_on() -> None:
+    members = run({"bad": config(learning_rate=1e30, lr_warmup=0), "good": config()})
+    assert members["bad"].diverged_at == 50
+    assert members["good"].diverged_at is None
+    assert members["good"].trainer.done == 60
+
+
+@pytest.mark.parametrize(
+    ("done", "due"), [(10, False), (19, False), (20, True), (25, False), (30, True), (50, True), (60, False)]
+)
+def test_resets_come_after_their_warmup_and_not_at_the_end(done: int, due: bool) -> None:
+    assert reset_due(done, config()) == due
+    assert not reset_due(done, config(resets=None))
+
+
+def reset(dead_F: torch.Tensor, residual_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    W_dec_FD = torch.randn(D_SAE, D_IN, generator=generator)
+    W_enc_DF, b_enc_F = W_dec_FD.T.clone(), torch.ones(D_SAE)
+    indices = reset_dead(W_enc_DF, b_enc_F, W_dec_FD, dead_F, residual_BD, generator)
+    return indices, W_enc_DF, b_enc_F, W_dec_FD
+
+
+def test_dead_latents_get_the_worst_residuals_and_small_encoders() -> None:
+    residual_BD = torch.zeros(6, D_IN)
+    residual_BD[2, 3], residual_BD[4, 5] = 2.0, -1.0
+    dead_F = torch.zeros(D_SAE, dtype=torch.bool)
+    dead_F[[1, 7]] = True
+    indices, W_enc_DF, b_enc_F, W_dec_FD = reset(dead_F, residual_BD)
+    assert indices.tolist() == [1, 7]
+    expected = {tuple(torch.eye(D_IN)[3].tolist()), tuple((-torch.eye(D_IN)[5]).tolist())}
+    assert {tuple(row) for row in W_dec_FD[indices].tolist()} == expected
+    alive_norm = W_enc_DF[:, ~dead_F].norm(dim=0).mean()
+    torch.testing.assert_close(W_enc_DF[:, indices].norm(dim=0), (0.2 * alive_norm).expand(2))
+    assert b_enc_F[indices].tolist() == [0, 0]
+    assert bool((b_enc_F[~dead_F] == 1).all())
+
+
+@pytest.mark.parametrize("rows", [4, 64])
+def test_all_dead_is_no_special_case(rows: int) -> None:
+    indices, W_enc_DF, _, W_dec_FD = reset(torch.ones(D_SAE, dtype=torch.bool), torch.randn(rows, D_IN))
+    assert len(indices) == min(rows, D_SAE)
+    assert W_enc_DF.isfinite().all()
+    torch.testing.assert_close(W_dec_FD[indices].norm(dim=1), torch.ones(len(indices)))
+    if len(indices) == D_SAE:
+        torch.testing.assert_close(W_enc_DF.norm(dim=0), torch.full((D_SAE,), 0.02))
+
+
+def test_nothing_dead_or_nothing_left_to_explain_resets_nothing() -> None:
+    none_dead, all_dead = torch.zeros(D_SAE, dtype=torch.bool), torch.ones(D_SAE, dtype=torch.bool)
+    assert len(reset(none_dead, torch.randn(8, D_IN))[0]) == 0
+    assert len(reset(all_dead, torch.zeros(8, D_IN))[0]) == 0
+
+
+def test_a_reset_latent_starts_with_clean_moments() -> None:
+    # Nothing fires with so large a bias, so that every latent is dead when the first reset comes.
+    trainer = Trainer(config=config(l1=0.0), d_in=D_IN, seed=0)
+    with torch.no_grad():
+        trainer.b_enc_F.fill_(-100.0)
+    stream = batches()
+    for _ in range(20):
+        trainer.step(next(stream))
+    assert trainer.resets == D_SAE
+    for parameter, dim in ((trainer.W_dec_FD, 1), (trainer.W_enc_DF, 0)):
+        moments = trainer.optimizer.state[parameter]
+        assert not moments["exp_avg"].any(dim=dim).any()
+        assert not moments["exp_avg_sq"].any(dim=dim).any()
+    assert not trainer.dead(10).any()
