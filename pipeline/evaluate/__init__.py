@@ -1,0 +1,1 @@
+"""Stage 3: sparse probing, pair capture and reconstruction of finished SAEs."""

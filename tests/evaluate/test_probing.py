@@ -1,0 +1,109 @@
+import contextlib
+import io
+import json
+import random
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from pipeline.compatibility import importing_sae_bench
+from pipeline.errors import DegenerateSAEError
+from pipeline.evaluate import probing
+
+CONFIG = {"model_name": "tiny", "dataset_names": ["d"], "k_values": [1, 2]}
+SAE_CONFIG = {"architecture": "standard", "metadata": {"arm": "full"}}
+
+
+def features(seed: int, rows: int = 60, width: int = 12) -> probing.Features:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(rows, width, generator=generator).relu() + shift * torch.eye(width)[index]
+        for index, (name, shift) in enumerate([("a", 0.5), ("b", 2.0), ("c", 1.0)])
+    }
+
+
+def test_pooling_is_the_mean_over_tokens_that_count() -> None:
+    acts_NLD = torch.zeros(2, 4, 3)
+    acts_NLD[0, 1], acts_NLD[0, 2] = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])
+    acts_NLD[1, 1] = 5.0
+    assert probing.pool({"a": acts_NLD})["a"].tolist() == [[2.0, 2.0, 2.0], [5.0, 5.0, 5.0]]
+    # An encoder with a bias fires on padding too, which must not count.
+    pooled = probing.pool({"a": acts_NLD}, lambda x: x[..., :1] + 10)
+    assert pooled["a"].tolist() == [[12.0], [15.0]]
+
+
+def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
+    with importing_sae_bench():
+        from sae_bench.evals.sparse_probing.probe_training import train_probe_on_activations
+
+    train, test = features(0), features(1, rows=40)
+    ours = probing.probe([("d", train, test)], [1, 2], seed=42)
+    random.seed(42)
+    torch.manual_seed(42)
+    with contextlib.redirect_stdout(io.StringIO()), pytest.warns(FutureWarning):
+        _, full = train_probe_on_activations(
+            train, test, select_top_k=None, use_sklearn=False, batch_size=250, epochs=100, lr=1e-2
+        )
+        _, top1 = train_probe_on_activations(train, test, select_top_k=1)
+        _, top2 = train_probe_on_activations(train, test, select_top_k=2)
+    assert ours == {"d": {"all": full, "1": top1, "2": top2}}
+    assert full["b"] > 0.6
+
+
+def test_scores_do_not_depend_on_what_ran_before_nor_disturb_what_comes_after() -> None:
+    data = [("d", features(0), features(1, rows=40))]
+    torch.manual_seed(5)
+    expected_next = torch.rand(1)
+    torch.manual_seed(5)
+    one = probing.probe(data, [1], seed=42)
+    assert torch.equal(torch.rand(1), expected_next)
+    assert probing.probe(data, [1], seed=42) == one
+
+
+def test_means_are_over_classes_and_then_over_data_sets() -> None:
+    results = {"d": {"all": {"a": 1.0, "b": 0.5}}, "e": {"all": {"a": 0.5, "b": 0.5, "c": 0.5}}}
+    assert probing.by_dataset(results) == {"d": {"all": 0.75}, "e": {"all": 0.5}}
+    assert probing.overall(results) == {"all": 0.625}
+
+
+def harmed(name: str) -> probing.Features:
+    train = features(0)
+    if name == "dead":
+        return {label: torch.zeros_like(rows) for label, rows in train.items()}
+    if name == "nan":
+        train["b"][3, 2] = torch.nan
+    if name == "constant":
+        return {label: torch.ones_like(rows) for label, rows in train.items()}
+    if name == "narrow":
+        return {label: rows * (torch.arange(12) < 3) for label, rows in train.items()}
+    return train
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dead", "no latent fires on class a of d"),
+        ("nan", "features of class b of d are not finite"),
+        ("constant", "only 0 latents tell class a of d from the others"),
+        ("narrow", "only 3 latents tell class a of d from the others; a probe of 5 needs more"),
+    ],
+)
+def test_features_that_cannot_be_scored_are_refused_and_not_called_one_half(name: str, message: str) -> None:
+    with pytest.raises(DegenerateSAEError, match=message):
+        probing.check_not_degenerate("d", harmed(name), [1, 5])
+    probing.check_not_degenerate("d", harmed("sound"), [1, 5])
+
+
+def test_the_output_is_saebench_s_and_a_wrong_one_is_refused() -> None:
+    llm = {"d": {k: {"a": 0.9, "b": 0.8} for k in ("all", "1", "2")}}
+    sae = {"d": {k: {"a": 0.7, "b": 0.6} for k in ("all", "1", "2")}}
+    output = probing.saebench_output(llm, sae, CONFIG, SAE_CONFIG)
+    assert output["eval_type_id"] == "sparse_probing"
+    assert output["eval_result_metrics"]["sae"]["sae_top_2_test_accuracy"] == pytest.approx(0.65)
+    assert output["eval_result_metrics"]["llm"]["llm_test_accuracy"] == pytest.approx(0.85)
+    assert output["eval_result_details"][0]["dataset_name"] == "d_results"
+    assert output["eval_result_unstructured"]["d_results"]["sae_top_1_test_accuracy"] == {"a": 0.7, "b": 0.6}
+    json.dumps(output, allow_nan=False)
+    with pytest.raises(ValidationError, match="k_values"):
+        probing.saebench_output(llm, sae, CONFIG | {"k_values": "many"}, SAE_CONFIG)
