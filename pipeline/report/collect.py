@@ -1,0 +1,147 @@
+"""The results of a study as plain data, gathered from the artefacts in the workspace."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pipeline
+from pipeline.arms import ARMS
+from pipeline.errors import MissingArtefactError
+from pipeline.experiment import HuggingFaceModel
+from pipeline.plan import CAPTURE, RECONSTRUCTION, SPARSE_PROBING, TRAINING_LOG, Plan, PlannedSAE
+from pipeline.store.reader import ActivationStore
+from pipeline.workspace import Artefact, Workspace
+
+METRICS = ("fvu", "cosine", "l0", "dead_fraction", "max_decoder_cosine")
+CURVES = ("step", "fvu", "l0", "dead_fraction")
+RATES = ("row", "column", "union", "mutual", "chance", "lift", "kappa", "live", "pairs", "reason")
+
+
+def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
+    """Everything the report shows: one entry of `rows` per evaluated SAE, and what was done to get there.
+
+    Raises MissingArtefactError when nothing of the study was evaluated yet.
+    """
+    experiment = plan.experiment
+    evaluated = [sae for sae in plan.saes if workspace.manifest(sae.evaluation)]
+    if not evaluated:
+        raise MissingArtefactError(f"nothing of {experiment.name} is evaluated yet; run: dasae ablate {experiment.name}")
+    facts = workspace.require(plan.store, f"dasae extract {experiment.name}").facts
+    arms = {sae.arm: ARMS[sae.arm] for sae in plan.saes}
+    return {
+        "experiment": experiment.name,
+        "description": experiment.description,
+        "generated": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": pipeline.__version__,
+        "is_demo": plan.model is not None,
+        "model": _model(plan, workspace),
+        "store": {
+            "rows": facts["rows"],
+            "bytes": facts["bytes"],
+            "layers": list(experiment.store.layers),
+            "context": experiment.store.context,
+            "d_in": facts["d_in"],
+            "seconds": facts["seconds"],
+            "corpus": getattr(experiment.corpus, "name", experiment.corpus.source),
+        },
+        "tasks": [_task(plan, name, artefact, workspace) for name, artefact in plan.probes.items()],
+        "training": experiment.train.model_dump() | {"heldout_rows": _heldout_rows(plan, facts["rows"])},
+        "arms": [{"arm": name, "run": arm.run, "question": arm.question} for name, arm in arms.items()],
+        "k_values": list(experiment.evaluate.k_values),
+        "rows": [_row(sae, workspace) for sae in evaluated],
+        "curves": [_curve(sae, workspace) for sae in evaluated],
+        "missing": [str(sae) for sae in plan.saes if sae not in evaluated],
+        "cost": _cost(plan, evaluated, workspace),
+    }
+
+
+def _model(plan: Plan, workspace: Workspace) -> dict[str, Any]:
+    model = plan.experiment.model
+    if isinstance(model, HuggingFaceModel):
+        return {"name": model.name, "facts": {"revision": model.revision, "depth": model.depth, "dtype": model.dtype}}
+    assert plan.model is not None
+    return {"name": "tiny-gemma2", "facts": workspace.require(plan.model, "dasae extract").facts}
+
+
+def _task(plan: Plan, name: str, artefact: Artefact, workspace: Workspace) -> dict[str, Any]:
+    probes = plan.experiment.probes
+    classes = ActivationStore(workspace.folder(artefact)).layout.classes
+    return {"name": name, "classes": list(classes), "train_size": probes.train_size, "test_size": probes.test_size}
+
+
+def _heldout_rows(plan: Plan, rows: int) -> int:
+    store, heldout = plan.experiment.store, plan.experiment.train.heldout_shards
+    shards = -(-rows // store.shard_rows)
+    return rows - (shards - heldout) * store.shard_rows
+
+
+def _row(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
+    trained, evaluated = workspace.manifest(sae.artefact), workspace.manifest(sae.evaluation)
+    assert trained
+    assert evaluated
+    row: dict[str, Any] = {
+        "arm": sae.arm,
+        "seed": sae.seed,
+        "layer": sae.layer,
+        "steps": trained.facts["steps"],
+        "tokens": trained.facts["tokens"],
+        "resets": trained.facts["resets"],
+        "seconds": trained.facts["seconds"],
+        "sae": sae.artefact.key,
+        "degenerate": evaluated.facts["degenerate"],
+    }
+    if row["degenerate"]:
+        probing = ("sparse_probing", "llm_probing", "sparse_probing_by_task", "llm_probing_by_task")
+        return row | dict.fromkeys((*METRICS, *probing, "bpcr"))
+    reconstruction = _read(sae, RECONSTRUCTION, workspace)
+    capture = _read(sae, CAPTURE, workspace)
+    bench = _read(sae, SPARSE_PROBING, workspace)
+    details = {detail["dataset_name"].removesuffix("_results"): detail for detail in bench["eval_result_details"]}
+    return row | {
+        **{name: reconstruction[name] for name in METRICS},
+        "sparse_probing": _by_k(bench["eval_result_metrics"]["sae"], "sae"),
+        "llm_probing": _by_k(bench["eval_result_metrics"]["llm"], "llm"),
+        "sparse_probing_by_task": {name: _by_k(detail, "sae") for name, detail in details.items()},
+        "llm_probing_by_task": {name: _by_k(detail, "llm") for name, detail in details.items()},
+        "bpcr": {name: capture[name] for name in RATES} | {"random_tied": capture["null"]["union"]},
+    }
+
+
+def _by_k(metrics: Mapping[str, Any], who: str) -> dict[str, float]:
+    """`sae_top_5_test_accuracy` and the like to `5`, `sae_test_accuracy` to `all`; what was not measured is left out."""
+    accuracies: dict[str, float] = {}
+    for name, value in metrics.items():
+        if name.startswith(f"{who}_") and value is not None:
+            k = name.removeprefix(f"{who}_").removesuffix("test_accuracy").removeprefix("top_").rstrip("_")
+            accuracies[k or "all"] = value
+    return accuracies
+
+
+def _curve(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
+    log = workspace.verified(sae.artefact, TRAINING_LOG).read_text(encoding="utf-8")
+    records = [json.loads(line) for line in log.splitlines()]
+    return {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer} | {
+        name: [record[name] for record in records] for name in CURVES
+    }
+
+
+def _cost(plan: Plan, evaluated: list[PlannedSAE], workspace: Workspace) -> dict[str, float]:
+    def seconds(artefacts: list[Artefact]) -> float:
+        manifests = [workspace.manifest(artefact) for artefact in artefacts]
+        return round(sum(manifest.facts["seconds"] for manifest in manifests if manifest), 1)
+
+    model = workspace.manifest(plan.model) if plan.model else None
+    return {
+        "model_seconds": round(model.facts["seconds"], 1) if model else 0.0,
+        "extract_seconds": seconds([plan.store, *plan.probes.values()]),
+        "train_seconds": seconds([sae.artefact for sae in evaluated]),
+        "evaluate_seconds": seconds([sae.evaluation for sae in evaluated]),
+        "store_bytes": sum(
+            ActivationStore(workspace.folder(artefact)).bytes for artefact in (plan.store, *plan.probes.values())
+        ),
+    }
+
+
+def _read(sae: PlannedSAE, name: str, workspace: Workspace) -> dict[str, Any]:
+    return json.loads(workspace.verified(sae.evaluation, name).read_text(encoding="utf-8"))
