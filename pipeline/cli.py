@@ -1,0 +1,194 @@
+"""The `dasae` command: the stages, together or alone, and what is there already.
+
+Heavy imports stand inside the commands, so that `dasae --help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from pipeline.errors import BadInputError, PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Extract activations once, train every ablation arm of the contrastive SAE from them, compare the arms.",
+)
+console = Console()
+
+ExperimentArgument = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="A name in experiments/, or the path of a TOML file.")
+]
+WorkspaceOption = Annotated[
+    Path, typer.Option("--workspace", envvar="DASAE_WORKSPACE", help="Folder in which all artefacts live.")
+]
+ArmsOption = Annotated[str | None, typer.Option("--arms", help="Only these arms of the study, separated by commas.")]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, separated by commas.")]
+LayerOption = Annotated[int | None, typer.Option("--layer", help="Only this layer.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take in disk and time; make nothing.")]
+WORKSPACE = Path("workspace")
+
+
+@app.callback()
+def global_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options that stand before the command. `main` reads --debug from the command line itself."""
+
+
+@app.command()
+def ablate(
+    experiment: ExperimentArgument,
+    workspace: WorkspaceOption = WORKSPACE,
+    arms: ArmsOption = None,
+    seeds: SeedsOption = None,
+    layer: LayerOption = None,
+) -> None:
+    """Extract, train, evaluate and report; only what is missing."""
+    plan = _plan(experiment, arms, seeds, layer)
+    _extract(plan, workspace)
+    failed = _train(plan, workspace)
+    failed |= _evaluate(plan, workspace)
+    _report(plan, workspace)
+    raise typer.Exit(int(failed))
+
+
+@app.command()
+def extract(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPACE, dry_run: DryRunOption = False) -> None:
+    """Fill the activation store and the probe stores."""
+    plan = _plan(experiment)
+    if dry_run:
+        from pipeline.extract.estimate import describe
+
+        console.print(describe(plan), highlight=False, soft_wrap=True)
+    else:
+        _extract(plan, workspace)
+
+
+@app.command()
+def train(
+    experiment: ExperimentArgument,
+    workspace: WorkspaceOption = WORKSPACE,
+    arms: ArmsOption = None,
+    seeds: SeedsOption = None,
+    layer: LayerOption = None,
+) -> None:
+    """Train the SAEs that are missing, in lockstep from the store. Exit status 1 when one diverged."""
+    raise typer.Exit(int(_train(_plan(experiment, arms, seeds, layer), workspace)))
+
+
+@app.command()
+def evaluate(
+    experiment: ExperimentArgument,
+    workspace: WorkspaceOption = WORKSPACE,
+    arms: ArmsOption = None,
+    seeds: SeedsOption = None,
+    layer: LayerOption = None,
+) -> None:
+    """Evaluate the SAEs that are trained. Exit status 1 when one is degenerate."""
+    raise typer.Exit(int(_evaluate(_plan(experiment, arms, seeds, layer), workspace)))
+
+
+@app.command()
+def report(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPACE) -> None:
+    """Write the comparison: a page, and the same as JSON and CSV."""
+    _report(_plan(experiment), workspace)
+
+
+@app.command()
+def status(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPACE) -> None:
+    """Show what is done, partial or missing, and the next command."""
+    from pipeline.status import next_command, status_table
+    from pipeline.workspace import Workspace
+
+    plan, opened = _plan(experiment), Workspace(workspace)
+    console.print(status_table(plan, opened))
+    console.print(next_command(plan, opened), highlight=False)
+
+
+def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, layer: int | None = None) -> "Plan":
+    from pipeline.experiment import load
+    from pipeline.plan import make_plan
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")] if seeds else None
+    except ValueError:
+        raise BadInputError(f"--seeds {seeds!r}: give whole numbers separated by commas, such as 0,1") from None
+    return make_plan(
+        load(experiment),
+        arms=[arm.strip() for arm in arms.split(",")] if arms else None,
+        seeds=numbers,
+        layers=None if layer is None else [layer],
+    )
+
+
+def _extract(plan: "Plan", workspace: Path) -> None:
+    from pipeline.extract.estimate import describe
+    from pipeline.extract.stage import extract
+    from pipeline.workspace import Workspace
+
+    opened = Workspace(workspace)
+    if opened.manifest(plan.store) is None:
+        console.print(describe(plan), highlight=False, soft_wrap=True)
+    made = extract(plan, opened)
+    console.print(f"extract: {len(made)} made, {len(plan.extracted) - len(made)} were there", highlight=False)
+
+
+def _train(plan: "Plan", workspace: Path) -> bool:
+    from pipeline.train.stage import train
+    from pipeline.workspace import Workspace
+
+    result = train(plan, Workspace(workspace))
+    there = len(plan.saes) - len(result.made) - len(result.diverged)
+    console.print(f"train: {len(result.made)} SAEs trained, {there} were there", highlight=False)
+    for sae, step in result.diverged.items():
+        console.print(f"[bold]diverged[/]: {sae}, loss not finite at step {step}; not published", highlight=False)
+    return bool(result.diverged)
+
+
+def _evaluate(plan: "Plan", workspace: Path) -> bool:
+    from pipeline.evaluate.stage import evaluate
+    from pipeline.workspace import Workspace
+
+    result = evaluate(plan, Workspace(workspace))
+    there = len(plan.saes) - len(result.made) - len(result.untrained)
+    console.print(f"evaluate: {len(result.made)} SAEs evaluated, {there} were there", highlight=False)
+    for sae in result.untrained:
+        console.print(f"[bold]not trained[/]: {sae}", highlight=False)
+    for sae, why in result.degenerate.items():
+        console.print(f"[bold]degenerate[/]: {sae}: {why}", highlight=False)
+    return bool(result.degenerate)
+
+
+def _report(plan: "Plan", workspace: Path) -> None:
+    from pipeline.report.collect import collect
+    from pipeline.report.page import write_report
+    from pipeline.report.terminal import results_table
+    from pipeline.workspace import Workspace
+
+    opened = Workspace(workspace)
+    results = collect(plan, opened)
+    page = write_report(results, opened.report_folder(plan.experiment.name))
+    console.print(results_table(results))
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; a PipelineError ends it with one line and the error's exit code."""
+    try:
+        app()
+    except PipelineError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

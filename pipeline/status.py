@@ -1,0 +1,66 @@
+"""What of a study is done, partial or missing in a workspace, and which command comes next."""
+
+from rich import box
+from rich.filesize import decimal
+from rich.table import Table
+
+from pipeline.plan import Plan
+from pipeline.store.format import is_laid_out
+from pipeline.store.writer import ShardWriter
+from pipeline.workspace import MANIFEST, Artefact, Workspace
+
+
+def status_table(plan: Plan, workspace: Workspace) -> Table:
+    """One line per artefact of the study; SAEs and evaluations with those of the same arm and layer together."""
+    table = Table(title=f"{plan.experiment.name} in {workspace.root}", box=box.SIMPLE_HEAD)
+    for column in ("what", "state", "done"):
+        table.add_column(column)
+    table.add_column("bytes", justify="right")
+    table.add_column("path", overflow="fold")
+    for artefact in plan.extracted:
+        state, done = _state(artefact, workspace)
+        table.add_row(artefact.kind, state, done, decimal(_bytes(artefact, workspace)), artefact.path)
+    for kind in ("saes", "evaluations"):
+        for arm, layer in dict.fromkeys((sae.arm, sae.layer) for sae in plan.saes):
+            group = [
+                sae.artefact if kind == "saes" else sae.evaluation
+                for sae in plan.saes
+                if (sae.arm, sae.layer) == (arm, layer)
+            ]
+            done = sum(workspace.manifest(artefact) is not None for artefact in group)
+            state = "done" if done == len(group) else "partial" if done else "missing"
+            size = decimal(sum(_bytes(artefact, workspace) for artefact in group))
+            table.add_row(kind, state, f"{done} of {len(group)} seeds", size, f"{arm}, layer {layer}")
+    return table
+
+
+def next_command(plan: Plan, workspace: Workspace) -> str:
+    """The command that brings the study further, or where its report is."""
+    name = plan.experiment.name
+    if not all(workspace.manifest(artefact) for artefact in plan.extracted):
+        return f"next: dasae extract {name}   (or everything at once: dasae ablate {name})"
+    if not all(workspace.manifest(sae.artefact) for sae in plan.saes):
+        return f"next: dasae train {name}"
+    if not all(workspace.manifest(sae.evaluation) for sae in plan.saes):
+        return f"next: dasae evaluate {name}"
+    page = workspace.report_folder(name) / "index.html"
+    return f"all done; report: {page}" if page.is_file() else f"next: dasae report {name}"
+
+
+def _state(artefact: Artefact, workspace: Workspace) -> tuple[str, str]:
+    manifest, folder = workspace.manifest(artefact), workspace.folder(artefact)
+    if manifest:
+        rows = manifest.facts.get("rows")
+        return "done", f"{rows:,} rows" if rows else ""
+    if artefact.kind in ("stores", "probes") and is_laid_out(folder):
+        writer = ShardWriter(folder)
+        return "partial", f"{writer.layout.shards - len(writer.missing())} of {writer.layout.shards} shards"
+    return ("partial", "") if folder.is_dir() and any(folder.iterdir()) else ("missing", "")
+
+
+def _bytes(artefact: Artefact, workspace: Workspace) -> int:
+    manifest, folder = workspace.manifest(artefact), workspace.folder(artefact)
+    if manifest:
+        # A store's manifest lists its commits; the shards that those list are not listed again.
+        return int(manifest.facts.get("bytes", 0)) + sum(record.bytes for record in manifest.files.values())
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
