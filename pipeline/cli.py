@@ -56,7 +56,8 @@ def ablate(
     _extract(plan, workspace)
     failed = _train(plan, workspace)
     failed |= _evaluate(plan, workspace)
-    _report(plan, workspace)
+    # The report is of the whole study, whatever part of it was run now.
+    _report(_plan(experiment), workspace)
     raise typer.Exit(int(failed))
 
 
@@ -130,14 +131,10 @@ def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, la
 
 
 def _extract(plan: "Plan", workspace: Path) -> None:
-    from pipeline.extract.estimate import describe
     from pipeline.extract.stage import extract
     from pipeline.workspace import Workspace
 
-    opened = Workspace(workspace)
-    if opened.manifest(plan.store) is None:
-        console.print(describe(plan), highlight=False, soft_wrap=True)
-    made = extract(plan, opened)
+    made = extract(plan, Workspace(workspace))
     console.print(f"extract: {len(made)} made, {len(plan.extracted) - len(made)} were there", highlight=False)
 
 

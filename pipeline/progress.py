@@ -41,9 +41,12 @@ def _live(console: Console, title: str, total: int, unit: str) -> Iterator[Advan
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total, remark="")
+        shown = ""
 
         def advance(amount: int = 1, remark: str = "") -> None:
-            bar.update(task, advance=amount, **({"remark": remark} if remark else {}))
+            nonlocal shown
+            shown = remark or shown
+            bar.update(task, advance=amount, remark=shown)
 
         yield advance
 

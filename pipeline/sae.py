@@ -12,6 +12,8 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load_file, save_file
 
+SAELENS_FORMAT = "6.0.0"
+"""The SAELens release whose configuration format is written; without it SAELens reads an older one and drops the metadata."""
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 
@@ -72,7 +74,7 @@ class SAE:
             "apply_b_dec_to_input": True,
             "normalize_activations": "none",
             "reshape_activations": "none",
-            "metadata": dict(metadata),
+            "metadata": {"sae_lens_version": SAELENS_FORMAT, **metadata},
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
         tensors = {"W_enc": self.W_enc_DF, "b_enc": self.b_enc_F, "W_dec": self.W_dec_FD, "b_dec": self.b_dec_D}

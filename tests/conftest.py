@@ -13,11 +13,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from small_study import SMALL, Study
 
 from pipeline.experiment import load
 from pipeline.plan import make_plan
 from pipeline.workspace import Workspace
-from small_study import SMALL, Study
 
 # A busy machine is no failure.
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=50)

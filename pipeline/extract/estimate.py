@@ -37,7 +37,8 @@ def describe(plan: Plan) -> str:
     shards = -(-store.tokens // store.shard_rows)
     on_gpu = torch.cuda.is_available()
     lines = [
-        f"{experiment.name}: layers {', '.join(map(str, store.layers))}, {plan.store.label}, d_in {model.d_in}, {store.dtype}",
+        f"{experiment.name}: {plan.store.label}, layers {', '.join(map(str, store.layers))}, "
+        f"d_in {model.d_in}, {store.dtype}",
         f"  activations  {store.tokens:,} rows in {shards:,} shards, {decimal(store.tokens * row_bytes)}",
         f"  probe texts  at most {documents:,} texts of at most {experiment.probes.context} tokens, "
         f"at most {decimal(probe_rows * row_bytes)}",

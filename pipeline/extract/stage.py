@@ -1,5 +1,6 @@
 """The extraction stage: one model in memory, the activation store and every probe store of the study filled from it."""
 
+import sys
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -10,6 +11,7 @@ import numpy as np
 
 from pipeline.experiment import HuggingFaceModel, TinyModel
 from pipeline.extract import corpus, probes
+from pipeline.extract.estimate import describe
 from pipeline.extract.model import ResidualStream, open_model
 from pipeline.extract.shards import run_shard
 from pipeline.plan import Plan
@@ -23,6 +25,8 @@ from pipeline.workspace import Artefact, Workspace
 
 def extract(plan: Plan, workspace: Workspace) -> list[Artefact]:
     """Make what is missing of the model, the activation store and the probe stores; returns what was made."""
+    if workspace.manifest(plan.store) is None:
+        print(describe(plan), file=sys.stderr)
     source = _Source(plan, workspace)
     made: list[Artefact] = []
     if plan.model and _train_model(plan, workspace):

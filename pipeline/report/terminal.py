@@ -1,55 +1,67 @@
-"""The comparison as a table for the terminal: one line per arm, mean over seeds and half the range between them."""
+"""The comparison as a table for the terminal, 80 columns wide: a line per arm, mean over seeds and half their range."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-COLUMNS = {
-    "FVU": ("fvu",),
-    "L0": ("l0",),
-    "dead": ("dead_fraction",),
-    "BPCR": ("bpcr", "union"),
-    "chance": ("bpcr", "chance"),
-    "random": ("bpcr", "random_tied"),
-}
+Row = Mapping[str, Any]
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """A table of `pipeline.report.collect.collect`'s results."""
-    ks = ["1", str(results["k_values"][-1]), "all"]
-    columns = COLUMNS | {("all latents" if k == "all" else f"top {k}"): ("sparse_probing", k) for k in ks}
-    seeds = {row["seed"] for row in results["rows"]}
+    k = str(results["k_values"][-1])
+    layers = list(dict.fromkeys(row["layer"] for row in results["rows"]))
+    seeds = len({row["seed"] for row in results["rows"]})
     table = Table(
-        title=f"{results['experiment']}: mean over {len(seeds)} seeds, ± half the range between them",
-        caption="FVU: variance unexplained. top k: probing accuracy. BPCR: pairs captured, beside chance and a random SAE.",
+        title=f"{results['experiment']}: mean over {seeds} seeds, ± half their range",
+        caption=(
+            f"FVU: variance unexplained. top 1, top {k}: sparse probing accuracy. BPCR: co-firing pairs that the mask "
+            "captures, beside what chance and a random SAE capture; not a score."
+        ),
         box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("arm", no_wrap=True)
-    table.add_column("layer", justify="right")
-    for title in columns:
+    for title in ("FVU", "L0", "top 1", f"top {k}", "BPCR", "chance", "random"):
         table.add_column(title, justify="right", no_wrap=True)
-    for arm, layer in dict.fromkeys((row["arm"], row["layer"]) for row in results["rows"]):
-        rows = [row for row in results["rows"] if (row["arm"], row["layer"]) == (arm, layer)]
-        table.add_row(arm, str(layer), *(_cell(rows, path) for path in columns.values()))
-    for layer in dict.fromkeys(row["layer"] for row in results["rows"]):
-        llm = next((row["llm_probing"] for row in results["rows"] if row["layer"] == layer and row["llm_probing"]), {})
-        cells = (f"{llm[path[1]]:.3f}" if path[0] == "sparse_probing" and llm else "" for path in columns.values())
-        table.add_row("the model itself", str(layer), *cells, style="italic")
+    for layer in layers:
+        of_layer = [row for row in results["rows"] if row["layer"] == layer]
+        if len(layers) > 1:
+            table.add_row(f"layer {layer}", style="bold")
+        for arm in dict.fromkeys(row["arm"] for row in of_layer):
+            table.add_row(arm, *_cells([row for row in of_layer if row["arm"] == arm], k))
+        llm = next((row["llm_probing"] for row in of_layer if row["llm_probing"]), None)
+        if llm:
+            table.add_row("the model", "", "", _short(llm["1"], 3), _short(llm[k], 3), style="italic")
     return table
 
 
-def _cell(rows: list[Mapping[str, Any]], path: tuple[str, ...]) -> str:
-    values: list[float] = []
-    for row in rows:
-        value: Any = row
-        for name in path:
-            value = value[name] if value is not None else None
-        if value is not None:
-            values.append(value)
-    if not values:
-        return "–"
-    mean, spread = sum(values) / len(values), (max(values) - min(values)) / 2
-    digits = 1 if path == ("l0",) else 3
-    return f"{mean:.{digits}f} ±{spread:.{digits}f}".replace("±0.", "±.") if len(values) > 1 else f"{mean:.{digits}f}"
+def _cells(rows: Sequence[Row], k: str) -> list[str]:
+    sound = [row for row in rows if not row["degenerate"]]
+    if not sound:
+        return ["degenerate"]
+    capture = [row["bpcr"] for row in sound]
+    return [
+        _mean([row["fvu"] for row in sound]),
+        _mean([row["l0"] for row in sound], 1),
+        _mean([row["sparse_probing"]["1"] for row in sound]),
+        _mean([row["sparse_probing"][k] for row in sound]),
+        _mean([rates["union"] for rates in capture], 2),
+        _mean([rates["chance"] for rates in capture], 2, spread=False),
+        _mean([rates["random_tied"] for rates in capture], 2, spread=False),
+    ]
+
+
+def _mean(values: Sequence[float | None], digits: int = 3, spread: bool = True) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = _short(sum(known) / len(known), digits)
+    return f"{mean}±{_short((max(known) - min(known)) / 2, digits)}" if spread and len(known) > 1 else mean
+
+
+def _short(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".removeprefix("0") if digits > 1 else f"{value:.{digits}f}"

@@ -61,8 +61,8 @@ class ShardWriter:
         """Write one whole shard in its final row order, then commit it.
 
         `layers` maps each layer to its rows [R, D] in the store's dtype on the CPU, `row_fields` each name of ROW_FIELDS to
-        [R]. Raises TypeError for another dtype, because Zarr would convert the bits by value without a word, and PipelineError
-        for values that are not finite.
+        [R]. Raises TypeError for another dtype, because Zarr would convert the bits by value without a word, and
+        PipelineError for values that are not finite.
         """
         layout = self.layout
         start, stop = layout.shard_range(shard)

@@ -123,7 +123,6 @@ def _publish(
             "tokens": trainer.done * sae.recipe.batch_size,
             "resets": trainer.resets,
             "seconds": round(seconds, 1),
-            "threads": torch.get_num_threads(),
             "device": str(trainer.device),
         },
     )

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import random
+import warnings
 
 import pytest
 import torch
@@ -41,7 +42,8 @@ def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
     ours = probing.probe([("d", train, test)], [1, 2], seed=42)
     random.seed(42)
     torch.manual_seed(42)
-    with contextlib.redirect_stdout(io.StringIO()), pytest.warns(FutureWarning):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
         _, full = train_probe_on_activations(
             train, test, select_top_k=None, use_sklearn=False, batch_size=250, epochs=100, lr=1e-2
         )

@@ -51,7 +51,11 @@ def ask(home: Path, **environment: str) -> str:
     """What `check_access` says in a fresh process with a cache and a login of its own."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     done = subprocess.run(
-        [sys.executable, "-c", ASK], capture_output=True, text=True, check=True, env=clean | {"HF_HOME": str(home)} | environment
+        [sys.executable, "-c", ASK],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean | {"HF_HOME": str(home)} | environment,
     )
     return done.stdout.strip()
 
@@ -77,5 +81,3 @@ def test_the_reason_is_told_apart(tmp_path: Path, status: int, code: str, token:
 def test_no_network_is_told_apart_too(tmp_path: Path) -> None:
     said = ask(tmp_path, HF_HUB_OFFLINE="1")
     assert said == "model google/gemma-2-2b is not in the local cache, and the Hugging Face Hub cannot be reached"
-
-

@@ -11,6 +11,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from small_study import Study
 
 from pipeline.errors import BadInputError
 from pipeline.experiment import HuggingFaceCorpus, HuggingFaceModel
@@ -21,7 +22,6 @@ from pipeline.plan import make_plan
 from pipeline.store.reader import ActivationStore
 from pipeline.store.writer import commit_path
 from pipeline.workspace import MANIFEST, Workspace
-from small_study import Study
 
 
 @pytest.fixture(scope="module")

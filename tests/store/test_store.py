@@ -18,14 +18,12 @@ D_IN, SHARD_ROWS, CHUNK_ROWS = 8, 64, 16
 
 
 def new_store(rows: int, **changes: object) -> fmt.NewStore:
-    values = dict(
-        rows=rows, shard_rows=SHARD_ROWS, chunk_rows=CHUNK_ROWS, layers=(3,), d_in=D_IN, dtype="bfloat16", codec="raw",
-        row_order="shuffled", seed=0, special_ids=(0, 1, 2), provenance={},
-    )  # fmt: skip
+    values = {
+        "rows": rows, "shard_rows": SHARD_ROWS, "chunk_rows": CHUNK_ROWS, "layers": (3,), "d_in": D_IN,
+        "dtype": "bfloat16", "codec": "raw", "row_order": "shuffled", "seed": 0, "special_ids": (0, 1, 2), "provenance": {},
+    }  # fmt: skip
     tokens_SL = np.arange(3, 3 + rows, dtype=np.int32).reshape(1, rows)
-    sequences = fmt.Sequences(
-        tokens_SL=tokens_SL, row_offsets=np.array([0, rows]), doc_starts=np.array([0], dtype=np.int64)
-    )
+    sequences = fmt.Sequences(tokens_SL=tokens_SL, row_offsets=np.array([0, rows]), doc_starts=np.array([0], dtype=np.int64))
     return fmt.NewStore(layout=fmt.Layout.model_validate(values | changes), sequences=sequences)
 
 

@@ -26,9 +26,14 @@ def random_sae(shape: tuple[int, int, int], seed: int) -> tuple[torch.Tensor, to
 def mask_by_definition(similarity_FF: torch.Tensor, topk: float) -> torch.Tensor:
     latents = len(similarity_FF)
     k = max(1, int(topk * (latents - 1)))
-    threshold = [sorted((float(similarity_FF[i, j]) for j in range(latents) if j != i), reverse=True)[k - 1] for i in range(latents)]
+    threshold = [
+        sorted((float(similarity_FF[i, j]) for j in range(latents) if j != i), reverse=True)[k - 1] for i in range(latents)
+    ]
     return torch.tensor(
-        [[i != j and float(similarity_FF[i, j]) >= min(threshold[i], threshold[j]) for j in range(latents)] for i in range(latents)]
+        [
+            [i != j and float(similarity_FF[i, j]) >= min(threshold[i], threshold[j]) for j in range(latents)]
+            for i in range(latents)
+        ]
     )
 
 
@@ -83,7 +88,10 @@ def test_direction_and_magnitude_coincide_under_unit_norm(shape: tuple[int, int,
     by_direction = contrastive(f_BF, unit_FD, Contrast(topk=topk, by="direction"))
     by_magnitude = contrastive(f_BF, unit_FD, Contrast(topk=topk, by="magnitude"))
     # Ties at the threshold may fall on either side by a rounding error, which the masks then disagree on.
-    dot_FF, cosine_FF = unit_FD @ unit_FD.T, torch.nn.functional.normalize(unit_FD) @ torch.nn.functional.normalize(unit_FD).T
+    dot_FF, cosine_FF = (
+        unit_FD @ unit_FD.T,
+        torch.nn.functional.normalize(unit_FD) @ torch.nn.functional.normalize(unit_FD).T,
+    )
     if torch.equal(pair_mask(dot_FF, topk), pair_mask(cosine_FF, topk)):
         torch.testing.assert_close(by_direction, by_magnitude)
 
@@ -98,9 +106,7 @@ def test_the_directional_penalty_and_sparsity_do_not_see_how_a_latent_is_scaled(
     scaled_f_BF, scaled_W_dec_FD = f_BF / factor_F, W_dec_FD * factor_F[:, None]
     config = Contrast(topk=topk)
     torch.testing.assert_close(contrastive(scaled_f_BF, scaled_W_dec_FD, config), contrastive(f_BF, W_dec_FD, config))
-    torch.testing.assert_close(
-        sparsity(scaled_f_BF, scaled_W_dec_FD.norm(dim=1)), sparsity(f_BF, W_dec_FD.norm(dim=1))
-    )
+    torch.testing.assert_close(sparsity(scaled_f_BF, scaled_W_dec_FD.norm(dim=1)), sparsity(f_BF, W_dec_FD.norm(dim=1)))
 
 
 @given(shapes, seeds)

@@ -15,7 +15,15 @@ D_IN, D_SAE = 12, 20
 
 
 def config(**changes: object) -> TrainConfig:
-    values = dict(d_sae=D_SAE, steps=60, batch_size=32, learning_rate=1e-2, lr_warmup=5, l1_warmup=5, l1=0.02)
+    values = {
+        "d_sae": D_SAE,
+        "steps": 60,
+        "batch_size": 32,
+        "learning_rate": 1e-2,
+        "lr_warmup": 5,
+        "l1_warmup": 5,
+        "l1": 0.02,
+    }
     values["resets"] = Resets(every=10, first=20)
     return TrainConfig.model_validate(values | changes)
 

@@ -1,0 +1,118 @@
+"""The command as a user meets it: exit codes, one-line errors, and what it says."""
+
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from small_study import Study
+from typer.testing import CliRunner
+
+from pipeline.cli import app, main
+from pipeline.plan import make_plan
+from pipeline.status import next_command, status_table
+from pipeline.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
+
+
+def dasae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a command line."""
+    monkeypatch.setattr(sys, "argv", ["dasae", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    return int(ended.value.code or 0), printed.out, printed.err
+
+
+def test_help_needs_none_of_the_heavy_libraries() -> None:
+    check = "import sys, pipeline.cli; print([m for m in ('torch', 'transformers', 'zarr', 'prefect') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    shown = CliRunner().invoke(app, ["--help"])
+    assert shown.exit_code == 0
+    for command in ("ablate", "extract", "train", "evaluate", "report", "status"):
+        assert command in shown.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "dmeo"], "no experiment 'dmeo'"),
+        (["train", "TOML", "--arms", "fulll"], "arm 'fulll' is not part of the study"),
+        (["train", "TOML", "--seeds", "one"], "--seeds 'one': give whole numbers"),
+        (["train", "TOML", "--layer", "7"], "layer 7 is not part of the study, which has [2]"),
+        (["train", "TOML"], "does not exist yet; make it with: dasae extract small"),
+        (["evaluate", "TOML"], "no SAE of small is trained yet; run: dasae train small"),
+        (["report", "TOML"], "nothing of small is evaluated yet; run: dasae ablate small"),
+        (["status", "TOML", "--workspace", "TOML"], "is not a folder; name another one with --workspace"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    small_toml: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(small_toml.parent)
+    given = [str(small_toml) if argument == "TOML" else argument for argument in arguments]
+    code, _, error = dasae(monkeypatch, capsys, *given)
+    assert code == 2
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not list(small_toml.parent.rglob("manifest.json"))
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["dasae", "--debug", "train", "dmeo"])
+    with pytest.raises(ValueError, match="no experiment 'dmeo'"):
+        main()
+
+
+def test_a_dry_run_estimates_the_gemma_study_and_makes_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    code, out, _ = dasae(monkeypatch, capsys, "extract", "gemma-2-2b", "--dry-run", "--workspace", str(tmp_path / "ws"))
+    assert code == 0
+    # 20M rows x (3 layers x 2304 x 2 bytes + 20 bytes of row fields)
+    assert "20,000,000 rows in 611 shards, 276.9 GB" in out
+    assert "about" in out
+    assert not (tmp_path / "ws").exists()
+
+
+def shown(study: Study, workspace: Workspace) -> str:
+    console = Console(width=160, file=io.StringIO())
+    console.print(status_table(study.plan, workspace))
+    return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_status_goes_from_missing_to_done(study: Study, tmp_path: Path) -> None:
+    empty = Workspace(tmp_path)
+    assert "missing" in shown(study, empty)
+    assert "done" not in shown(study, empty).replace("done  ", "", 1)
+    assert next_command(study.plan, empty).startswith("next: dasae extract small")
+    finished = shown(study, study.workspace)
+    assert "missing" not in finished
+    assert "20,000 rows" in finished
+    assert "full, layer 2" in finished
+    assert next_command(study.plan, study.workspace) == "next: dasae report small"
+
+
+def test_status_knows_a_half_filled_store(study: Study, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    shutil.copytree(study.workspace.root, workspace.root)
+    folder = workspace.folder(study.plan.store)
+    (folder / "manifest.json").unlink()
+    (folder / "commits/000003.json").unlink()
+    assert "4 of 5 shards" in shown(study, workspace)
+
+
+def test_a_part_of_the_study_is_trained_alone(study: Study, small_toml: Path) -> None:
+    plan = make_plan(study.experiment, arms=["full"])
+    assert [sae.artefact.key for sae in plan.saes] == [sae.artefact.key for sae in study.plan.saes if sae.arm == "full"]

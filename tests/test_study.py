@@ -1,0 +1,165 @@
+"""The finished small study: published SAEs, evaluations and results, and what makes them be made again."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from small_study import Study
+
+from pipeline.evaluate.stage import evaluate
+from pipeline.plan import CAPTURE, RECONSTRUCTION, SPARSE_PROBING, TRAINING_LOG, make_plan
+from pipeline.report.collect import collect
+from pipeline.sae import CONFIG, SAE, WEIGHTS
+from pipeline.store.batches import rows_in_order
+from pipeline.store.reader import ActivationStore
+from pipeline.train.stage import train
+from pipeline.workspace import Artefact, Workspace
+
+
+@pytest.fixture
+def own(study: Study, tmp_path: Path) -> Study:
+    """A copy of the study that a test may change."""
+    shutil.copytree(study.workspace.root, tmp_path / "workspace")
+    return Study(study.experiment, study.plan, Workspace(tmp_path / "workspace"))
+
+
+def made_at(study: Study) -> dict[str, int]:
+    """When each artefact was finished."""
+    return {str(path.parent): path.stat().st_mtime_ns for path in study.workspace.root.rglob("manifest.json")}
+
+
+def test_every_sae_is_trained_and_evaluated(study: Study) -> None:
+    for sae in study.plan.saes:
+        trained, evaluated = study.workspace.manifest(sae.artefact), study.workspace.manifest(sae.evaluation)
+        assert trained is not None
+        assert evaluated is not None
+        assert trained.facts["steps"] == 120
+        assert set(trained.files) == {CONFIG, WEIGHTS, TRAINING_LOG}
+        assert evaluated.facts["degenerate"] is None
+        assert set(evaluated.files) == {SPARSE_PROBING, CAPTURE, RECONSTRUCTION}
+
+
+def test_results_have_a_row_for_every_arm_and_seed(study: Study) -> None:
+    results = collect(study.plan, study.workspace)
+    json.dumps(results, allow_nan=False)
+    assert [(row["arm"], row["seed"], row["layer"]) for row in results["rows"]] == [
+        ("baseline", 0, 2), ("full", 0, 2), ("magnitude", 0, 2)
+    ]  # fmt: skip
+    for row in results["rows"]:
+        assert row["tokens"] == 120 * 128
+        assert 0 < row["fvu"] < 1
+        assert 0 < row["l0"] < 96
+        assert set(row["sparse_probing"]) == set(row["llm_probing"]) == {"all", "1", "5"}
+        assert set(row["sparse_probing_by_task"]) == {"python/text-kind", "python/docstring-of"}
+        for name in ("row", "column", "union", "mutual", "chance", "random_tied"):
+            assert 0 <= row["bpcr"][name] <= 1
+        assert row["bpcr"]["row"] == pytest.approx((row["bpcr"]["union"] + row["bpcr"]["mutual"]) / 2)
+    # The model's own probes are one measurement, not one per SAE.
+    assert len({json.dumps(row["llm_probing"]) for row in results["rows"]}) == 1
+    assert results["missing"] == []
+    assert all(curve["step"][-1] == 120 for curve in results["curves"])
+
+
+def test_published_saes_load_in_saelens_with_the_same_latents(study: Study) -> None:
+    from pipeline.compatibility import importing_sae_bench
+
+    with importing_sae_bench():
+        import sae_lens  # a dependency of sae-bench
+
+    store = ActivationStore(study.workspace.folder(study.plan.store))
+    x_BD = next(rows_in_order(store, 2, [0]))
+    for planned in study.plan.saes:
+        folder = study.workspace.folder(planned.artefact)
+        theirs, ours = sae_lens.SAE.load_from_disk(folder), SAE.load(folder / WEIGHTS)
+        assert theirs.cfg.metadata.hook_name == "blocks.2.hook_resid_post"
+        with torch.no_grad():
+            torch.testing.assert_close(theirs.encode(x_BD), ours.encode(x_BD), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                theirs.decode(theirs.encode(x_BD)), ours.decode(ours.encode(x_BD)), atol=1e-5, rtol=1e-5
+            )
+        torch.testing.assert_close(ours.W_dec_FD.norm(dim=1), torch.ones(96), atol=1e-5, rtol=1e-5)
+
+
+def test_fvu_is_recomputed_from_the_published_weights(study: Study) -> None:
+    store = ActivationStore(study.workspace.folder(study.plan.store))
+    x_BD = torch.cat(list(rows_in_order(store, 2, [store.layout.shards - 1])))
+    for planned, row in zip(study.plan.saes, collect(study.plan, study.workspace)["rows"], strict=True):
+        sae = SAE.load(study.workspace.folder(planned.artefact) / WEIGHTS)
+        f_BF = sae.encode(x_BD)
+        error, variance = (x_BD - sae.decode(f_BF)).square().sum(), (x_BD - x_BD.mean(dim=0)).square().sum()
+        assert row["fvu"] == pytest.approx(float(error / variance), rel=1e-3)
+        assert row["l0"] == pytest.approx(float((f_BF > 0).sum(dim=1).float().mean()), rel=1e-5)
+
+
+def test_doing_it_again_does_nothing(own: Study) -> None:
+    before = made_at(own)
+    assert train(own.plan, own.workspace).made == []
+    assert evaluate(own.plan, own.workspace).made == []
+    assert made_at(own) == before
+
+
+def test_a_deleted_sae_is_made_again_bit_for_bit_with_its_evaluation_and_nothing_else(own: Study) -> None:
+    before = made_at(own)
+    lost = own.plan.saes[1]
+    weights = (own.workspace.folder(lost.artefact) / WEIGHTS).read_bytes()
+    shutil.rmtree(own.workspace.folder(lost.artefact))
+    assert train(own.plan, own.workspace).made == [lost]
+    assert evaluate(own.plan, own.workspace).made == [lost]
+    assert (own.workspace.folder(lost.artefact) / WEIGHTS).read_bytes() == weights
+    changed = {path for path, time in made_at(own).items() if before[path] != time}
+    assert changed == {str(own.workspace.folder(artefact)) for artefact in (lost.artefact, lost.evaluation)}
+
+
+def test_a_dead_sae_is_called_degenerate_and_not_one_half(own: Study) -> None:
+    dead = own.plan.saes[0]
+    folder = own.workspace.folder(dead.artefact)
+    sae = SAE.load(folder / WEIGHTS)
+    silent = SAE(
+        W_enc_DF=sae.W_enc_DF, b_enc_F=torch.full_like(sae.b_enc_F, -1e9), W_dec_FD=sae.W_dec_FD, b_dec_D=sae.b_dec_D
+    )
+    silent.save(folder, json.loads((folder / CONFIG).read_text())["metadata"])
+    manifest = own.workspace.manifest(dead.artefact)
+    assert manifest is not None
+    own.workspace.publish(dead.artefact, facts=manifest.facts)
+    result = evaluate(own.plan, own.workspace)
+    assert result.made == [dead]
+    assert result.degenerate == {"baseline seed 0 layer 2": "no latent fires on class source of python/text-kind"}
+    row = collect(own.plan, own.workspace)["rows"][0]
+    assert row["degenerate"].startswith("no latent fires")
+    assert row["sparse_probing"] is None
+
+
+def test_an_untrained_arm_is_named_and_the_others_are_evaluated(own: Study) -> None:
+    lost = own.plan.saes[2]
+    shutil.rmtree(own.workspace.folder(lost.artefact))
+    result = evaluate(own.plan, own.workspace)
+    assert result.untrained == ["magnitude seed 0 layer 2"]
+    assert collect(own.plan, own.workspace)["missing"] == ["magnitude seed 0 layer 2"]
+
+
+def test_a_changed_arm_reuses_the_store(own: Study, small_toml: Path) -> None:
+    small_toml.write_text(small_toml.read_text() + "\n[train.contrast]\ncoefficient = 0.3\n")
+    from pipeline.experiment import load
+
+    plan = make_plan(load(str(small_toml)))
+    assert [sae.arm for sae in train(plan, own.workspace).made] == ["full", "magnitude"]
+
+
+def test_no_artefact_holds_a_pickle(study: Study) -> None:
+    suffixes = {path.suffix for path in study.workspace.root.rglob("*") if path.is_file()}
+    assert suffixes <= {"", ".json", ".jsonl", ".safetensors"}
+    for path in study.workspace.root.rglob("*"):
+        if path.is_file():
+            assert not path.read_bytes().startswith(b"\x80\x04")
+
+
+def test_a_manifest_says_what_an_artefact_was_made_from(study: Study) -> None:
+    manifest = study.workspace.manifest(study.plan.saes[1].artefact)
+    assert manifest is not None
+    assert manifest.inputs["store"] == study.plan.store.key
+    assert manifest.inputs["recipe"]["contrast"]["coefficient"] == 0.1
+    assert Artefact(kind="saes", label="x", inputs=manifest.inputs).key == manifest.key
+    assert math.isfinite(manifest.facts["seconds"])
