@@ -6,9 +6,9 @@ Start at `pipeline.plan` (what a study consists of) or `pipeline.cli` (what a us
 import os
 from importlib.metadata import PackageNotFoundError, version
 
-# torch's OpenMP threads wait for each other in a long busy loop by default. Beside another process on the same two cores, that
-# made training the demo model twenty times slower (520 against 11,000 tokens a second); alone, a short loop costs little
-# (20,000 to 23,000). OpenMP reads this once, when torch loads it.
+# torch's OpenMP threads wait for each other in a long busy loop by default. Beside another process on the same two cores,
+# that made training the demo model twenty times slower (520 against 11,000 tokens a second); alone, a short loop costs
+# little (20,000 instead of 23,000). OpenMP reads this once, when torch loads it.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # A tokenizer that was used before a fork (any subprocess) otherwise prints a warning about its own threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 SAELENS_FORMAT = "6.0.0"
-"""The SAELens release whose configuration format is written; without it SAELens reads an older one and drops the metadata."""
+"""The SAELens release whose configuration format is written; without it SAELens assumes an older one, without metadata."""
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 
