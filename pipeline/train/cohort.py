@@ -1,7 +1,7 @@
 """A cohort: several SAEs that take every step on the same batch, each exactly as if it were alone.
 
-On a CPU each SAE's step runs in one thread and the SAEs share the cores. That is as fast as giving all cores to one SAE after
-the other, and it makes the weights the same on any number of cores.
+On a CPU each SAE steps in one thread and the SAEs share the cores. That is as fast as giving all cores to one SAE after the
+other, and it makes the weights the same on any number of cores.
 """
 
 import itertools
