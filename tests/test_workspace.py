@@ -53,6 +53,14 @@ def test_a_changed_artefact_is_never_taken_for_a_whole_one(tmp_path: Path) -> No
         workspace.manifest(thing)
 
 
+def test_an_artefact_of_another_experiment_is_refused(tmp_path: Path) -> None:
+    workspace, thing, other = Workspace(tmp_path), artefact(), artefact(n=2)
+    publish(workspace, other)
+    workspace.folder(other).rename(workspace.folder(thing))
+    with pytest.raises(BadInputError, match=f"holds the artefact {other.key}, which does not belong to this experiment"):
+        workspace.manifest(thing)
+
+
 def test_what_another_stage_needs_is_asked_for_by_its_command(tmp_path: Path) -> None:
     with pytest.raises(MissingArtefactError, match="does not exist yet; make it with: dasae extract demo"):
         Workspace(tmp_path).require(artefact(), "dasae extract demo")
