@@ -98,8 +98,8 @@ class Workspace:
     def manifest(self, artefact: Artefact) -> Manifest | None:
         """The manifest of a finished, unchanged and current artefact; None when it is still to be made.
 
-        Raises CorruptArtefactError when a manifest exists but the artefact is not what it says, and BadInputError when it is the
-        manifest of another artefact.
+        Raises CorruptArtefactError when a manifest exists but the artefact is not what it says, and BadInputError when it is
+        the manifest of another artefact.
         """
         folder = self.folder(artefact)
         try:
@@ -110,7 +110,8 @@ class Workspace:
             raise CorruptArtefactError(f"{folder / MANIFEST} cannot be read; {_remedy(folder)}") from None
         if manifest.key != artefact.key:
             raise BadInputError(
-                f"{folder} holds the artefact {manifest.key}, which does not belong to this experiment; move it away and run again"
+                f"{folder} holds the artefact {manifest.key}, which does not belong to this experiment; "
+                f"move it away and run again"
             )
         for name, record in manifest.files.items():
             size = (folder / name).stat().st_size if (folder / name).is_file() else None
