@@ -227,6 +227,8 @@ class Experiment(Section):
 
     name: str
     """File name without `.toml`; names the report."""
+    argument: str
+    """What the user called it on the command line, name or path: the commands in messages repeat it."""
     description: str
     """What the study asks, in a sentence or two, shown on the report."""
     model: ModelConfig
@@ -280,10 +282,11 @@ def load(name_or_path: str) -> Experiment:
         declared: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInputError(f"{path} is not valid TOML: {error}") from None
-    if "name" in declared:
-        raise BadInputError(f"{path}: remove the key `name`, the file name is the experiment's name")
+    for key in ("name", "argument"):
+        if key in declared:
+            raise BadInputError(f"{path}: remove the key `{key}`, the file name is the experiment's name")
     try:
-        return Experiment.model_validate(declared | {"name": path.stem})
+        return Experiment.model_validate(declared | {"name": path.stem, "argument": name_or_path})
     except ValidationError as error:
         raise BadInputError(f"{path}: {explain(error)}") from None
 

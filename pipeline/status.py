@@ -36,15 +36,15 @@ def status_table(plan: Plan, workspace: Workspace) -> Table:
 
 def next_command(plan: Plan, workspace: Workspace) -> str:
     """The command that brings the study further, or where its report is."""
-    name = plan.experiment.name
+    argument = plan.experiment.argument
     if not all(workspace.manifest(artefact) for artefact in plan.extracted):
-        return f"next: dasae extract {name}   (or everything at once: dasae ablate {name})"
+        return f"next: dasae extract {argument}   (or everything at once: dasae ablate {argument})"
     if not all(workspace.manifest(sae.artefact) for sae in plan.saes):
-        return f"next: dasae train {name}"
+        return f"next: dasae train {argument}"
     if not all(workspace.manifest(sae.evaluation) for sae in plan.saes):
-        return f"next: dasae evaluate {name}"
-    page = workspace.report_folder(name) / "index.html"
-    return f"all done; report: {page}" if page.is_file() else f"next: dasae report {name}"
+        return f"next: dasae evaluate {argument}"
+    page = workspace.report_folder(plan.experiment.name) / "index.html"
+    return f"all done; report: {page}" if page.is_file() else f"next: dasae report {argument}"
 
 
 def _state(artefact: Artefact, workspace: Workspace) -> tuple[str, str]:

@@ -44,7 +44,7 @@ def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
     trained = [sae for sae in plan.saes if workspace.manifest(sae.artefact)]
     if not trained:
         raise MissingArtefactError(
-            f"no SAE of {plan.experiment.name} is trained yet; run: dasae train {plan.experiment.name}"
+            f"no SAE of {plan.experiment.name} is trained yet; run: dasae train {plan.experiment.argument}"
         )
     result = Evaluated(untrained=[str(sae) for sae in plan.saes if sae not in trained])
     missing = [sae for sae in trained if workspace.manifest(sae.evaluation) is None]
@@ -62,7 +62,7 @@ def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
 def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Workspace) -> None:
     """Evaluate SAEs of one layer, reading that layer's probe activations once."""
     for artefact in (plan.store, *plan.probes.values()):
-        workspace.require(artefact, f"dasae extract {plan.experiment.name}")
+        workspace.require(artefact, f"dasae extract {plan.experiment.argument}")
     bench = _Bench(plan, layer, workspace)
     with progress(f"evaluate layer {layer}", len(saes), "SAEs") as advance:
         llm = bench.llm_results()

@@ -26,8 +26,8 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
     experiment = plan.experiment
     evaluated = [sae for sae in plan.saes if workspace.manifest(sae.evaluation)]
     if not evaluated:
-        raise MissingArtefactError(f"nothing of {experiment.name} is evaluated yet; run: dasae ablate {experiment.name}")
-    facts = workspace.require(plan.store, f"dasae extract {experiment.name}").facts
+        raise MissingArtefactError(f"nothing of {experiment.name} is evaluated yet; run: dasae ablate {experiment.argument}")
+    facts = workspace.require(plan.store, f"dasae extract {experiment.argument}").facts
     arms = {sae.arm: ARMS[sae.arm] for sae in plan.saes}
     return {
         "experiment": experiment.name,

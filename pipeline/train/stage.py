@@ -45,7 +45,7 @@ def train(plan: Plan, workspace: Workspace) -> Trained:
     missing = cohorts(plan, workspace)
     result = Trained()
     if missing:
-        workspace.require(plan.store, f"dasae extract {plan.experiment.name}")
+        workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
         store = ActivationStore(workspace.folder(plan.store))
         for cohort in missing:
             train_one(cohort, store, plan.experiment, workspace, result)

@@ -104,7 +104,7 @@ def test_training_before_extraction_says_what_to_do(small_toml: Path, tmp_path: 
     state = run(flows.train, small_toml, str(tmp_path / "empty"))
     assert state.is_failed()
     assert state.message is not None
-    assert state.message.endswith("does not exist yet; make it with: dasae extract small")
+    assert state.message.endswith(f"does not exist yet; make it with: dasae extract {small_toml}")
     assert "\n" not in state.message
     with pytest.raises(MissingArtefactError):
         flows.train(str(small_toml), str(tmp_path / "empty"))
