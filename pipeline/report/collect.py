@@ -61,7 +61,7 @@ def _model(plan: Plan, workspace: Workspace) -> dict[str, Any]:
     if isinstance(model, HuggingFaceModel):
         return {"name": model.name, "facts": {"revision": model.revision, "depth": model.depth, "dtype": model.dtype}}
     assert plan.model is not None
-    return {"name": "tiny-gemma2", "facts": workspace.require(plan.model, "dasae extract").facts}
+    return {"name": "tiny-gemma2", "facts": workspace.require(plan.model, f"dasae extract {plan.experiment.argument}").facts}
 
 
 def _task(plan: Plan, name: str, artefact: Artefact, workspace: Workspace) -> dict[str, Any]:
