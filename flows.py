@@ -287,7 +287,7 @@ def _server(workspace: Workspace) -> Iterator[None]:
         yield
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the server would outlive this process
-    home = workspace.root.resolve() / ".prefect"
+    home = workspace.local.resolve() / ".prefect"
     home.mkdir(parents=True, exist_ok=True)
     # The stages show their progress and errors are raised: the log of the runs would say it all twice.
     logging.getLogger("prefect").setLevel(logging.CRITICAL)

@@ -4,7 +4,6 @@ Heavy imports stand inside the commands, so that `dasae --help` answers at once.
 """
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,19 +20,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Extract activations once, train every ablation arm of the contrastive SAE from them, compare the arms.",
 )
+store_app = typer.Typer(no_args_is_help=True, help="Describe or verify an activation store.")
+app.add_typer(store_app, name="store")
 console = Console()
 
 ExperimentArgument = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="A name in experiments/, or the path of a TOML file.")
 ]
 WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", envvar="DASAE_WORKSPACE", help="Folder in which all artefacts live.")
+    str, typer.Option("--workspace", envvar="DASAE_WORKSPACE", help="Folder or s3:// URL where all artefacts live.")
 ]
 ArmsOption = Annotated[str | None, typer.Option("--arms", help="Only these arms of the study, separated by commas.")]
 SeedsOption = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, separated by commas.")]
 LayerOption = Annotated[int | None, typer.Option("--layer", help="Only this layer.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take in disk and time; make nothing.")]
-WORKSPACE = Path("workspace")
+DeepOption = Annotated[bool, typer.Option("--deep", help="Compare every checksum, not only sizes.")]
+StoreArgument = Annotated[str, typer.Argument(metavar="PATH", help="Folder or s3:// URL of a store.")]
+WORKSPACE = "workspace"
 
 
 @app.callback()
@@ -62,15 +65,20 @@ def ablate(
 
 
 @app.command()
-def extract(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPACE, dry_run: DryRunOption = False) -> None:
-    """Fill the activation store and the probe stores."""
+def extract(
+    experiment: ExperimentArgument,
+    workspace: WorkspaceOption = WORKSPACE,
+    dry_run: DryRunOption = False,
+    deep: DeepOption = False,
+) -> None:
+    """Fill the activation store and the probe stores, and repair them where files are missing or damaged."""
     plan = _plan(experiment)
     if dry_run:
         from pipeline.extract.estimate import describe
 
         console.print(describe(plan), highlight=False, soft_wrap=True)
     else:
-        _extract(plan, workspace)
+        _extract(plan, workspace, deep)
 
 
 @app.command()
@@ -114,6 +122,30 @@ def status(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPAC
     console.print(next_command(plan, opened), highlight=False)
 
 
+@store_app.command()
+def info(store: StoreArgument) -> None:
+    """Show what was extracted from what, how much, and the norms of each layer."""
+    from pipeline.store.describe import store_info
+    from pipeline.store.reader import ActivationStore
+
+    for table in store_info(ActivationStore(store, partial=True)):
+        console.print(table)
+
+
+@store_app.command()
+def verify(store: StoreArgument, deep: DeepOption = False) -> None:
+    """Check that every committed file is there in its size. Exit status 1 when one is not."""
+    from pipeline.storage import open_storage
+    from pipeline.store.verify import damages
+
+    found = damages(open_storage(store), deep=deep)
+    for damage in found:
+        console.print(f"[bold]damaged[/]: {damage}", highlight=False, soft_wrap=True)
+    how = "every checksum compared" if deep else "sizes compared; --deep compares every checksum"
+    console.print(f"{len(found)} files damaged ({how})" if found else f"no damage ({how})", highlight=False)
+    raise typer.Exit(int(bool(found)))
+
+
 def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, layer: int | None = None) -> "Plan":
     from pipeline.experiment import load
     from pipeline.plan import make_plan
@@ -130,15 +162,15 @@ def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, la
     )
 
 
-def _extract(plan: "Plan", workspace: Path) -> None:
+def _extract(plan: "Plan", workspace: str, deep: bool = False) -> None:
     from pipeline.extract.stage import extract
     from pipeline.workspace import Workspace
 
-    made = extract(plan, Workspace(workspace))
+    made = extract(plan, Workspace(workspace), deep=deep)
     console.print(f"extract: {len(made)} made, {len(plan.extracted) - len(made)} were there", highlight=False)
 
 
-def _train(plan: "Plan", workspace: Path) -> bool:
+def _train(plan: "Plan", workspace: str) -> bool:
     from pipeline.train.stage import train
     from pipeline.workspace import Workspace
 
@@ -150,7 +182,7 @@ def _train(plan: "Plan", workspace: Path) -> bool:
     return bool(result.diverged)
 
 
-def _evaluate(plan: "Plan", workspace: Path) -> bool:
+def _evaluate(plan: "Plan", workspace: str) -> bool:
     from pipeline.evaluate.stage import evaluate
     from pipeline.workspace import Workspace
 
@@ -164,7 +196,7 @@ def _evaluate(plan: "Plan", workspace: Path) -> bool:
     return bool(result.degenerate)
 
 
-def _report(plan: "Plan", workspace: Path) -> None:
+def _report(plan: "Plan", workspace: str) -> None:
     from pipeline.report.collect import collect
     from pipeline.report.page import write_report
     from pipeline.report.terminal import results_table

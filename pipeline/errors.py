@@ -29,3 +29,9 @@ class CorruptArtefactError(PipelineError, OSError):
 
 class DegenerateSAEError(PipelineError):
     """An SAE whose features cannot be probed: its numbers would look like results and be none."""
+
+
+class InterruptedRunError(PipelineError):
+    """The process was asked to stop and did so at a point from which the same command goes on."""
+
+    exit_code = 143

@@ -100,7 +100,9 @@ class StoreConfig(Section):
     shard_rows: PositiveInt = 32768
     """Rows per file, the unit of writing, committing and resuming."""
     chunk_rows: PositiveInt = 1024
-    """Rows per chunk, the unit of reading."""
+    """Rows per chunk, the unit of reading. On an object store let it equal `shard_rows`, 8192: one GET per read."""
+    max_norm: Annotated[float, Field(gt=1)] | None = None
+    """Leave out rows whose norm exceeds this multiple of their shard's median norm: attention sinks other than the BOS."""
     seed: int = 0
     """Seed of the row order inside each shard."""
 

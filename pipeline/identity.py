@@ -19,7 +19,12 @@ def canonical_json(value: Any) -> str:
 
 def key_of(inputs: Mapping[str, Any]) -> str:
     """The 12 hexadecimal digits that name whatever `inputs` fully determines."""
-    return hashlib.sha256(canonical_json(inputs).encode()).hexdigest()[:KEY_LENGTH]
+    return sha256(canonical_json(inputs).encode())[:KEY_LENGTH]
+
+
+def sha256(content: bytes) -> str:
+    """SHA-256 of some bytes, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

@@ -7,7 +7,7 @@ from rich.table import Table
 from pipeline.plan import Plan
 from pipeline.store.format import is_laid_out
 from pipeline.store.writer import ShardWriter
-from pipeline.workspace import MANIFEST, Artefact, Workspace
+from pipeline.workspace import Artefact, Workspace
 
 
 def status_table(plan: Plan, workspace: Workspace) -> Table:
@@ -48,19 +48,19 @@ def next_command(plan: Plan, workspace: Workspace) -> str:
 
 
 def _state(artefact: Artefact, workspace: Workspace) -> tuple[str, str]:
-    manifest, folder = workspace.manifest(artefact), workspace.folder(artefact)
+    manifest, storage = workspace.manifest(artefact), workspace.storage(artefact)
     if manifest:
         rows = manifest.facts.get("rows")
         return "done", f"{rows:,} rows" if rows else ""
-    if artefact.kind in ("stores", "probes") and is_laid_out(folder):
-        writer = ShardWriter(folder)
+    if artefact.kind in ("stores", "probes") and is_laid_out(storage):
+        writer = ShardWriter(storage)
         return "partial", f"{writer.layout.shards - len(writer.missing())} of {writer.layout.shards} shards"
-    return ("partial", "") if folder.is_dir() and any(folder.iterdir()) else ("missing", "")
+    return ("partial", "") if storage.sizes() else ("missing", "")
 
 
 def _bytes(artefact: Artefact, workspace: Workspace) -> int:
-    manifest, folder = workspace.manifest(artefact), workspace.folder(artefact)
+    manifest = workspace.manifest(artefact)
     if manifest:
         # A store's manifest lists its commits; the shards that those list are not listed again.
         return int(manifest.facts.get("bytes", 0)) + sum(record.bytes for record in manifest.files.values())
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return sum(workspace.storage(artefact).sizes().values())

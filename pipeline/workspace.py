@@ -1,7 +1,8 @@
 """Where artefacts live: one folder each, named by what it holds and a hash of everything that determines its bytes.
 
 An artefact exists when its `manifest.json` does; the manifest is written last, atomically. A folder without one is work
-in progress that its stage may resume or overwrite.
+in progress that its stage may resume or overwrite. The workspace is a folder, or a prefix of an object store: then stores
+are written and read there, and everything else is made in a local folder first and copied when it is finished.
 """
 
 import fcntl
@@ -22,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import pipeline
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError
-from pipeline.identity import key_of, sha256_file
+from pipeline.identity import key_of, sha256, sha256_file
+from pipeline.storage import SCHEME, LocalStorage, Storage, fsync, open_storage
 
 Kind = Literal["models", "stores", "probes", "saes", "evaluations"]
 MANIFEST = "manifest.json"
@@ -80,20 +82,30 @@ class Manifest(BaseModel):
 
 
 class Workspace:
-    """A folder of artefacts. Every method is safe to call from several processes at once."""
+    """A folder of artefacts, or an `s3://` prefix of them. Every method is safe to call from several processes at once."""
 
     def __init__(self, root: Path | str):
-        self.root = Path(root)
-        if self.root.exists() and not self.root.is_dir():
-            raise BadInputError(f"workspace {self.root} is not a folder; name another one with --workspace")
+        self.root = root
+        self.remote = str(root).startswith(SCHEME)
+        self.local = _scratch(str(root)) if self.remote else Path(root)
+        """Where artefacts lie, or are made before they are copied to the object store."""
+        if self.local.exists() and not self.local.is_dir():
+            raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
 
     def folder(self, artefact: Artefact) -> Path:
-        """Where the artefact lies, whether or not it exists yet."""
-        return self.root / artefact.kind / artefact.name
+        """Where the artefact lies on this machine, whether or not it exists yet."""
+        return self.local / artefact.kind / artefact.name
+
+    def storage(self, artefact: Artefact) -> Storage:
+        """Where the artefact's bytes lie."""
+        return self._storage(artefact.path)
+
+    def _storage(self, path: str) -> Storage:
+        return open_storage(f"{self.root}/{path}" if self.remote else self.local / path)
 
     def report_folder(self, experiment: str) -> Path:
         """Where the report of an experiment lies."""
-        return self.root / "reports" / experiment
+        return self.local / "reports" / experiment
 
     def manifest(self, artefact: Artefact) -> Manifest | None:
         """The manifest of a finished, unchanged and current artefact; None when it is still to be made.
@@ -101,23 +113,24 @@ class Workspace:
         Raises CorruptArtefactError when a manifest exists but the artefact is not what it says, and BadInputError when it is
         the manifest of another artefact.
         """
-        folder = self.folder(artefact)
+        storage = self.storage(artefact)
         try:
-            manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+            manifest = Manifest.model_validate_json(storage.read(MANIFEST))
         except FileNotFoundError:
             return None
         except ValidationError:
-            raise CorruptArtefactError(f"{folder / MANIFEST} cannot be read; {_remedy(folder)}") from None
+            raise CorruptArtefactError(f"{storage}/{MANIFEST} cannot be read; {_remedy(storage)}") from None
         if manifest.key != artefact.key:
             raise BadInputError(
-                f"{folder} holds the artefact {manifest.key}, which does not belong to this experiment; "
+                f"{storage} holds the artefact {manifest.key}, which does not belong to this experiment; "
                 f"move it away and run again"
             )
+        # Above a few files one listing is cheaper than asking for each.
+        sizes = storage.sizes() if len(manifest.files) > 16 else {name: storage.size(name) for name in manifest.files}
         for name, record in manifest.files.items():
-            size = (folder / name).stat().st_size if (folder / name).is_file() else None
-            if size != record.bytes:
-                found = "is missing" if size is None else f"has {size} bytes instead of {record.bytes}"
-                raise CorruptArtefactError(f"{folder / name} {found}; {_remedy(folder)}")
+            if sizes.get(name) != record.bytes:
+                found = "is missing" if sizes.get(name) is None else f"has {sizes[name]} bytes instead of {record.bytes}"
+                raise CorruptArtefactError(f"{storage}/{name} {found}; {_remedy(storage)}")
         if any(self.fingerprint(path) != known for path, known in manifest.parents.items()):
             return None
         return manifest
@@ -131,18 +144,30 @@ class Workspace:
 
     def fingerprint(self, path: str) -> str | None:
         """Hash of the manifest of the artefact at `path`, which names one particular making of it."""
-        manifest = self.root / path / MANIFEST
-        return sha256_file(manifest) if manifest.is_file() else None
+        try:
+            return sha256(self._storage(path).read(MANIFEST))
+        except FileNotFoundError:
+            return None
 
     def verified(self, artefact: Artefact, name: str) -> Path:
-        """Path of one file of a finished artefact after comparing its hash with the manifest's."""
+        """Path on this machine of one file of a finished artefact, after comparing its hash with the manifest's."""
         manifest = self.manifest(artefact)
         path = self.folder(artefact) / name
         if manifest is None or name not in manifest.files:
             raise MissingArtefactError(f"{path} is not part of a finished artefact")
-        if sha256_file(path) != manifest.files[name].sha256:
-            raise CorruptArtefactError(f"{path} was changed after it was made; {_remedy(path.parent)}")
+        known = manifest.files[name].sha256
+        if self.remote and not (path.is_file() and sha256_file(path) == known):
+            write_atomically(path, self.storage(artefact).read(name))
+        if sha256_file(path) != known:
+            raise CorruptArtefactError(f"{path} was changed after it was made; {_remedy(self.storage(artefact))}")
         return path
+
+    def fetched(self, artefact: Artefact) -> Path:
+        """Folder on this machine with every file of a finished artefact."""
+        manifest = self.manifest(artefact)
+        for name in manifest.files if manifest else ():
+            self.verified(artefact, name)
+        return self.folder(artefact)
 
     @contextmanager
     def lock(self, artefact: Artefact) -> Iterator[Path]:
@@ -150,13 +175,27 @@ class Workspace:
 
         The kernel drops the lock when its holder dies, however it dies.
         """
-        locks = self.root / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with (locks / f"{artefact.kind}-{artefact.name}").open("w") as file:
+        with self._lock_file(f"{artefact.kind}-{artefact.name}").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             folder = self.folder(artefact)
             folder.mkdir(parents=True, exist_ok=True)
             yield folder
+
+    @contextmanager
+    def claim(self, artefact: Artefact, part: str) -> Iterator[bool]:
+        """Claim a part of an artefact that several processes make together; False when another one has it now."""
+        with self._lock_file(f"{artefact.kind}-{artefact.name}.parts/{part}").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def _lock_file(self, name: str) -> Path:
+        path = self.local / ".locks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     def publish(
         self,
@@ -168,16 +207,15 @@ class Workspace:
     ) -> Manifest:
         """Write the manifest, after which the artefact exists. Call it with the lock held and every file complete.
 
-        `files` are the paths to record, relative to the folder; all files by default.
+        `files` are the paths to record, relative to the folder; by default all files of the folder on this machine, which
+        are first copied to the object store if the workspace is one.
         """
-        folder = self.folder(artefact)
+        folder, storage = self.folder(artefact), self.storage(artefact)
         if files is None:
-            files = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        records: dict[str, FileRecord] = {}
-        for name in sorted(set(files) - {MANIFEST}):
-            path = folder / name
-            fsync(path)
-            records[name] = FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+            files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+            for name in files if self.remote else ():
+                storage.write(name, (folder / name).read_bytes())
+        records = {name: _record(folder / name, storage, name) for name in sorted(set(files) - {MANIFEST})}
         manifest = Manifest(
             kind=artefact.kind,
             key=artefact.key,
@@ -189,26 +227,31 @@ class Workspace:
             host=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
-        write_atomically(folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
+        storage.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
         return manifest
+
+    def reopen(self, artefact: Artefact) -> None:
+        """Make a finished artefact one in progress again, so that its stage can repair it."""
+        self.storage(artefact).delete(MANIFEST)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a whole file or nothing: a temporary beside it, synced, then renamed over it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_bytes(content)
-    fsync(temporary)
-    temporary.replace(path)
-    fsync(path.parent)
+    LocalStorage(path.parent).write(path.name, content)
 
 
-def fsync(path: Path) -> None:
-    """Force a file's or a folder's content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _record(path: Path, storage: Storage, name: str) -> FileRecord:
+    if path.is_file():
+        fsync(path)
+        return FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+    content = storage.read(name)
+    return FileRecord(bytes=len(content), sha256=sha256(content))
+
+
+def _scratch(url: str) -> Path:
+    """Local folder for the work on a remote workspace, one for each."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "dasae" / f"{re.sub(r'[^a-z0-9]+', '-', url.removeprefix(SCHEME).lower())}-{key_of({'url': url})}"
 
 
 def library_versions() -> dict[str, str]:
@@ -222,5 +265,5 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _remedy(folder: Path) -> str:
-    return f"delete {folder} and run the same command again"
+def _remedy(storage: Storage) -> str:
+    return f"delete {storage} and run the same command again"

@@ -79,10 +79,10 @@ class _Bench:
     def __init__(self, plan: Plan, layer: int, workspace: Workspace):
         self.plan, self.layer, self.workspace = plan, layer, workspace
         self.experiment: Experiment = plan.experiment
-        self.store = ActivationStore(workspace.folder(plan.store))
+        self.store = ActivationStore(workspace.storage(plan.store))
         _, self.heldout = split_shards(self.store, self.experiment.train.heldout_shards)
         self.documents = {
-            dataset: Documents(ActivationStore(workspace.folder(artefact)), layer)
+            dataset: Documents(ActivationStore(workspace.storage(artefact)), layer)
             for dataset, artefact in plan.probes.items()
         }
 

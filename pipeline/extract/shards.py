@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.extract.model import DTYPES, ResidualStream
+from pipeline.extract.model import ResidualStream
 from pipeline.store import format as fmt
+from pipeline.store.writer import row_norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +36,13 @@ def run_shard(
     first = int(np.searchsorted(offsets, start, side="right")) - 1
     last = int(np.searchsorted(offsets, stop, side="left"))
     real_SL = ~np.isin(tokens_SL[first:last], layout.special_ids)
-    sequence_R, position_R = np.nonzero(real_SL)
+    order_R = np.arange(stop - start)
+    if layout.row_order == "shuffled":
+        order_R = np.random.default_rng((layout.seed, shard)).permutation(stop - start)
+
     inside = slice(start - offsets[first], stop - offsets[first])
-    sequence_R, position_R = sequence_R[inside] + first, position_R[inside]
+    sequence_R, position_R = (indices[inside][order_R] for indices in np.nonzero(real_SL))
+    sequence_R = sequence_R + first
     flat_R = sequence_R.astype(np.int64) * tokens_SL.shape[1] + position_R
     fields = {
         "doc_id": np.searchsorted(sequences.doc_starts, flat_R, side="right") - 1,
@@ -46,17 +51,31 @@ def run_shard(
         "token_id": tokens_SL[sequence_R, position_R],
     }
 
-    gathered: dict[int, list[torch.Tensor]] = {layer: [] for layer in layout.layers}
+    dtype = fmt.BITS[layout.dtype].torch_dtype
+    layers = {layer: torch.empty(stop - start, layout.d_in, dtype=dtype) for layer in layout.layers}
+    place_R = torch.from_numpy(np.argsort(order_R))  # where each row, counted in the order of the text, ends up
     for batch in range(first, last, forward_batch):
         end = min(batch + forward_batch, last)
         outputs = model(torch.from_numpy(tokens_SL[batch:end]).long())
-        real = torch.from_numpy(real_SL[batch - first : end - first])
+        # The rows of these sequences, and which of them belong to this shard.
+        low, high = max(start, offsets[batch]), min(stop, offsets[end])
+        wanted = real_SL[batch - first : end - first].ravel().nonzero()[0][low - offsets[batch] : high - offsets[batch]]
+        wanted_R = torch.from_numpy(wanted).to(model.device)
         for layer, hidden_SLD in outputs.items():
-            gathered[layer].append(hidden_SLD[real.to(hidden_SLD.device)].to("cpu", DTYPES[layout.dtype]))
-    layers = {layer: torch.cat(rows)[inside] for layer, rows in gathered.items()}
+            rows_RD = hidden_SLD.flatten(0, 1)[wanted_R].to("cpu", dtype)
+            layers[layer].index_copy_(0, place_R[low - start : high - start], rows_RD)
+    return _without_massive(ShardRows(layers=layers, fields=fields), layout.max_norm)
 
-    if layout.row_order == "shuffled":
-        order_R = np.random.default_rng((layout.seed, shard)).permutation(stop - start)
-        fields = {name: values[order_R] for name, values in fields.items()}
-        layers = {layer: rows_RD[torch.from_numpy(order_R)] for layer, rows_RD in layers.items()}
-    return ShardRows(layers=layers, fields=fields)
+
+def _without_massive(rows: ShardRows, max_norm: float | None) -> ShardRows:
+    """The rows that no layer gives a norm above `max_norm` times the median of that layer's rows here."""
+    if max_norm is None:
+        return rows
+    norms = [row_norms(rows_RD) for rows_RD in rows.layers.values()]
+    # Written so that NaN is kept: the writer is who names the sequence that it came from.
+    massive_R = torch.stack([norm_R > max_norm * norm_R.median() for norm_R in norms]).any(dim=0)
+    kept = (~massive_R).nonzero().squeeze(1)
+    return ShardRows(
+        layers={layer: rows_RD[kept] for layer, rows_RD in rows.layers.items()},
+        fields={name: values[kept.numpy()] for name, values in rows.fields.items()},
+    )

@@ -1,10 +1,8 @@
 """The extraction stage: one model in memory, the activation store and every probe store of the study filled from it."""
 
 import sys
-import time
 from collections.abc import Callable
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,29 +10,31 @@ import numpy as np
 from pipeline.experiment import HuggingFaceModel, TinyModel
 from pipeline.extract import corpus, probes
 from pipeline.extract.estimate import describe
+from pipeline.extract.fill import fill
 from pipeline.extract.model import ResidualStream, open_model
-from pipeline.extract.shards import run_shard
+from pipeline.extract.shards import ShardRows, run_shard
 from pipeline.plan import Plan
-from pipeline.progress import progress
 from pipeline.store import format as fmt
 from pipeline.store.documents import SPLITS
-from pipeline.store.reader import ActivationStore
-from pipeline.store.writer import ShardWriter
 from pipeline.workspace import Artefact, Workspace
 
 
-def extract(plan: Plan, workspace: Workspace) -> list[Artefact]:
-    """Make what is missing of the model, the activation store and the probe stores; returns what was made."""
+def extract(plan: Plan, workspace: Workspace, *, deep: bool = False) -> list[Artefact]:
+    """Make what is missing or damaged of the model, the activation store and the probe stores; returns what was made.
+
+    A finished store whose files are not all there in their right sizes is repaired; with `deep`, so is one in which a
+    checksum does not match.
+    """
     if workspace.manifest(plan.store) is None:
         print(describe(plan), file=sys.stderr)
     source = _Source(plan, workspace)
     made: list[Artefact] = []
     if plan.model and _train_model(plan, workspace):
         made.append(plan.model)
-    if _fill_store(plan.store, workspace, source, partial(_corpus_store, plan, source)):
-        made.append(plan.store)
-    for dataset, artefact in plan.probes.items():
-        if _fill_store(artefact, workspace, source, partial(_probe_store, plan, source, dataset)):
+    stores = [(plan.store, partial(_corpus_store, plan, source))]
+    stores += [(artefact, partial(_probe_store, plan, source, dataset)) for dataset, artefact in plan.probes.items()]
+    for artefact, new_store in stores:
+        if fill(artefact, workspace, new_store=new_store, rows_of=source.rows_of, deep=deep):
             made.append(artefact)
     return made
 
@@ -51,7 +51,12 @@ class _Source:
         if isinstance(config, HuggingFaceModel):
             return open_model(config, layers)
         assert self.plan.model is not None
-        return ResidualStream(str(self.workspace.folder(self.plan.model)), layers=layers, dtype=config.dtype)
+        return ResidualStream(str(self.workspace.fetched(self.plan.model)), layers=layers, dtype=config.dtype)
+
+    def rows_of(self, layout: fmt.Layout, sequences: fmt.Sequences) -> Callable[[int], ShardRows]:
+        """What makes the rows of any shard of a store."""
+        forward_batch = self.plan.experiment.store.forward_batch
+        return partial(run_shard, layout=layout, sequences=sequences, model=self.model, forward_batch=forward_batch)
 
 
 def _train_model(plan: Plan, workspace: Workspace) -> bool:
@@ -68,46 +73,6 @@ def _train_model(plan: Plan, workspace: Workspace) -> bool:
         facts = train_tiny_model(experiment.model, corpus.texts(experiment.corpus), experiment.store.context, folder)
         workspace.publish(plan.model, facts=facts)
     return True
-
-
-def _fill_store(artefact: Artefact, workspace: Workspace, source: _Source, new_store: Callable[[], fmt.NewStore]) -> bool:
-    """Bring a store to its end from wherever an earlier run left it; False when it was finished already."""
-    if workspace.manifest(artefact):
-        return False
-    with workspace.lock(artefact) as folder:
-        if workspace.manifest(artefact):
-            return False
-        started = time.monotonic()
-        if not fmt.is_laid_out(folder):
-            fmt.create(folder, new_store())
-        _write_shards(artefact, folder, source.model, source.plan.experiment.store.forward_batch)
-        store = ActivationStore(folder)
-        shard_data = {name for commit in store.commits for name in commit.files}
-        kept = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
-        workspace.publish(
-            artefact,
-            # The commits carry a checksum of every shard; the manifest carries one of every commit.
-            files=[name for name in kept if name not in shard_data and not name.endswith(".partial")],
-            facts={
-                "rows": store.rows,
-                "bytes": store.bytes,
-                "d_in": store.layout.d_in,
-                "scales": {str(layer): store.scale(layer) for layer in store.layout.layers},
-                "seconds": round(time.monotonic() - started, 1),
-            },
-        )
-    return True
-
-
-def _write_shards(artefact: Artefact, folder: Path, model: ResidualStream, forward_batch: int) -> None:
-    writer = ShardWriter(folder)
-    layout, sequences = writer.layout, fmt.read_sequences(writer.group)
-    missing = writer.missing()
-    with progress(f"extract {artefact.label}", len(missing) * layout.shard_rows, "tokens") as advance:
-        for shard in missing:
-            rows = run_shard(shard, layout, sequences, model, forward_batch)
-            writer.write(shard, rows.layers, rows.fields)
-            advance(layout.shard_rows)
 
 
 def _corpus_store(plan: Plan, source: _Source) -> fmt.NewStore:
@@ -158,6 +123,7 @@ def _layout(
         row_order=row_order,
         seed=seed,
         special_ids=tuple(special_ids),
+        max_norm=config.max_norm if row_order == "shuffled" else None,
         provenance=dict(artefact.inputs),
         classes=classes,
     )

@@ -66,7 +66,7 @@ def _model(plan: Plan, workspace: Workspace) -> dict[str, Any]:
 
 def _task(plan: Plan, name: str, artefact: Artefact, workspace: Workspace) -> dict[str, Any]:
     probes = plan.experiment.probes
-    classes = ActivationStore(workspace.folder(artefact)).layout.classes
+    classes = ActivationStore(workspace.storage(artefact)).layout.classes
     return {"name": name, "classes": list(classes), "train_size": probes.train_size, "test_size": probes.test_size}
 
 
@@ -138,7 +138,7 @@ def _cost(plan: Plan, evaluated: list[PlannedSAE], workspace: Workspace) -> dict
         "train_seconds": seconds([sae.artefact for sae in evaluated]),
         "evaluate_seconds": seconds([sae.evaluation for sae in evaluated]),
         "store_bytes": sum(
-            ActivationStore(workspace.folder(artefact)).bytes for artefact in (plan.store, *plan.probes.values())
+            ActivationStore(workspace.storage(artefact)).bytes for artefact in (plan.store, *plan.probes.values())
         ),
     }
 

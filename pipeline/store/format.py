@@ -3,9 +3,7 @@
 Shapes: S sequences, L tokens per sequence, N documents, D d_in.
 """
 
-import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,12 +11,16 @@ import torch
 import zarr
 from pydantic import BaseModel, ConfigDict, ValidationError
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.storage import MemoryStore
 
 from pipeline.errors import CorruptArtefactError
 from pipeline.experiment import Dtype
+from pipeline.storage import Storage, read_many
 
-FORMAT = "dasae-activations/1"
+FORMAT = "dasae-activations/2"
 COMMITS = "commits"
+ROOT = "zarr.json"
 ROW_FIELDS = {"doc_id": "int64", "sequence": "int32", "position": "int32", "token_id": "int32"}
 """Arrays that say of every row where it comes from, in the same row order as the layers."""
 
@@ -45,9 +47,9 @@ class Layout(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["dasae-activations/1"] = FORMAT
+    format: Literal["dasae-activations/2"] = FORMAT
     rows: int
-    """Rows of real data; arrays are padded up to whole shards."""
+    """Rows there is text for; arrays are padded up to whole shards."""
     shard_rows: int
     chunk_rows: int
     layers: tuple[int, ...]
@@ -60,6 +62,8 @@ class Layout(BaseModel):
     """Seed of the permutations."""
     special_ids: tuple[int, ...]
     """Token ids that never become rows (BOS, EOS, padding, ...)."""
+    max_norm: float | None = None
+    """Rows whose norm is more than this multiple of their shard's median norm, in any layer, are left out."""
     provenance: dict[str, Any]
     """Model, corpus and tokenizer this was extracted from."""
     classes: tuple[str, ...] = ()
@@ -71,7 +75,7 @@ class Layout(BaseModel):
         return -(-self.rows // self.shard_rows)
 
     def shard_range(self, shard: int) -> tuple[int, int]:
-        """First row and one past the last row of real data of a shard."""
+        """First row of a shard and one past the last row that it has text for."""
         return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
 
 
@@ -102,15 +106,16 @@ def layer_array(layer: int) -> str:
     return f"layer_{layer:02d}"
 
 
-def create(folder: Path, new: NewStore) -> None:
+def create(storage: Storage, new: NewStore) -> None:
     """Lay out an empty store whose tokens are complete; afterwards every shard can be filled independently.
 
-    The `commits` folder is made last, so that a store interrupted here is recognised as not laid out yet.
+    The root's `zarr.json` is written last, so that a store interrupted here is recognised as not laid out yet. Equal
+    arguments write equal files: several processes may do it at once.
     """
     layout = new.layout
-    for leftover in folder.iterdir():
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    group = zarr.open_group(folder, mode="w", zarr_format=3, attributes=layout.model_dump(mode="json"))
+    files: dict[str, Buffer] = {}
+    attributes = layout.model_dump(mode="json")
+    group = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3, attributes=attributes)
     bits = BITS[layout.dtype]
     padded = layout.shards * layout.shard_rows
     # crc32c is the last codec, so that a flipped bit is found before the decompressor sees it.
@@ -140,7 +145,8 @@ def create(folder: Path, new: NewStore) -> None:
     for name, values in (_sequence_arrays(new.sequences) | new.labels).items():
         chunks = (min(len(values), 8192), *values.shape[1:])
         group.create_array(name, data=values, chunks=chunks, compressors=[ZstdCodec(level=1), Crc32cCodec()])
-    (folder / COMMITS).mkdir()
+    for name in sorted(files, key=lambda name: (name == ROOT, name)):
+        storage.write(name, files[name].as_numpy_array().data)
 
 
 def _sequence_arrays(sequences: Sequences) -> dict[str, np.ndarray]:
@@ -153,21 +159,29 @@ def read_sequences(group: zarr.Group) -> Sequences:
     return Sequences(tokens_SL=whole["tokens"], row_offsets=whole["row_offsets"], doc_starts=whole["doc_starts"])
 
 
-def is_laid_out(folder: Path) -> bool:
-    """Whether `create` has finished in this folder."""
-    return (folder / COMMITS).is_dir()
+def is_laid_out(storage: Storage) -> bool:
+    """Whether `create` has finished here."""
+    return storage.size(ROOT) is not None
 
 
-def open_group(folder: Path, mode: Literal["r", "r+"]) -> tuple[zarr.Group, Layout]:
-    """The Zarr group of a store and its parsed attributes.
+def open_group(storage: Storage) -> tuple[zarr.Group, Layout]:
+    """The Zarr group of a store, for reading, and its parsed attributes.
 
-    Raises CorruptArtefactError when the folder holds no store of this format.
+    Raises CorruptArtefactError when there is no store of this format.
     """
     try:
-        group = zarr.open_group(folder, mode=mode)
+        group = zarr.open_group(storage.zarr_store(), mode="r")
         return group, Layout.model_validate(dict(group.attrs))
     except (FileNotFoundError, ValidationError) as error:
-        raise CorruptArtefactError(f"{folder} is not an activation store of format {FORMAT}: {error}") from None
+        raise CorruptArtefactError(f"{storage} is not an activation store of format {FORMAT}: {error}") from None
+
+
+def metadata_in_memory(storage: Storage, layout: Layout) -> tuple[zarr.Group, dict[str, Buffer]]:
+    """A writable group in memory with the same row arrays but no data, and the files that writing to it makes."""
+    names = [ROOT, *(f"{name}/{ROOT}" for name in (*map(layer_array, layout.layers), *ROW_FIELDS))]
+    as_buffer = default_buffer_prototype().buffer.from_bytes
+    files = {name: as_buffer(content) for name, content in zip(names, read_many(storage, names), strict=True)}
+    return zarr.open_group(MemoryStore(files), mode="r+"), files
 
 
 def array(group: zarr.Group, name: str) -> zarr.Array:

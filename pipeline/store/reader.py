@@ -4,6 +4,7 @@ Shapes: R rows, D d_in.
 """
 
 import math
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
@@ -12,68 +13,121 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.errors import CorruptArtefactError
+from pipeline.storage import Storage, open_storage, read_many
 from pipeline.store import format as fmt
-from pipeline.store.writer import Commit, commit_path
+from pipeline.store.direct import ShardedArray
+from pipeline.store.writer import Commit, commit_name
+
+REMEDY = "repair it with the command that made it, `dasae extract EXPERIMENT --deep`"
 
 
 class ActivationStore:
-    """A finished activation store.
+    """An activation store, in a folder or at an `s3://` URL.
 
     Raises CorruptArtefactError on opening when a shard is not committed or one of its files is missing or has another size,
-    and on reading when a checksum does not match.
+    and on reading when a checksum does not match. With `partial`, the shards that are committed now are all there is.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.group, self.layout = fmt.open_group(folder, mode="r")
-        self.commits = [self._checked_commit(shard) for shard in range(self.layout.shards)]
+    def __init__(self, place: Path | str | Storage, *, partial: bool = False):
+        self.storage = open_storage(place)
+        self.group, self.layout = fmt.open_group(self.storage)
+        self.commits = self._commits(partial)
+        """By shard."""
+        self._direct: dict[str, ShardedArray | None] = {}
 
-    def _checked_commit(self, shard: int) -> Commit:
-        path = commit_path(self.folder, shard)
-        try:
-            commit = Commit.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise CorruptArtefactError(f"{self.folder}: shard {shard} was never committed; extract again") from None
-        except ValidationError:
-            raise CorruptArtefactError(f"{path} cannot be read; delete it and extract again") from None
-        for name, check in commit.files.items():
-            file = self.folder / name
-            size = file.stat().st_size if file.is_file() else None
-            if size != check.bytes:
-                found = "is missing" if size is None else f"has {size} bytes instead of {check.bytes}"
-                raise CorruptArtefactError(f"{file} {found}; delete {path} and extract again")
-        return commit
+    def _commits(self, partial: bool) -> dict[int, Commit]:
+        sizes = self.storage.sizes()
+        names = {shard: commit_name(shard) for shard in range(self.layout.shards)}
+        there = {shard: name for shard, name in names.items() if name in sizes}
+        if not partial and len(there) < len(names):
+            lost = sorted(names.keys() - there.keys())
+            raise CorruptArtefactError(f"{self.storage}: shards {_few(lost)} are not committed; {REMEDY}")
+        commits: dict[int, Commit] = {}
+        for (shard, name), content in zip(there.items(), read_many(self.storage, there.values()), strict=True):
+            try:
+                commits[shard] = Commit.model_validate_json(content)
+            except ValidationError:
+                raise CorruptArtefactError(f"{self.storage}/{name} cannot be read; {REMEDY}") from None
+            for file, check in commits[shard].files.items():
+                if sizes.get(file) != check.bytes:
+                    found = f"has {sizes[file]} bytes instead of {check.bytes}" if file in sizes else "is missing"
+                    raise CorruptArtefactError(f"{self.storage}/{file} {found}; {REMEDY}")
+        return commits
 
     @property
+    def shards(self) -> list[int]:
+        """The shards there are."""
+        return list(self.commits)
+
+    @cached_property
     def rows(self) -> int:
-        """Rows of real data."""
-        return self.layout.rows
+        """Rows there are."""
+        return sum(commit.rows for commit in self.commits.values())
 
     @cached_property
     def bytes(self) -> int:
         """Bytes of all committed files."""
-        return sum(check.bytes for commit in self.commits for check in commit.files.values())
+        return sum(check.bytes for commit in self.commits.values() for check in commit.files.values())
 
     def scale(self, layer: int) -> float:
         """The factor that makes E||x||^2 = 1 over the store (docs/method.md, "The loss")."""
-        return math.sqrt(self.rows / sum(commit.sum_squares[layer] for commit in self.commits))
+        return math.sqrt(self.rows / math.fsum(commit.norms[layer].sum_squares for commit in self.commits.values()))
 
-    def read(self, layer: int, start: int, stop: int) -> torch.Tensor:
-        """Rows `start` to `stop` of a layer, [R, D] in the store's dtype."""
+    def rows_of(self, shard: int) -> tuple[int, int]:
+        """First row of a shard and one past the last that was written."""
+        start, _ = self.layout.shard_range(shard)
+        return start, start + self.commits[shard].rows
+
+    def chunks(self, shards: Iterable[int]) -> list[tuple[int, int]]:
+        """Bounds of every chunk of some shards, in order."""
+        size = self.layout.chunk_rows
+        ranges = [self.rows_of(shard) for shard in shards]
+        return [(first, min(first + size, stop)) for start, stop in ranges for first in range(start, stop, size)]
+
+    def read(self, layer: int, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Rows `start` to `stop` of a layer, [R, D] in the store's dtype, written into `out` if that is given."""
         bits = fmt.BITS[self.layout.dtype]
-        values = np.asarray(self._read(fmt.layer_array(layer), start, stop))
-        return torch.from_numpy(values).view(bits.torch_dtype)
+        if out is None:
+            out = torch.empty(stop - start, self.layout.d_in, dtype=bits.torch_dtype)
+        self._read_rows(fmt.layer_array(layer), start, stop, out.view(bits.view).numpy())
+        return out
 
     def read_field(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows `start` to `stop` of one of ROW_FIELDS, [R]."""
-        return np.asarray(self._read(name, start, stop))
+        values = np.empty(stop - start, fmt.ROW_FIELDS[name])
+        self._read_rows(name, start, stop, values)
+        return values
 
     def whole(self, name: str) -> np.ndarray:
         """All of one of the arrays that have an entry per sequence or per document."""
-        return np.asarray(self._read(name, None, None))
+        return self._by_zarr(name, None, None)
 
-    def _read(self, name: str, start: int | None, stop: int | None) -> np.ndarray:
+    def _read_rows(self, name: str, start: int, stop: int, out: np.ndarray) -> None:
+        if name not in self._direct:
+            self._direct[name] = ShardedArray.open(self.storage, name)
+        direct, position = self._direct[name], start
+        while position < stop:
+            shard = position // self.layout.shard_rows
+            end = min(stop, (shard + 1) * self.layout.shard_rows)
+            if shard not in self.commits or end > self.rows_of(shard)[1]:
+                raise IndexError(f"{self.storage}: rows {position} to {end} were not written")
+            part = out[position - start : end - start]
+            if direct:
+                file_bytes = self.commits[shard].files[direct.file(shard)].bytes
+                try:
+                    direct.read(position, part, file_bytes)
+                except CorruptArtefactError as error:
+                    raise CorruptArtefactError(f"{error}; {REMEDY}") from None
+            else:
+                part[:] = self._by_zarr(name, position, end)
+            position = end
+
+    def _by_zarr(self, name: str, start: int | None, stop: int | None) -> np.ndarray:
         try:
-            return fmt.array(self.group, name)[start:stop]  # pyright: ignore[reportReturnType]
+            return np.asarray(fmt.array(self.group, name)[start:stop])
         except (ValueError, RuntimeError) as error:  # what zarr's codecs raise for a bad checksum or a torn index
-            raise CorruptArtefactError(f"{self.folder / name}: rows {start} to {stop} cannot be read: {error}") from error
+            raise CorruptArtefactError(f"{self.storage}/{name}: cannot be read: {error}; {REMEDY}") from error
+
+
+def _few(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")

@@ -46,7 +46,7 @@ def train(plan: Plan, workspace: Workspace) -> Trained:
     result = Trained()
     if missing:
         workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
-        store = ActivationStore(workspace.folder(plan.store))
+        store = ActivationStore(workspace.storage(plan.store))
         for cohort in missing:
             train_one(cohort, store, plan.experiment, workspace, result)
     return result

@@ -20,7 +20,7 @@ from pipeline.extract.model import ResidualStream, open_model
 from pipeline.extract.stage import extract
 from pipeline.plan import make_plan
 from pipeline.store.reader import ActivationStore
-from pipeline.store.writer import commit_path
+from pipeline.store.writer import commit_name
 from pipeline.workspace import MANIFEST, Workspace
 
 
@@ -109,12 +109,11 @@ def test_an_interrupted_extraction_goes_on_and_ends_with_the_same_bytes(study: S
     before = files_of(folder)
     # As kill -9 leaves it: no manifest, one shard without commit and half written, a partial file of the next record.
     (folder / MANIFEST).unlink()
-    commit_path(folder, 1).unlink()
+    (folder / commit_name(1)).unlink()
     (folder / "layer_01/c/1/0").write_bytes(b"torn")
     (folder / "layer_02/c/1/0").unlink()
-    (folder / "commits/000001.4711.partial").write_bytes(b"{")
+    (folder / "commits/.000001.json.4711.partial").write_bytes(b"{")
     assert extract(study.plan, copy) == [study.plan.store]
-    (folder / "commits/000001.4711.partial").unlink()
     assert files_of(folder) == before
     assert extract(study.plan, copy) == []
 

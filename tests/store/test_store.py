@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from pipeline.errors import BadInputError, CorruptArtefactError, PipelineError
+from pipeline.storage import LocalStorage
 from pipeline.store import format as fmt
 from pipeline.store.batches import rows_in_order, shuffled_batches, split_shards
 from pipeline.store.documents import Documents
 from pipeline.store.reader import ActivationStore
-from pipeline.store.writer import ShardWriter, commit_path
+from pipeline.store.writer import ShardWriter, commit_name
 
 D_IN, SHARD_ROWS, CHUNK_ROWS = 8, 64, 16
 
@@ -33,9 +34,9 @@ def rows_like(writer: ShardWriter, shard: int, values_RD: torch.Tensor) -> dict[
 
 
 def filled(folder: Path, values_RD: torch.Tensor, **changes: object) -> ActivationStore:
-    folder.mkdir(exist_ok=True)
-    fmt.create(folder, new_store(len(values_RD), **changes))
-    writer = ShardWriter(folder)
+    storage = LocalStorage(folder)
+    fmt.create(storage, new_store(len(values_RD), **changes))
+    writer = ShardWriter(storage)
     for shard in writer.missing():
         start, stop = writer.layout.shard_range(shard)
         rows_RD = values_RD[start:stop]
@@ -72,8 +73,8 @@ def test_float32_survives_too(tmp_path: Path) -> None:
 
 
 def test_another_dtype_is_refused_rather_than_converted(tmp_path: Path) -> None:
-    fmt.create(tmp_path, new_store(SHARD_ROWS))
-    writer = ShardWriter(tmp_path)
+    fmt.create(LocalStorage(tmp_path), new_store(SHARD_ROWS))
+    writer = ShardWriter(LocalStorage(tmp_path))
     values = torch.ones(SHARD_ROWS, D_IN)
     with pytest.raises(TypeError, match="the store holds bfloat16"):
         writer.write(0, {3: values}, rows_like(writer, 0, values))
@@ -82,11 +83,11 @@ def test_another_dtype_is_refused_rather_than_converted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_values_that_are_not_finite_are_never_committed(tmp_path: Path, value: float) -> None:
-    fmt.create(tmp_path, new_store(SHARD_ROWS))
-    writer = ShardWriter(tmp_path)
+    fmt.create(LocalStorage(tmp_path), new_store(SHARD_ROWS))
+    writer = ShardWriter(LocalStorage(tmp_path))
     values = numbered(SHARD_ROWS)
     values[5, 3] = value
-    with pytest.raises(PipelineError, match="layer 3, shard 0: the model put out values that are not finite"):
+    with pytest.raises(PipelineError, match="values that are not finite for sequence 5 of the store"):
         writer.write(0, {3: values}, rows_like(writer, 0, values))
     assert writer.missing() == [0]
 
@@ -95,7 +96,7 @@ def test_a_store_is_whole_or_refused(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     filled(whole, numbered(200))
     for case, harm in {
-        "was never committed": lambda folder: commit_path(folder, 2).unlink(),
+        "shards 2 are not committed": lambda folder: (folder / commit_name(2)).unlink(),
         "is missing": lambda folder: (folder / "layer_03/c/1/0").unlink(),
         "bytes instead of": lambda folder: (folder / "layer_03/c/1/0").write_bytes(b""),
         "not an activation store": lambda folder: (folder / "zarr.json").unlink(),
@@ -117,22 +118,22 @@ def test_a_flipped_bit_is_found_when_it_is_read(tmp_path: Path, codec: str) -> N
     path.write_bytes(content)
     store = ActivationStore(tmp_path / "s")
     assert len(store.read(3, 0, SHARD_ROWS)) == SHARD_ROWS
-    with pytest.raises(CorruptArtefactError, match="layer_03: rows 64 to 80 cannot be read"):
+    with pytest.raises(CorruptArtefactError, match="layer_03/c/1/0: chunk 0 does not match its checksum"):
         store.read(3, 64, 80)
 
 
 def test_an_interrupted_layout_is_seen_and_made_anew(tmp_path: Path) -> None:
-    fmt.create(tmp_path, new_store(200))
-    assert fmt.is_laid_out(tmp_path)
-    (tmp_path / "commits").rmdir()
-    assert not fmt.is_laid_out(tmp_path)
-    fmt.create(tmp_path, new_store(300))
-    assert ShardWriter(tmp_path).layout.rows == 300
+    fmt.create(LocalStorage(tmp_path), new_store(200))
+    assert fmt.is_laid_out(LocalStorage(tmp_path))
+    (tmp_path / "zarr.json").unlink()
+    assert not fmt.is_laid_out(LocalStorage(tmp_path))
+    fmt.create(LocalStorage(tmp_path), new_store(300))
+    assert ShardWriter(LocalStorage(tmp_path)).layout.rows == 300
 
 
 def test_rows_never_written_do_not_look_like_activations(tmp_path: Path) -> None:
-    fmt.create(tmp_path, new_store(SHARD_ROWS))
-    group, layout = fmt.open_group(tmp_path, mode="r")
+    fmt.create(LocalStorage(tmp_path), new_store(SHARD_ROWS))
+    group, layout = fmt.open_group(LocalStorage(tmp_path))
     bits = np.asarray(fmt.array(group, "layer_03")[0:4])
     assert torch.from_numpy(bits).view(fmt.BITS[layout.dtype].torch_dtype).isnan().all()
 
@@ -187,8 +188,8 @@ def test_documents_come_back_padded_by_class(tmp_path: Path) -> None:
     base = new_store(sum(lengths), row_order="document", classes=("one", "two"))
     labels = {"label": np.array([0, 0, 1, 0, 1, 1], dtype=np.int32), "split": np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8)}
     sequences = fmt.Sequences(tokens_SL=tokens_SL, row_offsets=offsets, doc_starts=np.arange(6) * 6)
-    fmt.create(tmp_path, fmt.NewStore(layout=base.layout, sequences=sequences, labels=labels))
-    writer = ShardWriter(tmp_path)
+    fmt.create(LocalStorage(tmp_path), fmt.NewStore(layout=base.layout, sequences=sequences, labels=labels))
+    writer = ShardWriter(LocalStorage(tmp_path))
     values = numbered(sum(lengths))
     writer.write(0, {3: values}, rows_like(writer, 0, values))
     documents = Documents(ActivationStore(tmp_path), 3)

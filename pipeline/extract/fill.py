@@ -1,0 +1,144 @@
+"""One store from its layout to its manifest: resumed where it was left, repaired where damaged, shared by processes."""
+
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+
+from pipeline.errors import CorruptArtefactError, InterruptedRunError
+from pipeline.extract.shards import ShardRows
+from pipeline.identity import sha256
+from pipeline.interrupt import stop_on_sigterm
+from pipeline.progress import progress
+from pipeline.storage import Storage
+from pipeline.store import format as fmt
+from pipeline.store.reader import ActivationStore
+from pipeline.store.verify import damages, store_norms
+from pipeline.store.writer import ShardWriter, commit_name
+from pipeline.workspace import Artefact, Manifest, Workspace
+
+SECONDS_BETWEEN_LOOKS = 0.5
+"""How long to wait before looking again whether other processes have finished their shards."""
+
+RowsOf = Callable[[int], ShardRows]
+
+
+def fill(
+    artefact: Artefact,
+    workspace: Workspace,
+    *,
+    new_store: Callable[[], fmt.NewStore],
+    rows_of: Callable[[fmt.Layout, fmt.Sequences], RowsOf],
+    deep: bool = False,
+) -> bool:
+    """Bring a store to its end from wherever an earlier run left it; False when it was whole already.
+
+    `rows_of` opens what makes the rows of a shard, and is called only when a shard is missing. Any number of processes may
+    do this at once: they share the shards. With `deep` every checksum of what is there is compared first.
+    Raises InterruptedRunError after SIGTERM, with the shard in hand committed.
+    """
+    storage = workspace.storage(artefact)
+    started = time.monotonic()
+    with workspace.lock(artefact):
+        if _mend(artefact, workspace, deep):
+            return False
+        if not fmt.is_laid_out(storage):
+            fmt.create(storage, new_store())
+    _write_shards(artefact, workspace, rows_of)
+    with workspace.lock(artefact):
+        if workspace.manifest(artefact) is None:
+            _publish(artefact, workspace, started)
+    return True
+
+
+def _mend(artefact: Artefact, workspace: Workspace, deep: bool) -> bool:
+    """Whether the store is whole. If it is not, only what is intact is left of it."""
+    storage = workspace.storage(artefact)
+    try:
+        manifest = workspace.manifest(artefact)
+        intact = not (manifest and deep) or _layout_intact(storage, manifest)
+    except CorruptArtefactError:
+        manifest, intact = None, False
+    if not intact:
+        # Made again from the same inputs, the layout has the same bytes: shards that were committed stay valid.
+        workspace.reopen(artefact)
+        storage.delete(fmt.ROOT)
+    if not fmt.is_laid_out(storage):
+        return False
+    damaged = {damage.shard for damage in damages(storage, deep=deep)}
+    if damaged:
+        workspace.reopen(artefact)
+        for shard in damaged:
+            storage.delete(commit_name(shard))
+    return manifest is not None and not damaged
+
+
+def _layout_intact(storage: Storage, manifest: Manifest) -> bool:
+    return all(sha256(storage.read(name)) == record.sha256 for name, record in manifest.files.items())
+
+
+def _write_shards(artefact: Artefact, workspace: Workspace, rows_of: Callable[[fmt.Layout, fmt.Sequences], RowsOf]) -> None:
+    """Make every missing shard that no other process is making, until none is missing."""
+    storage = workspace.storage(artefact)
+    writer = ShardWriter(storage)
+    missing = writer.missing()
+    if not missing:
+        return
+    group, layout = fmt.open_group(storage)
+    make_rows = rows_of(layout, fmt.read_sequences(group))
+    with (
+        progress(f"extract {artefact.label}", len(missing) * layout.shard_rows, "tokens") as advance,
+        stop_on_sigterm() as stop,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        while missing:
+            if workspace.remote:  # claims reach only the processes of one machine: those of others start elsewhere
+                turn = secrets.randbelow(len(missing))
+                missing = missing[turn:] + missing[:turn]
+            writing: Future[None] | None = None
+            claimed = False
+            for shard in missing:
+                with ExitStack() as claim:
+                    if claim.enter_context(workspace.claim(artefact, str(shard))) and not writer.committed(shard):
+                        claimed = True
+                        rows = make_rows(shard)
+                        if writing:
+                            writing.result()
+                        # Written while the next shard goes through the model.
+                        writing = pool.submit(_write, writer, shard, rows, claim.pop_all())
+                        advance(layout.shard_rows)
+                if stop.is_set():
+                    break
+            if writing:
+                writing.result()
+            if stop.is_set():
+                raise InterruptedRunError(f"stopped on request; {artefact.label} goes on with the same command")
+            missing = writer.missing()
+            if missing and not claimed:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _write(writer: ShardWriter, shard: int, rows: ShardRows, claim: ExitStack) -> None:
+    with claim:
+        writer.write(shard, rows.layers, rows.fields)
+
+
+def _publish(artefact: Artefact, workspace: Workspace, started: float) -> None:
+    storage = workspace.storage(artefact)
+    storage.sweep()
+    store = ActivationStore(storage)
+    shard_data = {name for commit in store.commits.values() for name in commit.files}
+    workspace.publish(
+        artefact,
+        # The commits carry a checksum of every shard; the manifest carries one of every commit.
+        files=[name for name in storage.sizes() if name not in shard_data],
+        facts={
+            "rows": store.rows,
+            "bytes": store.bytes,
+            "d_in": store.layout.d_in,
+            "scales": {str(layer): store.scale(layer) for layer in store.layout.layers},
+            "norms": {str(layer): store_norms(store.commits, layer) for layer in store.layout.layers},
+            "seconds": round(time.monotonic() - started, 1),
+        },
+    )

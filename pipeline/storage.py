@@ -1,0 +1,248 @@
+"""Where an artefact's bytes lie, a local folder or a prefix of an object store, behind the few operations that both do well.
+
+Names are relative, with forward slashes. A write is whole or not at all, and durable when it returns.
+"""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import numpy as np
+
+from pipeline.errors import BadInputError, PipelineError
+
+SCHEME = "s3://"
+
+
+class Storage(Protocol):
+    """The operations."""
+
+    parallel_reads: int
+    """Reads in flight at which this kind of storage is at its best."""
+
+    def read(self, name: str) -> bytes:
+        """All of a file. Raises FileNotFoundError."""
+        ...
+
+    def read_into(self, name: str, offset: int, buffers: list[np.ndarray]) -> None:
+        """Fill uint8 arrays, in turn, from `offset` on. Raises FileNotFoundError, and EOFError for too short a file."""
+        ...
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        """Write a file, replacing what was there."""
+        ...
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file unless there is one; False, and nothing changed, when there is."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a file if it is there."""
+        ...
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of every complete file below a folder."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes of one file, None when there is none."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed left behind. Call it when nobody else can be writing."""
+        ...
+
+    def zarr_store(self) -> Any:
+        """The same as zarr-python's own read-only store."""
+        ...
+
+
+def open_storage(place: "str | Path | Storage") -> Storage:
+    """The storage at a path or an `s3://bucket/prefix` URL."""
+    if isinstance(place, str):
+        return ObjectStorage(place) if place.startswith(SCHEME) else LocalStorage(Path(place))
+    return LocalStorage(place) if isinstance(place, Path) else place
+
+
+def read_many(storage: Storage, names: Iterable[str]) -> list[bytes]:
+    """Several small files, as many at once as the storage likes."""
+    with ThreadPoolExecutor(storage.parallel_reads) as pool:
+        return list(pool.map(storage.read, names))
+
+
+class LocalStorage:
+    """A folder of a local or shared file system."""
+
+    parallel_reads = 2
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def read(self, name: str) -> bytes:
+        """All of a file. Raises FileNotFoundError."""
+        return (self.root / name).read_bytes()
+
+    def read_into(self, name: str, offset: int, buffers: list[np.ndarray]) -> None:
+        """Fill uint8 arrays by one `preadv`, which copies straight from the page cache and needs no file position."""
+        descriptor = os.open(self.root / name, os.O_RDONLY)
+        try:
+            wanted = sum(buffer.nbytes for buffer in buffers)
+            if os.preadv(descriptor, [buffer.data for buffer in buffers], offset) != wanted:
+                raise EOFError(f"{self.root / name} ends before byte {offset + wanted}")
+        finally:
+            os.close(descriptor)
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        """Write a temporary beside the file, sync it, and rename it over the file."""
+        final = self.root / name
+        self._temporary(final, content).replace(final)
+        fsync(final.parent)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """The same, but by `link`, which never replaces anything: of two writers the first wins."""
+        final = self.root / name
+        temporary = self._temporary(final, content)
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        fsync(final.parent)
+        return True
+
+    def _temporary(self, final: Path, content: bytes | memoryview) -> Path:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(f".{final.name}.{uuid4().hex}.partial")
+        try:
+            temporary.write_bytes(content)
+            fsync(temporary)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise PipelineError(
+                f"{final} cannot be written: {error.strerror}; make room and run the same command again"
+            ) from error
+        return temporary
+
+    def delete(self, name: str) -> None:
+        """Remove a file if it is there."""
+        (self.root / name).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Remove the temporaries of writers that were killed."""
+        for partial in self.root.rglob(".*.partial"):
+            partial.unlink()
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of every file below a folder, temporaries left out."""
+        files = (Path(parent, name) for parent, _, names in os.walk(self.root / prefix) for name in names)
+        return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in files if path.suffix != ".partial"}
+
+    def size(self, name: str) -> int | None:
+        """Bytes of one file, None when there is none."""
+        path = self.root / name
+        return path.stat().st_size if path.is_file() else None
+
+    def zarr_store(self) -> Any:
+        """The folder for zarr-python."""
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.root, read_only=True)
+
+
+class ObjectStorage:
+    """A prefix of an S3-compatible object store. Credentials, region and endpoint come from the `AWS_...` variables."""
+
+    parallel_reads = 12
+
+    def __init__(self, url: str):
+        try:
+            import obstore.store
+        except ImportError:
+            raise BadInputError(
+                f"{url}: object stores need the package obstore: pip install 'direction-aware-sae[s3]'"
+            ) from None
+        self.url = url.rstrip("/")
+        self.store = obstore.store.from_url(self.url)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def read(self, name: str) -> bytes:
+        """All of an object by one GET. Raises FileNotFoundError."""
+        import obstore
+
+        return obstore.get(self.store, name).bytes().to_bytes()
+
+    def read_into(self, name: str, offset: int, buffers: list[np.ndarray]) -> None:
+        """Fill uint8 arrays from one ranged GET."""
+        import obstore
+
+        wanted = sum(buffer.nbytes for buffer in buffers)
+        content = np.frombuffer(memoryview(obstore.get_range(self.store, name, start=offset, length=wanted)), np.uint8)
+        if len(content) != wanted:
+            raise EOFError(f"{self.url}/{name} ends before byte {offset + wanted}")
+        for buffer in buffers:
+            buffer[:], content = content[: buffer.nbytes], content[buffer.nbytes :]
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        """PUT an object, in several parts when it is large; it appears when all of it has arrived."""
+        import obstore
+
+        obstore.put(self.store, name, content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """PUT with `If-None-Match: *`: of two writers the first wins."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            obstore.put(self.store, name, content, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def delete(self, name: str) -> None:
+        """Remove an object if it is there."""
+        import obstore
+
+        obstore.delete(self.store, name)
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of every object below a prefix."""
+        import obstore
+
+        return {meta["path"]: meta["size"] for page in obstore.list(self.store, prefix, chunk_size=1000) for meta in page}
+
+    def size(self, name: str) -> int | None:
+        """Bytes of one object, None when there is none."""
+        import obstore
+
+        try:
+            return obstore.head(self.store, name)["size"]
+        except FileNotFoundError:
+            return None
+
+    def sweep(self) -> None:
+        """Nothing to do: an upload that did not end left no object."""
+
+    def zarr_store(self) -> Any:
+        """The prefix for zarr-python."""
+        from zarr.storage import ObjectStore
+
+        return ObjectStore(self.store, read_only=True)
+
+
+def fsync(path: Path) -> None:
+    """Force a file's or a folder's content to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
