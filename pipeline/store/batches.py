@@ -20,7 +20,8 @@ from pipeline.errors import BadInputError
 from pipeline.store import format as fmt
 from pipeline.store.reader import ActivationStore
 
-BATCHES_AHEAD = 2
+BATCHES_AHEAD = 1
+"""Batches that wait for the caller, besides the one being made."""
 
 
 def split_shards(store: ActivationStore, heldout: int) -> tuple[list[int], list[int]]:
