@@ -185,7 +185,7 @@ def _llm_probing(experiment: Experiment, probe_keys: list[str], layer: int) -> A
 
 
 def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: str, seed: int, layer: int) -> PlannedSAE:
-    config = recipe(arm, experiment.train)
+    config = recipe(arm, experiment.train, experiment.arms)
     sae = Artefact(
         kind="saes",
         label=f"{arm}-s{seed}",
