@@ -4,6 +4,7 @@ Heavy imports stand inside the commands, so that `dasae --help` answers at once.
 """
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,12 @@ SeedsOption = Annotated[str | None, typer.Option("--seeds", help="Only these see
 LayerOption = Annotated[int | None, typer.Option("--layer", help="Only this layer.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take in disk and time; make nothing.")]
 WORKSPACE = Path("workspace")
+
+
+class Format(StrEnum):
+    """What `dasae export --to` knows."""
+
+    saelens = "saelens"
 
 
 @app.callback()
@@ -112,6 +119,21 @@ def status(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPAC
     plan, opened = _plan(experiment), Workspace(workspace)
     console.print(status_table(plan, opened))
     console.print(next_command(plan, opened), highlight=False)
+
+
+@app.command()
+def export(
+    sae: Annotated[str, typer.Argument(metavar="SAE", help="A finished SAE: its folder, or its name in the workspace.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
+    to: Annotated[Format, typer.Option("--to", help="Library that is to load it.")] = Format.saelens,
+    workspace: WorkspaceOption = WORKSPACE,
+) -> None:
+    """Copy a finished SAE, verified, into a folder that another library loads."""
+    from pipeline.export import find, to_saelens
+
+    found = find(sae, workspace)
+    to_saelens(found, folder)
+    console.print(f"export: {found.name} to {folder}, for {to.value}", highlight=False, soft_wrap=True)
 
 
 def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, layer: int | None = None) -> "Plan":
