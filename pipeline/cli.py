@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from pipeline.errors import BadInputError, PipelineError
+from pipeline.train.track import Service
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan
@@ -87,9 +88,10 @@ def train(
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
     layer: LayerOption = None,
+    track: Annotated[Service | None, typer.Option("--track", help="Show the SAEs' logs live in this, if installed.")] = None,
 ) -> None:
     """Train the SAEs that are missing, in lockstep from the store. Exit status 1 when one diverged."""
-    raise typer.Exit(int(_train(_plan(experiment, arms, seeds, layer), workspace)))
+    raise typer.Exit(int(_train(_plan(experiment, arms, seeds, layer), workspace, track)))
 
 
 @app.command()
@@ -160,11 +162,11 @@ def _extract(plan: "Plan", workspace: Path) -> None:
     console.print(f"extract: {len(made)} made, {len(plan.extracted) - len(made)} were there", highlight=False)
 
 
-def _train(plan: "Plan", workspace: Path) -> bool:
+def _train(plan: "Plan", workspace: Path, track: Service | None = None) -> bool:
     from pipeline.train.stage import train
     from pipeline.workspace import Workspace
 
-    result = train(plan, Workspace(workspace))
+    result = train(plan, Workspace(workspace), track)
     there = len(plan.saes) - len(result.made) - len(result.diverged)
     console.print(f"train: {len(result.made)} SAEs trained, {there} were there", highlight=False)
     for sae, step in result.diverged.items():
