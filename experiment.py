@@ -22,7 +22,7 @@ parser.add_argument("--workspace", type=Path, default=Path("workspace"))
 
 def run(arguments: argparse.Namespace) -> None:
     """Run one arm of the study and copy the report of what exists so far into the folder asked for."""
-    runs = {str(arm.run): name for name, arm in ARMS.items()}
+    runs = {str(arm.run): name for name, arm in ARMS.items() if arm.run is not None}
     number = re.fullmatch(r"run_(\d+)", arguments.out_dir.name)
     if not number or number[1] not in runs:
         parser.error(f"--out_dir {arguments.out_dir}: name it run_0 to run_{len(runs) - 1}")

@@ -4,8 +4,8 @@
     python benchmarks/extraction.py peers --model FOLDER --corpus FILE.parquet      a small Gemma-2 model and its tokenizer
 
 End to end is tokenizing, forward, writing, syncing, checksums, manifest; loading the model is not counted for anybody. Each
-contestant of `peers` runs in a process of its own; SAELens once with glibc's allocator as it comes and once told to keep what
-is freed, which our extraction does for itself (`pipeline.compatibility.keep_freed_memory`).
+contestant of `peers` runs in a process of its own; SAELens once with glibc's allocator as it comes, and once told to keep
+what is freed, which our extraction does for itself (`pipeline.compatibility.keep_freed_memory`).
 """
 
 import argparse

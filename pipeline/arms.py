@@ -1,25 +1,31 @@
-"""The named ablation arms: each one is the recipe `full` with a few fields changed, and one question."""
+"""The ablation arms: each one is a recipe with a few fields changed, and one question.
 
-from collections.abc import Mapping
+Those in `ARMS` exist in every experiment; `[arms.NAME]` in an experiment file declares more of them.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import TrainConfig, explain
+from pipeline.experiment import ArmConfig, TrainConfig, explain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
     """One row of the ablation table."""
 
-    run: int
-    """Number of the run in the method's original plan."""
     question: str
-    """What its difference to `full` (or, for `full`, to `no-contrast`) tells."""
+    """What its difference to `base` (or, for `full`, to `no-contrast`) tells."""
     diff: Mapping[str, Any]
-    """Fields of TrainConfig that differ from `full`; `contrast.topk` reaches into a section, None removes it."""
+    """Fields of TrainConfig that differ from `base`; `contrast.topk` reaches into a section, None removes it."""
+    base: str = "full"
+    """The arm that it changes."""
+    run: int | None = None
+    """Number of the run in the method's original plan, for the arms that were part of it."""
 
 
 ARMS: dict[str, Arm] = {
@@ -78,23 +84,82 @@ ARMS: dict[str, Arm] = {
         question="Does an earlier first reset of dead latents help?",
         diff={"resets.first": 500},
     ),
+    "orthogonal": Arm(
+        question="Is it enough to push similar directions apart, whether or not they fire together (close to OrtSAE)?",
+        diff={"contrast.weighted": False, "contrast.coefficient": 0.03},
+    ),
+    "unit-norm": Arm(
+        question="Do free decoder norms matter: the whole method under the baseline's constraint?",
+        diff={"decoder_norm": "unit"},
+    ),
 }
 
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,19}")
+"""Part of folder names, separated by commas after --arms, and a label in plots that have room for no more."""
+SHARED = ("d_sae", "steps", "batch_size", "heldout_shards", "data_seed", "buffer_chunks")
+"""Fields that no arm changes: all arms have the same size and see the same batches, or comparing them would say little."""
 
-def recipe(arm: str, full: TrainConfig) -> TrainConfig:
-    """The TrainConfig of `arm`, given the experiment's own recipe.
+
+def arms_of(own: Mapping[str, ArmConfig]) -> dict[str, Arm]:
+    """The built-in arms and those that an experiment declares."""
+    declared = {name: Arm(question=arm.question, base=arm.base, diff=dict(_flat(arm.diff))) for name, arm in own.items()}
+    return ARMS | declared
+
+
+def recipe(arm: str, full: TrainConfig, own: Mapping[str, ArmConfig] | None = None) -> TrainConfig:
+    """The TrainConfig of `arm`, given the experiment's recipe `full` and the arms of its own.
 
     Raises BadInputError for an arm that does not exist or whose diff makes an invalid recipe.
     """
-    if arm not in ARMS:
-        raise BadInputError(f"unknown arm {arm!r}; the arms are {', '.join(ARMS)}")
-    fields = full.model_dump()
-    for path, value in ARMS[arm].diff.items():
+    own = own or {}
+    arms = arms_of(own)
+    if arm not in arms:
+        raise BadInputError(f"unknown arm {arm!r}; the arms are {', '.join(arms)}")
+    base, diff = arms[arm].base, arms[arm].diff
+    where = f"arms.{arm}" if arm in own else f"arm {arm!r}"
+    fields = (full if arm == "full" else recipe(base, full, own)).model_dump()
+    for path, value in diff.items():
         section, _, field = path.rpartition(".")
-        if section and fields[section] is None:
-            raise BadInputError(f"arm {arm!r} changes {path}, but the experiment has no [train.{section}]")
-        (fields[section] if section else fields)[field] = value
+        if not section:
+            fields[field] = value
+        elif fields.get(section, {}) is None:
+            raise BadInputError(f"{where} changes {path}, but {base!r} has no {section}")
+        elif isinstance(fields.get(section), dict):
+            fields[section][field] = value
+        else:
+            fields[section] = {field: value}  # no section of that name: the validation below says so
     try:
         return TrainConfig.model_validate(fields)
     except ValidationError as error:
-        raise BadInputError(f"arm {arm!r}: {explain(error)}") from None
+        raise BadInputError(explain(error, where)) from None
+
+
+def check(arms: Iterable[str], full: TrainConfig, own: Mapping[str, ArmConfig]) -> None:
+    """Raises BadInputError when an arm of the experiment's own cannot be, or two `arms` would be the same SAE."""
+    known = list(ARMS)
+    for name, arm in own.items():
+        if not NAME.fullmatch(name):
+            raise BadInputError(f"arms: name {name!r} must be at most 20 lower-case letters, digits, '.', '_' or '-'")
+        if name in ARMS:
+            raise BadInputError(f"arms.{name}: there is a built-in arm of this name, choose another one")
+        if arm.base not in known:
+            raise BadInputError(f"arms.{name}.from: no arm {arm.base!r} above this one; there are {', '.join(known)}")
+        for field in SHARED:
+            if field in arm.diff:
+                raise BadInputError(f"arms.{name}.{field}: all arms of a study share {field}; set it in [train]")
+        recipe(name, full, own)
+        known.append(name)
+    first: dict[TrainConfig, str] = {}
+    for name in arms:
+        same = first.setdefault(recipe(name, full, own), name)
+        if same != name:
+            raise BadInputError(f"study.arms: {same!r} and {name!r} have the same recipe in this experiment, remove one")
+
+
+def _flat(declared: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Tables of the TOML as dotted paths. It has no null: `contrast = false` stands for None."""
+    for field, value in declared.items():
+        if isinstance(value, dict):
+            yield from ((f"{field}.{name}", inner) for name, inner in value.items())
+        else:
+            yield field, None if value is False and field in ("contrast", "resets") else value

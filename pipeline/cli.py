@@ -4,12 +4,15 @@ Heavy imports stand inside the commands, so that `dasae --help` answers at once.
 """
 
 import sys
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from pipeline.errors import BadInputError, PipelineError
+from pipeline.train.track import Service
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan
@@ -37,6 +40,12 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would
 DeepOption = Annotated[bool, typer.Option("--deep", help="Compare every checksum, not only sizes.")]
 StoreArgument = Annotated[str, typer.Argument(metavar="PATH", help="Folder or s3:// URL of a store.")]
 WORKSPACE = "workspace"
+
+
+class Format(StrEnum):
+    """What `dasae export --to` knows."""
+
+    saelens = "saelens"
 
 
 @app.callback()
@@ -88,9 +97,10 @@ def train(
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
     layer: LayerOption = None,
+    track: Annotated[Service | None, typer.Option("--track", help="Show the SAEs' logs live in this, if installed.")] = None,
 ) -> None:
     """Train the SAEs that are missing, in lockstep from the store. Exit status 1 when one diverged."""
-    raise typer.Exit(int(_train(_plan(experiment, arms, seeds, layer), workspace)))
+    raise typer.Exit(int(_train(_plan(experiment, arms, seeds, layer), workspace, track)))
 
 
 @app.command()
@@ -146,6 +156,21 @@ def verify(store: StoreArgument, deep: DeepOption = False) -> None:
     raise typer.Exit(int(bool(found)))
 
 
+@app.command()
+def export(
+    sae: Annotated[str, typer.Argument(metavar="SAE", help="A finished SAE: its folder, or its name in the workspace.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
+    to: Annotated[Format, typer.Option("--to", help="Library that is to load it.")] = Format.saelens,
+    workspace: WorkspaceOption = WORKSPACE,
+) -> None:
+    """Copy a finished SAE, verified, into a folder that another library loads."""
+    from pipeline.export import find, to_saelens
+
+    found = find(sae, Path(workspace))
+    to_saelens(found, folder)
+    console.print(f"export: {found.name} to {folder}, for {to.value}", highlight=False, soft_wrap=True)
+
+
 def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, layer: int | None = None) -> "Plan":
     from pipeline.experiment import load
     from pipeline.plan import make_plan
@@ -170,11 +195,11 @@ def _extract(plan: "Plan", workspace: str, deep: bool = False) -> None:
     console.print(f"extract: {len(made)} made, {len(plan.extracted) - len(made)} were there", highlight=False)
 
 
-def _train(plan: "Plan", workspace: str) -> bool:
+def _train(plan: "Plan", workspace: str, track: Service | None = None) -> bool:
     from pipeline.train.stage import train
     from pipeline.workspace import Workspace
 
-    result = train(plan, Workspace(workspace))
+    result = train(plan, Workspace(workspace), track)
     there = len(plan.saes) - len(result.made) - len(result.diverged)
     console.print(f"train: {len(result.made)} SAEs trained, {there} were there", highlight=False)
     for sae, step in result.diverged.items():

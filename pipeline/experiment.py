@@ -204,6 +204,23 @@ class StudyConfig(Section):
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
 
 
+class ArmConfig(Section):
+    """An arm of the experiment's own: what it changes is written as in [train], such as `contrast.coefficient = 0.5`."""
+
+    # The fields of the recipe, validated when it is made: see `pipeline.arms.recipe`.
+    model_config = ConfigDict(extra="allow")
+
+    question: Annotated[str, Field(min_length=1)]
+    """What its difference to the arm it changes tells, in a sentence; shown on the report."""
+    base: Annotated[str, Field(alias="from")] = "full"
+    """The arm it changes: a built-in one or one declared above. The key in the file is `from`."""
+
+    @property
+    def diff(self) -> dict[str, Any]:
+        """The changed fields, as nested as they are in the file. `contrast = false` leaves the section out."""
+        return self.model_extra or {}
+
+
 class EvaluateConfig(Section):
     """How finished SAEs are measured."""
 
@@ -238,12 +255,14 @@ class Experiment(Section):
     store: StoreConfig
     probes: ProbesConfig = ProbesConfig()
     train: TrainConfig
+    arms: dict[str, ArmConfig] = {}
+    """Arms beside the built-in ones, by name; `study.arms` says which of all are trained."""
     study: StudyConfig
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        from pipeline.arms import recipe  # arms builds TrainConfigs, so it imports this module
+        from pipeline.arms import check  # arms builds TrainConfigs, so it imports this module
 
         if not NAME.fullmatch(self.name):
             raise ValueError(f"experiment name {self.name!r} must be lower-case letters, digits, '.', '_' or '-'")
@@ -259,8 +278,7 @@ class Experiment(Section):
                 raise ValueError(f"study.{field} {list(values)} names a value twice")
         if max(self.evaluate.k_values) > self.train.d_sae:
             raise ValueError(f"evaluate.k_values: {max(self.evaluate.k_values)} exceeds train.d_sae {self.train.d_sae}")
-        for arm in self.study.arms:
-            recipe(arm, self.train)
+        check(self.study.arms, self.train, self.arms)
         return self
 
 
@@ -293,13 +311,14 @@ def load(name_or_path: str) -> Experiment:
         raise BadInputError(f"{path}: {explain(error)}") from None
 
 
-def explain(error: ValidationError) -> str:
-    """The first problem of a pydantic error as one line: field, what is wrong, the value given."""
+def explain(error: ValidationError, where: str = "") -> str:
+    """The first problem of a pydantic error as one line: field (inside `where`), what is wrong, the value given."""
     problems = error.errors(include_url=False)
     # A misspelt key also makes the right one missing: the spelling is what to talk about.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     # Discriminated unions put the tag into the location; it is no key of the TOML.
-    field = ".".join(str(part) for part in first["loc"] if part not in ("huggingface", "tiny", "python"))
+    path = [str(part) for part in first["loc"] if part not in ("huggingface", "tiny", "python")]
+    field = ".".join([where, *path] if where else path)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown key, check its spelling or remove it"

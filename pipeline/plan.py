@@ -1,7 +1,7 @@
 """What a study consists of: from an experiment to the artefacts it needs, and their keys. Reads files, runs nothing.
 
-Everything that determines an artefact's bytes is in its `inputs` here. A change of code that changes bytes must raise the
-format number of that artefact.
+Everything that determines an artefact's bytes is in its `inputs` here, but for times: seconds in manifests, the pace in a
+training log. A change of code that changes bytes must raise the format number of that artefact.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ T = TypeVar("T")
 MODEL_FORMAT = 1
 STORE_FORMAT = 2
 PROBES_FORMAT = 2
-SAE_FORMAT = 1
+SAE_FORMAT = 2
 EVALUATION_FORMAT = 1
 
 # Files inside artefacts that another stage reads.
@@ -185,7 +185,7 @@ def _llm_probing(experiment: Experiment, probe_keys: list[str], layer: int) -> A
 
 
 def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: str, seed: int, layer: int) -> PlannedSAE:
-    config = recipe(arm, experiment.train)
+    config = recipe(arm, experiment.train, experiment.arms)
     sae = Artefact(
         kind="saes",
         label=f"{arm}-s{seed}",

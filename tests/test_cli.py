@@ -34,7 +34,7 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
     assert done.stdout.strip() == "[]"
     shown = CliRunner().invoke(app, ["--help"])
     assert shown.exit_code == 0
-    for command in ("ablate", "extract", "train", "evaluate", "report", "status"):
+    for command in ("ablate", "extract", "train", "evaluate", "report", "status", "export"):
         assert command in shown.output
 
 

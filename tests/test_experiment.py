@@ -1,3 +1,4 @@
+import runpy
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,15 @@ def test_the_gemma_study_is_what_the_method_says() -> None:
 
 
 def test_arms_are_the_table_in_its_order() -> None:
-    assert list(ARMS) == TABLE
-    assert [arm.run for arm in ARMS.values()] == list(range(11))
+    assert list(ARMS) == [*TABLE, "orthogonal", "unit-norm"]
+    assert [ARMS[name].run for name in TABLE] == list(range(11))
+    assert all(arm.run is None for name, arm in ARMS.items() if name not in TABLE)
+
+
+def test_the_table_in_the_documentation_is_up_to_date() -> None:
+    page = (ROOT / "docs/method.md").read_text()
+    assert runpy.run_path(str(ROOT / "docs/arm_table.py"))["rewritten"](page) == page
+    assert all(f"| `{name}` |" in page for name in ARMS)
 
 
 def test_each_arm_differs_from_full_in_what_it_says_and_nothing_else() -> None:
@@ -66,6 +74,99 @@ def test_a_coefficient_touches_only_the_arms_that_use_it(small_toml: Path) -> No
     assert after.store.key == before.store.key
     changed = {a.arm for a, b in zip(after.saes, before.saes, strict=True) if a.artefact.key != b.artefact.key}
     assert changed == {"full", "magnitude", "unweighted", "topk-0.05", "topk-0.2"}
+
+
+OWN_ARMS = """
+[arms.strong]
+question = "What does five times the weight do?"
+contrast.coefficient = 0.5
+l1 = 0.05
+
+[arms.strong-no-resets]
+from = "strong"
+question = "And without resets?"
+contrast.topk = 0.3
+resets = false
+"""
+
+
+def with_own_arms(small_toml: Path, declared: str, arms: str) -> Path:
+    text = small_toml.read_text().replace('arms = ["baseline", "full", "magnitude"]', f"arms = {arms}")
+    small_toml.write_text(text + declared)
+    return small_toml
+
+
+def test_an_experiment_declares_arms_of_its_own(small_toml: Path) -> None:
+    arms = '["full", "strong", "strong-no-resets"]'
+    experiment = load(str(with_own_arms(small_toml, OWN_ARMS, arms)))
+    full, strong, neither = (sae.recipe for sae in make_plan(experiment).saes)
+    assert full == experiment.train
+    expected = full.model_dump()
+    expected["contrast"]["coefficient"], expected["l1"] = 0.5, 0.05
+    assert strong.model_dump() == expected
+    expected["contrast"]["topk"], expected["resets"] = 0.3, None
+    assert neither.model_dump() == expected
+
+
+def test_what_an_arm_asks_is_no_part_of_its_identity(small_toml: Path) -> None:
+    before = make_plan(load(str(with_own_arms(small_toml, OWN_ARMS, '["strong"]'))))
+    small_toml.write_text(small_toml.read_text().replace("five times the weight do", "it change"))
+    after = make_plan(load(str(small_toml)))
+    assert after.saes[0].artefact.path == before.saes[0].artefact.path
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ("contrast.coeficient = 1", "arms.mine.contrast.coeficient: unknown key"),
+        ("contrst.coefficient = 1", "arms.mine.contrst: unknown key"),
+        ("contrast.coefficient = -1", "arms.mine.contrast.coefficient: input should be greater than 0, got -1"),
+        ("contrast = true", "arms.mine.contrast: input should be a valid dictionary"),
+        ("l1.weight = 1", "arms.mine.l1: input should be a valid number, got {'weight': 1}"),
+        ("base = 'full'", "arms.mine.base: unknown key"),
+        ("resets.first = 10", "arms.mine: the first reset, at step 10, would come before warm-up ends at 20"),
+        ("from = 'baseline'\ncontrast.topk = 0.2", "arms.mine changes contrast.topk, but 'baseline' has no contrast"),
+        ("from = 'later'", "arms.mine.from: no arm 'later' above this one; there are baseline, full"),
+        ("from = 'mine'", "arms.mine.from: no arm 'mine' above this one"),
+        ("steps = 200", "arms.mine.steps: all arms of a study share steps; set it in [train]"),
+        ("heldout_shards = 2", "arms.mine.heldout_shards: all arms of a study share heldout_shards"),
+        (
+            "decoder_norm = 'unit'\nresets = false\ncontrast = false",
+            "study.arms: 'baseline' and 'mine' have the same recipe",
+        ),
+        ("contrast.coefficient = 0.1", "study.arms: 'full' and 'mine' have the same recipe in this experiment, remove one"),
+    ],
+)
+def test_an_arm_that_cannot_be_is_refused_where_it_is_declared(small_toml: Path, declared: str, message: str) -> None:
+    tables = f'\n[arms.mine]\nquestion = "?"\n{declared}\n[arms.later]\nquestion = "?"\nl1 = 0.5\n'
+    with pytest.raises(BadInputError) as caught:
+        load(str(with_own_arms(small_toml, tables, '["baseline", "full", "mine"]')))
+    assert f"{small_toml}: {message}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("[arms.full]\nquestion = '?'\nl1 = 0.1", "arms.full: there is a built-in arm of this name"),
+        ("[arms.'a/b']\nquestion = '?'\nl1 = 0.1", "arms: name 'a/b' must be"),
+        ("[arms.'a,b']\nquestion = '?'\nl1 = 0.1", "arms: name 'a,b' must be"),
+        (f"[arms.{'a' * 21}]\nquestion = '?'\nl1 = 0.1", "must be at most 20 lower-case letters"),
+        ("[arms.mine]\nl1 = 0.1", "arms.mine.question: field required"),
+        # Even an arm that the study does not train.
+        ("[arms.mine]\nquestion = '?'\nl2 = 0.1", "arms.mine.l2: unknown key"),
+    ],
+)
+def test_an_arm_needs_a_name_of_its_own_and_a_question(small_toml: Path, table: str, message: str) -> None:
+    with pytest.raises(BadInputError) as caught:
+        load(str(with_own_arms(small_toml, f"\n{table}\n", '["full"]')))
+    assert message in str(caught.value)
+
+
+def test_built_in_arms_that_coincide_under_the_experiment_s_values_are_refused(small_toml: Path) -> None:
+    declared = "\n[train.contrast]\ncoefficient = 0.2\n"
+    with pytest.raises(BadInputError, match=r"study\.arms: 'full' and 'coef-0\.2' have the same recipe"):
+        load(str(with_own_arms(small_toml, declared, '["full", "coef-0.2"]')))
 
 
 @pytest.mark.parametrize(

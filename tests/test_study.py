@@ -10,8 +10,10 @@ import torch
 from small_study import Study
 
 from pipeline.evaluate.stage import evaluate
+from pipeline.experiment import load
 from pipeline.plan import CAPTURE, RECONSTRUCTION, SPARSE_PROBING, TRAINING_LOG, make_plan
 from pipeline.report.collect import collect
+from pipeline.report.page import write_report
 from pipeline.sae import CONFIG, SAE, WEIGHTS
 from pipeline.store.batches import rows_in_order
 from pipeline.store.reader import ActivationStore
@@ -142,10 +144,26 @@ def test_an_untrained_arm_is_named_and_the_others_are_evaluated(own: Study) -> N
 
 def test_a_changed_arm_reuses_the_store(own: Study, small_toml: Path) -> None:
     small_toml.write_text(small_toml.read_text() + "\n[train.contrast]\ncoefficient = 0.3\n")
-    from pipeline.experiment import load
-
     plan = make_plan(load(str(small_toml)))
     assert [sae.arm for sae in train(plan, own.workspace).made] == ["full", "magnitude"]
+
+
+def test_an_arm_of_the_experiment_s_own_is_all_that_is_trained_and_the_report_says_what_it_asks(
+    own: Study, small_toml: Path
+) -> None:
+    text = small_toml.read_text().replace('"magnitude"]', '"dense"]')
+    small_toml.write_text(text + '\n[arms.dense]\nfrom = "baseline"\nquestion = "Is it the sparsity?"\nl1 = 0.01\n')
+    plan = make_plan(load(str(small_toml)))
+    assert [sae.arm for sae in train(plan, own.workspace).made] == ["dense"]
+    assert [sae.arm for sae in evaluate(plan, own.workspace).made] == ["dense"]
+    results = collect(plan, own.workspace)
+    assert results["arms"][-1] == {"arm": "dense", "run": None, "question": "Is it the sparsity?"}
+    # The baseline's recipe and its initial weights, with less of the sparsity term.
+    baseline, _, dense = results["rows"]
+    assert dense["l0"] > baseline["l0"]
+    page = write_report(results, own.workspace.report_folder("small")).read_text()
+    assert ">Is it the sparsity?<" in page
+    assert ">None<" not in page
 
 
 def test_no_artefact_holds_a_pickle(study: Study) -> None:

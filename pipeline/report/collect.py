@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pipeline
-from pipeline.arms import ARMS
+from pipeline.arms import arms_of
 from pipeline.errors import MissingArtefactError
 from pipeline.experiment import HuggingFaceModel
 from pipeline.plan import CAPTURE, RECONSTRUCTION, SPARSE_PROBING, TRAINING_LOG, Plan, PlannedSAE
@@ -28,7 +28,8 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
     if not evaluated:
         raise MissingArtefactError(f"nothing of {experiment.name} is evaluated yet; run: dasae ablate {experiment.argument}")
     facts = workspace.require(plan.store, f"dasae extract {experiment.argument}").facts
-    arms = {sae.arm: ARMS[sae.arm] for sae in plan.saes}
+    known = arms_of(experiment.arms)
+    arms = {sae.arm: known[sae.arm] for sae in plan.saes}
     return {
         "experiment": experiment.name,
         "description": experiment.description,

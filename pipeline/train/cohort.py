@@ -8,6 +8,8 @@ import itertools
 import json
 import math
 import os
+import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ import torch
 
 from pipeline.progress import progress
 from pipeline.train.step import StepMetrics, Trainer
+from pipeline.train.track import Tracker
 
 LOG_EVERY = 50
 DEAD_WINDOW = 500
@@ -30,6 +33,8 @@ class Member:
 
     trainer: Trainer
     log: TextIO
+    tracker: Tracker | None = None
+    """Gets what the log gets, if somebody asked for it."""
     diverged_at: int | None = None
     """Step at which its loss was no longer finite; it was stopped there, the others went on."""
     last: dict[str, float] = field(default_factory=dict)
@@ -40,18 +45,22 @@ def train_cohort(members: Sequence[Member], batches: Iterator[torch.Tensor], ste
     """Take `steps` steps with every member, each batch read once. Writes a JSON line per member every LOG_EVERY steps."""
     active = list(members)
     device = members[0].trainer.device
+    logged, logged_at = 0, time.perf_counter()
     with progress(title, steps, "steps") as advance, _side_by_side(device) as step_all:
         for step, x_BD in enumerate(itertools.islice(batches, steps), start=1):
             metrics = step_all(active, x_BD.to(device))
             remark = ""
             if step % LOG_EVERY == 0 or step == steps:
+                now = time.perf_counter()
+                pace = (step - logged) * len(x_BD) / (now - logged_at)
+                logged, logged_at = step, now
                 for member, measured in zip(active, metrics, strict=True):
-                    _log(member, measured, len(x_BD))
+                    _log(member, measured, len(x_BD), pace)
                 active = [member for member in active if member.diverged_at is None]
                 if not active:
                     break
                 fvu = [member.last["fvu"] for member in active]
-                remark = f"FVU {min(fvu):.3f} to {max(fvu):.3f}"
+                remark = f"FVU {statistics.median(fvu):.3f} median, {max(fvu):.3f} worst"
             advance(1, remark)
 
 
@@ -70,7 +79,8 @@ def _side_by_side(device: torch.device) -> Iterator[Callable[[Sequence[Member], 
         torch.set_num_threads(threads)
 
 
-def _log(member: Member, measured: StepMetrics, rows: int) -> None:
+def _log(member: Member, measured: StepMetrics, rows: int, pace: float) -> None:
+    """Add a record to the log. `pace` is that of the whole cohort, and all in it that differs from run to run."""
     trainer = member.trainer
     values = {name: float(value) for name, value in vars(measured).items()}
     if not all(math.isfinite(value) for value in values.values()):
@@ -82,5 +92,9 @@ def _log(member: Member, measured: StepMetrics, rows: int) -> None:
         **values,
         "dead_fraction": trainer.dead(DEAD_WINDOW).float().mean().item(),
         "resets": trainer.resets,
+        "new_resets": trainer.resets - member.last.get("resets", 0),
+        "tokens_per_second": round(pace, 1),
     }
     member.log.write(json.dumps(member.last) + "\n")
+    if member.tracker:
+        member.tracker.log(trainer.done, {name: value for name, value in member.last.items() if name != "step"})

@@ -2,7 +2,8 @@
 
 import time
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipeline.store.batches import shuffled_batches, split_shards
 from pipeline.store.reader import ActivationStore
 from pipeline.train.cohort import Member, train_cohort
 from pipeline.train.step import Trainer
+from pipeline.train.track import Service, Tracker, connect
 from pipeline.workspace import Workspace
 
 
@@ -37,23 +39,30 @@ def cohorts(plan: Plan, workspace: Workspace) -> list[list[PlannedSAE]]:
     return list(groups.values())
 
 
-def train(plan: Plan, workspace: Workspace) -> Trained:
-    """Train what is missing.
+def train(plan: Plan, workspace: Workspace, track: Service | None = None) -> Trained:
+    """Train what is missing, and show it while it goes on in the service `track`.
 
-    Raises MissingArtefactError when the store was not extracted, BadInputError when it is too small to train on.
+    Raises MissingArtefactError when the store was not extracted, BadInputError when it is too small to train on or when the
+    service cannot be used.
     """
+    tracker = connect(track, plan.experiment, workspace) if track else lambda _: nullcontext()
     missing = cohorts(plan, workspace)
     result = Trained()
     if missing:
         workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
         store = ActivationStore(workspace.storage(plan.store))
         for cohort in missing:
-            train_one(cohort, store, plan.experiment, workspace, result)
+            train_one(cohort, store, plan.experiment, workspace, result, tracker)
     return result
 
 
 def train_one(
-    cohort: list[PlannedSAE], store: ActivationStore, experiment: Experiment, workspace: Workspace, result: Trained
+    cohort: list[PlannedSAE],
+    store: ActivationStore,
+    experiment: Experiment,
+    workspace: Workspace,
+    result: Trained,
+    tracker: Callable[[PlannedSAE], AbstractContextManager[Tracker | None]],
 ) -> None:
     """Train one cohort and publish its SAEs; adds what happened to `result`."""
     with ExitStack() as stack:
@@ -69,6 +78,7 @@ def train_one(
         members = [
             Member(
                 trainer=Trainer(config=sae.recipe, d_in=store.layout.d_in, seed=sae.seed, device=device),
+                tracker=stack.enter_context(tracker(sae)),
                 log=stack.enter_context(
                     (folders[sae.artefact.name] / TRAINING_LOG).open("w", encoding="utf-8", buffering=1)
                 ),

@@ -133,7 +133,7 @@ def _results(
 
 
 def _troubled() -> dict[str, Any]:
-    """All eleven arms: one degenerate in both seeds, one in a single seed, one without a pair capture rate."""
+    """All built-in arms: one degenerate in both seeds, one in a single seed, one without a pair capture rate."""
     results = _results(arms=ARMS)
     for row in results["rows"]:
         if row["arm"] == "unweighted" or (row["arm"] == "coef-0.2" and row["seed"] == 1):

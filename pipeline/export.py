@@ -1,0 +1,64 @@
+"""Finished SAEs for use elsewhere: found by path or name, verified, written in another library's format."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import ValidationError
+
+from pipeline.errors import BadInputError, CorruptArtefactError
+from pipeline.identity import sha256_file
+from pipeline.sae import CONFIG, SAE, WEIGHTS
+from pipeline.workspace import MANIFEST, Manifest, fsync
+
+
+def find(sae: str, workspace: Path) -> Path:
+    """The folder of a finished SAE, given as its path, its folder's name or its label, such as `full-s0`.
+
+    Raises BadInputError, naming the candidates, when there is none or more than one.
+    """
+    if (Path(sae) / MANIFEST).is_file():
+        return Path(sae)
+    # <label>-<key>, and no key holds a dash.
+    finished = {path.parent: path.parent.name.rpartition("-")[0] for path in sorted(workspace.glob(f"saes/*/{MANIFEST}"))}
+    found = [folder for folder, label in finished.items() if sae in (folder.name, label)]
+    if not found:
+        known = ", ".join(dict.fromkeys(finished.values())) or "none"
+        raise BadInputError(f"no finished SAE {sae!r}, neither as a path nor in {workspace}, which has: {known}")
+    if len(found) > 1:
+        candidates = ", ".join(f"{folder.name} (layer {_manifest(folder).inputs['layer']})" for folder in found)
+        raise BadInputError(f"{sae!r} is more than one SAE, name one of: {candidates}")
+    return found[0]
+
+
+def to_saelens(sae: Path, target: Path) -> None:
+    """Write the SAE of the artefact folder `sae` into `target`, for `sae_lens.SAE.load_from_disk`; all of it or nothing.
+
+    Raises CorruptArtefactError when the SAE is not what its manifest says, BadInputError when it is none or when `target`
+    holds something already.
+    """
+    manifest = _manifest(sae)
+    if manifest.kind != "saes":
+        raise BadInputError(f"{sae} is no SAE: its manifest says {manifest.kind}")
+    for name in (CONFIG, WEIGHTS):
+        if not (sae / name).is_file() or sha256_file(sae / name) != manifest.files[name].sha256:
+            raise CorruptArtefactError(f"{sae / name} is missing or was changed; delete {sae} and train it again")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise BadInputError(f"{target} exists and is not an empty folder; name another one")
+    metadata = json.loads((sae / CONFIG).read_text(encoding="utf-8"))["metadata"]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
+        folder = Path(temporary) / "sae"
+        folder.mkdir()
+        SAE.load(sae / WEIGHTS).save(folder, metadata | {"artefact": sae.resolve().name})
+        for path in (folder / CONFIG, folder / WEIGHTS, folder):
+            fsync(path)
+        folder.replace(target)
+    fsync(target.parent)
+
+
+def _manifest(folder: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except ValidationError:
+        raise CorruptArtefactError(f"{folder / MANIFEST} cannot be read; delete {folder} and train it again") from None
