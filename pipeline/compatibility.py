@@ -1,4 +1,4 @@
-"""What has to be done about other people's packages before they can be imported."""
+"""What has to be done about other people's packages: before they can be imported, and to keep them quiet."""
 
 import importlib
 import sys
@@ -43,3 +43,16 @@ def importing_sae_bench() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Hold back the Hub client's log of its retries: what follows them is an error that says it in one line."""
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -14,6 +14,7 @@ from pipeline.errors import BadInputError
 
 EXPERIMENTS = Path("experiments")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Dtype = Literal["bfloat16", "float32"]
@@ -25,20 +26,34 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def _needs_commit(repository: str, given: str | None) -> str:
+    return (
+        f"needs `revision`, the 40 hexadecimal digits of a commit, not {given!r}; "
+        f"https://huggingface.co/{repository}/commits/main lists them"
+    )
+
+
 class HuggingFaceModel(Section):
     """A decoder-only model from the Hugging Face Hub or a local folder."""
 
     source: Literal["huggingface"]
     name: Annotated[str, Field(min_length=1)]
     """Repository such as `google/gemma-2-2b`, or the path of a folder that holds the model."""
-    revision: str = "main"
-    """Branch, tag or commit. Only a commit makes a study repeatable for ever."""
+    revision: str | None = None
+    """Commit of the repository: a branch may move, and the study would mean something else. A folder needs none, it counts
+    by its content."""
     d_in: PositiveInt
     """Width of the residual stream. Declared, so that estimates need no download; checked when the model is loaded."""
     depth: PositiveInt
     """Number of layers; declared and checked likewise."""
     dtype: Dtype = "bfloat16"
     """Dtype in which the forward pass runs."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if not Path(self.name).is_dir() and not COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(f"{self.name!r} is no folder, and as a repository {_needs_commit(self.name, self.revision)}")
+        return self
 
 
 class TinyModel(Section):
@@ -69,17 +84,38 @@ class PythonCorpus(Section):
     source: Literal["python"]
 
 
+class FilesCorpus(Section):
+    """Texts in files on this machine. They count by content, wherever they lie."""
+
+    source: Literal["files"]
+    paths: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    """Files, or patterns such as `texts/**/*.parquet`: .parquet, .jsonl, or .txt, which is one document. Read in sorted
+    order, each once."""
+    text_column: str = "text"
+    """Column of a parquet file, key of a JSON line."""
+
+
 class HuggingFaceCorpus(Section):
-    """A text data set of the Hugging Face Hub (streamed) or a local folder in a format `datasets` reads."""
+    """A text data set of the Hugging Face Hub, streamed."""
 
     source: Literal["huggingface"]
     name: Annotated[str, Field(min_length=1)]
-    revision: str = "main"
+    """Repository such as `monology/pile-uncopyrighted`."""
+    revision: str | None = None
+    """Commit of the repository; required, since a branch may move."""
     split: str = "train"
     text_column: str = "text"
 
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if Path(self.name).exists():  # `datasets` would prefer it to the Hub
+            raise ValueError(f'{self.name!r} is a path on this machine: use source = "files" and paths = [...]')
+        if not COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(f"{self.name!r} {_needs_commit(f'datasets/{self.name}', self.revision)}")
+        return self
 
-CorpusConfig = Annotated[PythonCorpus | HuggingFaceCorpus, Field(discriminator="source")]
+
+CorpusConfig = Annotated[PythonCorpus | FilesCorpus | HuggingFaceCorpus, Field(discriminator="source")]
 
 
 class StoreConfig(Section):
@@ -297,7 +333,7 @@ def explain(error: ValidationError) -> str:
     # A misspelt key also makes the right one missing: the spelling is what to talk about.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     # Discriminated unions put the tag into the location; it is no key of the TOML.
-    field = ".".join(str(part) for part in first["loc"] if part not in ("huggingface", "tiny", "python"))
+    field = ".".join(str(part) for part in first["loc"] if part not in ("huggingface", "tiny", "python", "files"))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown key, check its spelling or remove it"

@@ -11,8 +11,16 @@ from typing import Any, TypeVar
 
 from pipeline.arms import recipe
 from pipeline.errors import BadInputError
-from pipeline.experiment import Experiment, HuggingFaceModel, PythonCorpus, TinyModel, TrainConfig
-from pipeline.extract import python_text
+from pipeline.experiment import (
+    Experiment,
+    FilesCorpus,
+    HuggingFaceCorpus,
+    HuggingFaceModel,
+    PythonCorpus,
+    TinyModel,
+    TrainConfig,
+)
+from pipeline.extract import local_text, python_text
 from pipeline.identity import fingerprint
 from pipeline.workspace import Artefact
 
@@ -23,6 +31,9 @@ STORE_FORMAT = 1
 PROBES_FORMAT = 1
 SAE_FORMAT = 1
 EVALUATION_FORMAT = 1
+
+MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
+"""What of a model's folder counts: configuration, weights, and every form of tokenizer."""
 
 # Files inside artefacts that another stage reads.
 TRAINING_LOG = "training.jsonl"
@@ -127,7 +138,7 @@ def _external_model(experiment: Experiment) -> dict[str, Any]:
     assert isinstance(model, HuggingFaceModel)
     folder = Path(model.name)
     if folder.is_dir():
-        files = [(path.name, path) for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".model")]
+        files = [(path.name, path) for path in folder.iterdir() if path.suffix in MODEL_FILES]
         return {"content": fingerprint(files), "dtype": model.dtype}
     return model.model_dump(include={"name", "revision", "dtype"})
 
@@ -136,10 +147,9 @@ def _corpus(experiment: Experiment) -> dict[str, Any]:
     corpus = experiment.corpus
     if isinstance(corpus, PythonCorpus):
         return {"source": "python", "content": python_text.fingerprint()}
-    folder = Path(corpus.name)
-    if folder.is_dir():
-        files = [(str(path.relative_to(folder)), path) for path in folder.rglob("*") if path.is_file()]
-        return {"content": fingerprint(files), "split": corpus.split, "text_column": corpus.text_column}
+    if isinstance(corpus, FilesCorpus):
+        content = local_text.corpus_fingerprint(corpus)
+        return {"source": "files", "content": content, "text_column": corpus.text_column}
     return corpus.model_dump()
 
 
@@ -150,7 +160,7 @@ def _model_label(experiment: Experiment) -> str:
 
 def _store(experiment: Experiment, model: dict[str, Any]) -> Artefact:
     corpus = experiment.corpus
-    corpus_label = "python" if isinstance(corpus, PythonCorpus) else Path(corpus.name).name
+    corpus_label = Path(corpus.name).name if isinstance(corpus, HuggingFaceCorpus) else corpus.source
     inputs = {
         "format": STORE_FORMAT,
         "model": model,

@@ -27,7 +27,7 @@ class ResidualStream:
     Hooks stand on the layers themselves: transformers' `hidden_states` of a last layer is already normalised.
     """
 
-    def __init__(self, model: str, *, revision: str = "main", layers: tuple[int, ...], dtype: str):
+    def __init__(self, model: str, *, revision: str | None = None, layers: tuple[int, ...], dtype: str):
         self.layers = layers
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with quiet_transformers():
@@ -104,7 +104,7 @@ def open_model(config: HuggingFaceModel, layers: tuple[int, ...]) -> ResidualStr
     return model
 
 
-def check_access(name: str, revision: str) -> None:
+def check_access(name: str, revision: str | None) -> None:
     """Fetch the model's config.json, and say in one line why that is not possible."""
     from huggingface_hub import errors as hub
     from huggingface_hub import get_token, hf_hub_download
