@@ -27,8 +27,8 @@ from pipeline.workspace import Artefact
 T = TypeVar("T")
 
 MODEL_FORMAT = 1
-STORE_FORMAT = 1
-PROBES_FORMAT = 1
+STORE_FORMAT = 2
+PROBES_FORMAT = 2
 SAE_FORMAT = 1
 EVALUATION_FORMAT = 1
 
