@@ -149,26 +149,55 @@ class StoreConfig(Section):
         return self
 
 
+SAE_BENCH_DATASETS = (
+    "LabHC/bias_in_bios_class_set1",
+    "LabHC/bias_in_bios_class_set2",
+    "LabHC/bias_in_bios_class_set3",
+    "canrager/amazon_reviews_mcauley_1and5",
+    "canrager/amazon_reviews_mcauley_1and5_sentiment",
+    "codeparrot/github-code",
+    "fancyzhx/ag_news",
+    "Helsinki-NLP/europarl",
+)
+"""The data sets that sae-bench has loaders for."""
+
+
 class ProbesConfig(Section):
     """Labelled texts for sparse probing. The defaults are sae-bench's published configuration."""
 
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "LabHC/bias_in_bios_class_set1",
-        "LabHC/bias_in_bios_class_set2",
-        "LabHC/bias_in_bios_class_set3",
-        "canrager/amazon_reviews_mcauley_1and5",
-        "canrager/amazon_reviews_mcauley_1and5_sentiment",
-        "codeparrot/github-code",
-        "fancyzhx/ag_news",
-        "Helsinki-NLP/europarl",
-    )
-    """sae-bench's names, or `python/...` tasks made from the Python installation."""
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] = SAE_BENCH_DATASETS
+    """sae-bench's names, `python/...` tasks made from the Python installation, or folders that hold `train.parquet` and
+    `test.parquet` with the columns `text` and `label`."""
     train_size: Annotated[int, Field(ge=8)] = 4000
     """Rows of one binary training problem, half of them of the class (sae-bench's `probe_train_set_size`)."""
     test_size: Annotated[int, Field(ge=8)] = 1000
     context: Annotated[int, Field(ge=8)] = 128
     """Tokens per text, BOS included; longer texts are cut."""
     seed: int = 42
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Data sets by the name that artefacts and reports give them: a folder's own, without the path to it."""
+        return {probe_name(dataset): dataset for dataset in self.datasets}
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        names = [probe_name(dataset) for dataset in self.datasets]
+        for name in names:
+            if names.count(name) > 1:
+                same = [dataset for dataset in self.datasets if probe_name(dataset) == name]
+                raise ValueError(f"datasets: {' and '.join(same)} are both called {name!r} in reports; rename or remove one")
+        return self
+
+
+def is_probe_folder(dataset: str) -> bool:
+    """Whether a probe data set is a folder of this machine."""
+    return any((Path(dataset) / f"{split}.parquet").is_file() for split in ("train", "test"))
+
+
+def probe_name(dataset: str) -> str:
+    """What artefacts and reports call a probe data set: a folder by its own name, any other as it is declared."""
+    return Path(dataset).resolve().name if is_probe_folder(dataset) else dataset
 
 
 class Contrast(Section):

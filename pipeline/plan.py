@@ -21,6 +21,7 @@ from pipeline.experiment import (
     TrainConfig,
 )
 from pipeline.extract import local_text, python_text
+from pipeline.extract.probes import texts_fingerprint
 from pipeline.identity import fingerprint
 from pipeline.workspace import Artefact
 
@@ -66,7 +67,7 @@ class Plan:
     """The model trained here; None when the model comes from elsewhere."""
     store: Artefact
     probes: dict[str, Artefact]
-    """Documents store of each probe data set."""
+    """Documents store of each probe data set, by the name that reports give it."""
     llm_probing: dict[int, Artefact]
     """Probing results of the model itself, by layer."""
     saes: tuple[PlannedSAE, ...]
@@ -92,7 +93,7 @@ def make_plan(
     model = _model(experiment)
     identity = {"key": model.key} if model else _external_model(experiment)
     store = _store(experiment, identity)
-    probes = {name: _probe_store(experiment, identity, name) for name in experiment.probes.datasets}
+    probes = {name: _probe_store(experiment, identity, name, dataset) for name, dataset in experiment.probes.named.items()}
     probe_keys = [artefact.key for artefact in probes.values()]
     chosen_layers = _chosen("layer", layers, study.layers)
     saes = [
@@ -170,17 +171,17 @@ def _store(experiment: Experiment, model: dict[str, Any]) -> Artefact:
     return Artefact(kind="stores", label=f"{_model_label(experiment)}-{corpus_label}", inputs=inputs)
 
 
-def _probe_store(experiment: Experiment, model: dict[str, Any], dataset: str) -> Artefact:
+def _probe_store(experiment: Experiment, model: dict[str, Any], name: str, dataset: str) -> Artefact:
     store, probes = experiment.store, experiment.probes
     inputs = {
         "format": PROBES_FORMAT,
         "model": model,
-        "dataset": dataset,
-        "content": python_text.fingerprint() if dataset.startswith(python_text.PREFIX) else None,
+        "dataset": name,
+        "content": texts_fingerprint(dataset),
         "probes": probes.model_dump(exclude={"datasets"}),
         "store": store.model_dump(include={"layers", "forward_batch", "dtype", "codec", "shard_rows", "chunk_rows"}),
     }
-    return Artefact(kind="probes", label=f"{dataset}-{_model_label(experiment)}", inputs=inputs)
+    return Artefact(kind="probes", label=f"{name}-{_model_label(experiment)}", inputs=inputs)
 
 
 def _llm_probing(experiment: Experiment, probe_keys: list[str], layer: int) -> Artefact:

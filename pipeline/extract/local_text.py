@@ -1,4 +1,4 @@
-"""Texts in files on this machine: a corpus of parquet, JSON lines or plain text files."""
+"""Texts in files on this machine: corpora in parquet, JSON lines or plain text, labelled texts in two parquet files."""
 
 import glob
 import json
@@ -10,6 +10,7 @@ from typing import Any
 from pipeline import identity
 from pipeline.errors import BadInputError, PipelineError
 from pipeline.experiment import FilesCorpus
+from pipeline.extract.python_text import draw
 
 ROWS_PER_READ = 1024
 """Rows of a parquet file in memory at once: a few megabytes of ordinary documents."""
@@ -42,6 +43,43 @@ def corpus_texts(corpus: FilesCorpus) -> Iterator[str]:
     for path in corpus_files(corpus):
         with reading(path):
             yield from READERS[path.suffix](path, corpus.text_column)
+
+
+def probe_fingerprint(folder: Path) -> str:
+    """SHA-256 over the two files of a probe data set, in hexadecimal."""
+    with reading(folder):
+        return identity.fingerprint((f"{part}.parquet", folder / f"{part}.parquet") for part in ("train", "test"))
+
+
+def probe_texts(
+    folder: Path, train_per_class: int, test_per_class: int, seed: int
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Texts by class from the columns `text` and `label` of a folder's `train.parquet` and `test.parquet`.
+
+    Classes are sorted; texts without a visible character are left out. Raises BadInputError when there are not two classes,
+    when the two files differ in them, and when a class has fewer texts than asked for.
+    """
+    train, test = (_by_class(folder / f"{part}.parquet") for part in ("train", "test"))
+    if len(train) < 2:
+        raise BadInputError(f"{folder / 'train.parquet'} has {len(train)} classes, a probe needs two")
+    if train.keys() != test.keys():
+        one = min(train.keys() ^ test.keys())
+        raise BadInputError(f"{folder}: class {one!r} is in only one of train.parquet and test.parquet")
+    return (
+        draw(str(folder), "train", train, train_per_class, seed),
+        draw(str(folder), "test", test, test_per_class, seed),
+    )
+
+
+def _by_class(path: Path) -> dict[str, list[str]]:
+    texts: dict[Any, list[str]] = {}
+    with reading(path):
+        for row, (text, label) in enumerate(parquet_columns(path, ("text", "label")), start=1):
+            if not isinstance(label, str | int):
+                raise BadInputError(f"{path} row {row}: label is {type(label).__name__}, neither text nor a whole number")
+            if checked_text(text, f"{path} row {row}").strip():
+                texts.setdefault(label, []).append(text)
+    return {str(label): texts[label] for label in sorted(texts)}
 
 
 def checked_text(value: Any, place: str) -> str:
