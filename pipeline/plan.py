@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pipeline.arms import recipe
 from pipeline.errors import BadInputError
 from pipeline.experiment import (
+    SAE_BENCH_DATASETS,
     Experiment,
     FilesCorpus,
     HuggingFaceCorpus,
@@ -19,9 +20,9 @@ from pipeline.experiment import (
     PythonCorpus,
     TinyModel,
     TrainConfig,
+    is_probe_folder,
 )
 from pipeline.extract import local_text, python_text
-from pipeline.extract.probes import texts_fingerprint
 from pipeline.identity import fingerprint
 from pipeline.workspace import Artefact
 
@@ -87,7 +88,7 @@ def make_plan(
 ) -> Plan:
     """The plan of an experiment, or of the part of it that `arms`, `seeds` and `layers` pick.
 
-    Raises BadInputError for an arm, seed or layer that is not part of the study.
+    Raises BadInputError for an arm, seed or layer that is not part of the study, and for texts that are not there.
     """
     study = experiment.study
     model = _model(experiment)
@@ -177,11 +178,24 @@ def _probe_store(experiment: Experiment, model: dict[str, Any], name: str, datas
         "format": PROBES_FORMAT,
         "model": model,
         "dataset": name,
-        "content": texts_fingerprint(dataset),
+        "content": _probe_content(dataset),
         "probes": probes.model_dump(exclude={"datasets"}),
         "store": store.model_dump(include={"layers", "forward_batch", "dtype", "codec", "shard_rows", "chunk_rows"}),
     }
     return Artefact(kind="probes", label=f"{name}-{_model_label(experiment)}", inputs=inputs)
+
+
+def _probe_content(dataset: str) -> str | None:
+    if is_probe_folder(dataset):
+        return local_text.probe_fingerprint(Path(dataset))
+    if dataset in python_text.TASKS:
+        return python_text.fingerprint()
+    if dataset in SAE_BENCH_DATASETS:
+        return None  # its loaders pin no revision: the name is all that is known
+    known = ", ".join([*SAE_BENCH_DATASETS, *python_text.TASKS])
+    raise BadInputError(
+        f"probes.datasets: {dataset!r} is neither a folder with train.parquet and test.parquet nor one of {known}"
+    )
 
 
 def _llm_probing(experiment: Experiment, probe_keys: list[str], layer: int) -> Artefact:

@@ -17,7 +17,6 @@ from pipeline.experiment import HuggingFaceModel
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
-
 avoid_broken_torchvision()
 import transformers  # noqa: E402
 

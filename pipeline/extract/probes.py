@@ -3,29 +3,11 @@
 from pathlib import Path
 
 from pipeline.compatibility import importing_sae_bench, quiet_hub
-from pipeline.errors import BadInputError
-from pipeline.experiment import SAE_BENCH_DATASETS, ProbesConfig, is_probe_folder
+from pipeline.experiment import ProbesConfig, is_probe_folder
 from pipeline.extract import local_text, python_text
 
 Texts = dict[str, list[str]]
 """Class name to texts."""
-
-
-def texts_fingerprint(dataset: str) -> str | None:
-    """SHA-256 of a data set's content, in hexadecimal; None for sae-bench's own, which are known by name only.
-
-    Raises BadInputError for an unknown data set.
-    """
-    if is_probe_folder(dataset):
-        return local_text.probe_fingerprint(Path(dataset))
-    if dataset in python_text.TASKS:
-        return python_text.fingerprint()
-    if dataset in SAE_BENCH_DATASETS:
-        return None
-    known = ", ".join([*SAE_BENCH_DATASETS, *python_text.TASKS])
-    raise BadInputError(
-        f"probes.datasets: {dataset!r} is neither a folder with train.parquet and test.parquet nor one of {known}"
-    )
 
 
 def load_texts(name: str, probes: ProbesConfig) -> tuple[Texts, Texts]:
