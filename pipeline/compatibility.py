@@ -1,4 +1,4 @@
-"""What has to be done about other people's packages before they can be imported."""
+"""What has to be done about other people's packages: before they can be imported, and to keep them quiet."""
 
 import importlib
 import sys
@@ -62,3 +62,16 @@ def keep_freed_memory() -> None:
     libc.mallopt(mmap_threshold, 2**30)
     libc.mallopt(trim_threshold, 2**31 - 1)
     libc.mallopt(top_pad, 2**28)
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Hold back the Hub client's log of its retries: what follows them is an error that says it in one line."""
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

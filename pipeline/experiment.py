@@ -14,6 +14,7 @@ from pipeline.errors import BadInputError
 
 EXPERIMENTS = Path("experiments")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Dtype = Literal["bfloat16", "float32"]
@@ -25,20 +26,34 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def _needs_commit(repository: str, given: str | None) -> str:
+    return (
+        f"needs `revision`, the 40 hexadecimal digits of a commit, not {given!r}; "
+        f"https://huggingface.co/{repository}/commits/main lists them"
+    )
+
+
 class HuggingFaceModel(Section):
     """A decoder-only model from the Hugging Face Hub or a local folder."""
 
     source: Literal["huggingface"]
     name: Annotated[str, Field(min_length=1)]
     """Repository such as `google/gemma-2-2b`, or the path of a folder that holds the model."""
-    revision: str = "main"
-    """Branch, tag or commit. Only a commit makes a study repeatable for ever."""
+    revision: str | None = None
+    """Commit of the repository: a branch may move, and the study would mean something else. A folder needs none, it counts
+    by its content."""
     d_in: PositiveInt
     """Width of the residual stream. Declared, so that estimates need no download; checked when the model is loaded."""
     depth: PositiveInt
     """Number of layers; declared and checked likewise."""
     dtype: Dtype = "bfloat16"
     """Dtype in which the forward pass runs."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if not Path(self.name).is_dir() and not COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(f"{self.name!r} is no folder, and as a repository {_needs_commit(self.name, self.revision)}")
+        return self
 
 
 class TinyModel(Section):
@@ -69,17 +84,38 @@ class PythonCorpus(Section):
     source: Literal["python"]
 
 
+class FilesCorpus(Section):
+    """Texts in files on this machine. They count by content, wherever they lie."""
+
+    source: Literal["files"]
+    paths: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    """Files, or patterns such as `texts/**/*.parquet`: .parquet, .jsonl, or .txt, which is one document. Read in sorted
+    order, each once."""
+    text_column: str = "text"
+    """Column of a parquet file, key of a JSON line."""
+
+
 class HuggingFaceCorpus(Section):
-    """A text data set of the Hugging Face Hub (streamed) or a local folder in a format `datasets` reads."""
+    """A text data set of the Hugging Face Hub, streamed."""
 
     source: Literal["huggingface"]
     name: Annotated[str, Field(min_length=1)]
-    revision: str = "main"
+    """Repository such as `monology/pile-uncopyrighted`."""
+    revision: str | None = None
+    """Commit of the repository; required, since a branch may move."""
     split: str = "train"
     text_column: str = "text"
 
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if Path(self.name).exists():  # `datasets` would prefer it to the Hub
+            raise ValueError(f'{self.name!r} is a path on this machine: use source = "files" and paths = [...]')
+        if not COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(f"{self.name!r} {_needs_commit(f'datasets/{self.name}', self.revision)}")
+        return self
 
-CorpusConfig = Annotated[PythonCorpus | HuggingFaceCorpus, Field(discriminator="source")]
+
+CorpusConfig = Annotated[PythonCorpus | FilesCorpus | HuggingFaceCorpus, Field(discriminator="source")]
 
 
 class StoreConfig(Section):
@@ -115,26 +151,55 @@ class StoreConfig(Section):
         return self
 
 
+SAE_BENCH_DATASETS = (
+    "LabHC/bias_in_bios_class_set1",
+    "LabHC/bias_in_bios_class_set2",
+    "LabHC/bias_in_bios_class_set3",
+    "canrager/amazon_reviews_mcauley_1and5",
+    "canrager/amazon_reviews_mcauley_1and5_sentiment",
+    "codeparrot/github-code",
+    "fancyzhx/ag_news",
+    "Helsinki-NLP/europarl",
+)
+"""The data sets that sae-bench has loaders for."""
+
+
 class ProbesConfig(Section):
     """Labelled texts for sparse probing. The defaults are sae-bench's published configuration."""
 
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "LabHC/bias_in_bios_class_set1",
-        "LabHC/bias_in_bios_class_set2",
-        "LabHC/bias_in_bios_class_set3",
-        "canrager/amazon_reviews_mcauley_1and5",
-        "canrager/amazon_reviews_mcauley_1and5_sentiment",
-        "codeparrot/github-code",
-        "fancyzhx/ag_news",
-        "Helsinki-NLP/europarl",
-    )
-    """sae-bench's names, or `python/...` tasks made from the Python installation."""
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)] = SAE_BENCH_DATASETS
+    """sae-bench's names, `python/...` tasks made from the Python installation, or folders that hold `train.parquet` and
+    `test.parquet` with the columns `text` and `label`."""
     train_size: Annotated[int, Field(ge=8)] = 4000
     """Rows of one binary training problem, half of them of the class (sae-bench's `probe_train_set_size`)."""
     test_size: Annotated[int, Field(ge=8)] = 1000
     context: Annotated[int, Field(ge=8)] = 128
     """Tokens per text, BOS included; longer texts are cut."""
     seed: int = 42
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Data sets by the name that artefacts and reports give them: a folder's own, without the path to it."""
+        return {probe_name(dataset): dataset for dataset in self.datasets}
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        names = [probe_name(dataset) for dataset in self.datasets]
+        for name in names:
+            if names.count(name) > 1:
+                same = [dataset for dataset in self.datasets if probe_name(dataset) == name]
+                raise ValueError(f"datasets: {' and '.join(same)} are both called {name!r} in reports; rename or remove one")
+        return self
+
+
+def is_probe_folder(dataset: str) -> bool:
+    """Whether a probe data set is a folder of this machine."""
+    return any((Path(dataset) / f"{split}.parquet").is_file() for split in ("train", "test"))
+
+
+def probe_name(dataset: str) -> str:
+    """What artefacts and reports call a probe data set: a folder by its own name, any other as it is declared."""
+    return Path(dataset).resolve().name if is_probe_folder(dataset) else dataset
 
 
 class Contrast(Section):
@@ -317,7 +382,7 @@ def explain(error: ValidationError, where: str = "") -> str:
     # A misspelt key also makes the right one missing: the spelling is what to talk about.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     # Discriminated unions put the tag into the location; it is no key of the TOML.
-    path = [str(part) for part in first["loc"] if part not in ("huggingface", "tiny", "python")]
+    path = [str(part) for part in first["loc"] if part not in ("huggingface", "tiny", "python", "files")]
     field = ".".join([where, *path] if where else path)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":

@@ -11,8 +11,18 @@ from typing import Any, TypeVar
 
 from pipeline.arms import recipe
 from pipeline.errors import BadInputError
-from pipeline.experiment import Experiment, HuggingFaceModel, PythonCorpus, TinyModel, TrainConfig
-from pipeline.extract import python_text
+from pipeline.experiment import (
+    SAE_BENCH_DATASETS,
+    Experiment,
+    FilesCorpus,
+    HuggingFaceCorpus,
+    HuggingFaceModel,
+    PythonCorpus,
+    TinyModel,
+    TrainConfig,
+    is_probe_folder,
+)
+from pipeline.extract import local_text, python_text
 from pipeline.identity import fingerprint
 from pipeline.workspace import Artefact
 
@@ -23,6 +33,9 @@ STORE_FORMAT = 2
 PROBES_FORMAT = 2
 SAE_FORMAT = 2
 EVALUATION_FORMAT = 1
+
+MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
+"""What of a model's folder counts: configuration, weights, and every form of tokenizer."""
 
 # Files inside artefacts that another stage reads.
 TRAINING_LOG = "training.jsonl"
@@ -55,7 +68,7 @@ class Plan:
     """The model trained here; None when the model comes from elsewhere."""
     store: Artefact
     probes: dict[str, Artefact]
-    """Documents store of each probe data set."""
+    """Documents store of each probe data set, by the name that reports give it."""
     llm_probing: dict[int, Artefact]
     """Probing results of the model itself, by layer."""
     saes: tuple[PlannedSAE, ...]
@@ -75,13 +88,13 @@ def make_plan(
 ) -> Plan:
     """The plan of an experiment, or of the part of it that `arms`, `seeds` and `layers` pick.
 
-    Raises BadInputError for an arm, seed or layer that is not part of the study.
+    Raises BadInputError for an arm, seed or layer that is not part of the study, and for texts that are not there.
     """
     study = experiment.study
     model = _model(experiment)
     identity = {"key": model.key} if model else _external_model(experiment)
     store = _store(experiment, identity)
-    probes = {name: _probe_store(experiment, identity, name) for name in experiment.probes.datasets}
+    probes = {name: _probe_store(experiment, identity, name, dataset) for name, dataset in experiment.probes.named.items()}
     probe_keys = [artefact.key for artefact in probes.values()]
     chosen_layers = _chosen("layer", layers, study.layers)
     saes = [
@@ -127,7 +140,7 @@ def _external_model(experiment: Experiment) -> dict[str, Any]:
     assert isinstance(model, HuggingFaceModel)
     folder = Path(model.name)
     if folder.is_dir():
-        files = [(path.name, path) for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".model")]
+        files = [(path.name, path) for path in folder.iterdir() if path.suffix in MODEL_FILES]
         return {"content": fingerprint(files), "dtype": model.dtype}
     return model.model_dump(include={"name", "revision", "dtype"})
 
@@ -136,10 +149,9 @@ def _corpus(experiment: Experiment) -> dict[str, Any]:
     corpus = experiment.corpus
     if isinstance(corpus, PythonCorpus):
         return {"source": "python", "content": python_text.fingerprint()}
-    folder = Path(corpus.name)
-    if folder.is_dir():
-        files = [(str(path.relative_to(folder)), path) for path in folder.rglob("*") if path.is_file()]
-        return {"content": fingerprint(files), "split": corpus.split, "text_column": corpus.text_column}
+    if isinstance(corpus, FilesCorpus):
+        content = local_text.corpus_fingerprint(corpus)
+        return {"source": "files", "content": content, "text_column": corpus.text_column}
     return corpus.model_dump()
 
 
@@ -150,7 +162,7 @@ def _model_label(experiment: Experiment) -> str:
 
 def _store(experiment: Experiment, model: dict[str, Any]) -> Artefact:
     corpus = experiment.corpus
-    corpus_label = "python" if isinstance(corpus, PythonCorpus) else Path(corpus.name).name
+    corpus_label = Path(corpus.name).name if isinstance(corpus, HuggingFaceCorpus) else corpus.source
     inputs = {
         "format": STORE_FORMAT,
         "model": model,
@@ -160,17 +172,30 @@ def _store(experiment: Experiment, model: dict[str, Any]) -> Artefact:
     return Artefact(kind="stores", label=f"{_model_label(experiment)}-{corpus_label}", inputs=inputs)
 
 
-def _probe_store(experiment: Experiment, model: dict[str, Any], dataset: str) -> Artefact:
+def _probe_store(experiment: Experiment, model: dict[str, Any], name: str, dataset: str) -> Artefact:
     store, probes = experiment.store, experiment.probes
     inputs = {
         "format": PROBES_FORMAT,
         "model": model,
-        "dataset": dataset,
-        "content": python_text.fingerprint() if dataset.startswith(python_text.PREFIX) else None,
+        "dataset": name,
+        "content": _probe_content(dataset),
         "probes": probes.model_dump(exclude={"datasets"}),
         "store": store.model_dump(include={"layers", "forward_batch", "dtype", "codec", "shard_rows", "chunk_rows"}),
     }
-    return Artefact(kind="probes", label=f"{dataset}-{_model_label(experiment)}", inputs=inputs)
+    return Artefact(kind="probes", label=f"{name}-{_model_label(experiment)}", inputs=inputs)
+
+
+def _probe_content(dataset: str) -> str | None:
+    if is_probe_folder(dataset):
+        return local_text.probe_fingerprint(Path(dataset))
+    if dataset in python_text.TASKS:
+        return python_text.fingerprint()
+    if dataset in SAE_BENCH_DATASETS:
+        return None  # its loaders pin no revision: the name is all that is known
+    known = ", ".join([*SAE_BENCH_DATASETS, *python_text.TASKS])
+    raise BadInputError(
+        f"probes.datasets: {dataset!r} is neither a folder with train.parquet and test.parquet nor one of {known}"
+    )
 
 
 def _llm_probing(experiment: Experiment, probe_keys: list[str], layer: int) -> Artefact:

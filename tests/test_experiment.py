@@ -14,6 +14,10 @@ TABLE = [
     "topk-0.05", "topk-0.2", "warmup-2000", "warmup-500",
 ]  # fmt: skip
 
+PYTHON, HUB = 'source = "python"', 'source = "huggingface"'
+TINY = 'source = "tiny"\nsteps = 20\nbatch_size = 8\nvocabulary = 512'
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
 
 @pytest.fixture(autouse=True)
 def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +188,21 @@ def test_built_in_arms_that_coincide_under_the_experiment_s_values_are_refused(s
         ("seeds = [0]", "seeds = [0, 0]", "study.seeds [0, 0] names a value twice"),
         ('source = "python"', 'source = "pyhton"', "corpus"),
         ("[corpus]", "[corpus", "is not valid TOML"),
+        (
+            PYTHON,
+            f'{HUB}\nname = "a/b"',
+            "corpus: 'a/b' needs `revision`, the 40 hexadecimal digits of a commit, not None; "
+            "https://huggingface.co/datasets/a/b/commits/main lists them",
+        ),
+        (PYTHON, f'{HUB}\nname = "a/b"\nrevision = "main"', "of a commit, not 'main'"),
+        (PYTHON, f'{HUB}\nname = "/"\nrevision = "{COMMIT}"', "'/' is a path on this machine: use source = \"files\""),
+        (PYTHON, 'source = "files"\npaths = []', "corpus.paths: "),
+        (
+            TINY,
+            f'{HUB}\nname = "a/b"\nd_in = 8\ndepth = 4',
+            "model: 'a/b' is no folder, and as a repository needs",
+        ),
+        (TINY, f'{HUB}\nname = "a/b"\nd_in = 8\ndepth = 4\nrevision = "v1.0"', "not 'v1.0'; https://huggingface.co/a/b/"),
         ("learning_rate = 1e-3", "learning_rate = nan", "train.learning_rate"),
         ("first = 40", "first = 40\n[train.contrast]\ntopk = 1.5", "train.contrast.topk"),
     ],
@@ -197,6 +216,28 @@ def test_bad_input_is_one_line_that_names_the_value(small_toml: Path, old: str, 
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(small_toml) in str(caught.value)
+
+
+def test_a_pinned_model_and_corpus_count_by_name_and_commit(small_toml: Path) -> None:
+    text = small_toml.read_text().replace(TINY, f'{HUB}\nname = "a/model"\nrevision = "{COMMIT}"\nd_in = 8\ndepth = 4')
+    text = text.replace(PYTHON, f'{HUB}\nname = "a/corpus"\nrevision = "{COMMIT}"')
+    small_toml.write_text(text)
+    store = make_plan(load(str(small_toml))).store
+    assert store.label == "model-corpus"
+    assert store.inputs["model"] == {"name": "a/model", "revision": COMMIT, "dtype": "bfloat16"}
+    assert store.inputs["corpus"]["revision"] == COMMIT
+
+
+def test_a_model_in_a_folder_counts_by_content(small_toml: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a-model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    small_toml.write_text(small_toml.read_text().replace(TINY, f'{HUB}\nname = "{folder}"\nd_in = 8\ndepth = 4'))
+    before = make_plan(load(str(small_toml))).store
+    assert before.label == "a-model-python"
+    assert str(tmp_path) not in str(before.inputs)
+    (folder / "merges.txt").write_text("a b")
+    assert make_plan(load(str(small_toml))).store.key != before.key
 
 
 def test_an_unknown_experiment_names_the_known_ones() -> None:

@@ -156,7 +156,7 @@ class _Bench:
         probes, evaluation = self.experiment.probes, self.experiment.evaluate
         return {
             "random_seed": probes.seed,
-            "dataset_names": list(probes.datasets),
+            "dataset_names": list(self.plan.probes),
             "probe_train_set_size": probes.train_size,
             "probe_test_set_size": probes.test_size,
             "context_length": probes.context,

@@ -3,6 +3,7 @@
 Shapes: S sequences, L tokens, D d_in.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,11 @@ from typing import Any
 
 import torch
 
-from pipeline.compatibility import avoid_broken_torchvision
+from pipeline.compatibility import avoid_broken_torchvision, quiet_hub
 from pipeline.errors import BadInputError, ModelAccessError
 from pipeline.experiment import HuggingFaceModel
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
 
 avoid_broken_torchvision()
 import transformers  # noqa: E402
@@ -24,55 +24,123 @@ import transformers  # noqa: E402
 class ResidualStream:
     """A decoder-only model cut above its deepest hook. Call it with tokens, get the residual stream after each layer.
 
-    Hooks stand on the layers themselves: transformers' `hidden_states` of a last layer is already normalised.
+    Hooks stand on the layers themselves: transformers' `hidden_states` of a last layer is already normalised. Raises
+    ModelAccessError for a model that cannot be loaded and BadInputError for one without these layers.
     """
 
-    def __init__(self, model: str, *, revision: str = "main", layers: tuple[int, ...], dtype: str):
-        self.layers = layers
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with quiet_transformers():
+    def __init__(self, model: str, *, revision: str | None = None, layers: tuple[int, ...], dtype: str):
+        self.name, self.layers, self.device = model, layers, best_device()
+        with _loading(f"the tokenizer of {model}"):
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model, revision=revision)
-            config = transformers.AutoConfig.from_pretrained(model, revision=revision)
-            self.depth: int = config.num_hidden_layers
-            if max(layers) >= self.depth:
-                raise BadInputError(f"store.layers: layer {max(layers)} does not exist, {model} has 0 to {self.depth - 1}")
-            # Layers above the deepest hook are neither loaded nor run.
-            config.num_hidden_layers = max(layers) + 1
-            if getattr(config, "layer_types", None):
-                config.layer_types = config.layer_types[: config.num_hidden_layers]
-            self.model: Any = transformers.AutoModel.from_pretrained(
-                model,
-                revision=revision,
-                config=config,
-                dtype=DTYPES[dtype],
-                # Gemma-2 caps its attention scores, which transformers' fused kernels leave out.
-                attn_implementation="eager",
-            )
-        self.model.eval().to(self.device)
+        if len(self.tokenizer) <= len(self.tokenizer.all_special_ids):  # what some classes make of missing files
+            raise ModelAccessError(f"the tokenizer of {model} has no vocabulary: its files are missing")
+        # Texts are cut after they are tokenized; until then the tokenizer would warn of every long one.
+        self.tokenizer.model_max_length = sys.maxsize
+        with _loading(f"the configuration of {model}"):
+            config: Any = transformers.AutoConfig.from_pretrained(model, revision=revision)
+        self.depth: int = getattr(config, "num_hidden_layers", 0)
+        if not self.depth or config.is_encoder_decoder:
+            raise BadInputError(f"{model} ({config.model_type}) is not a decoder-only language model")
+        if max(layers) >= self.depth:
+            raise BadInputError(f"store.layers: layer {max(layers)} does not exist, {model} has 0 to {self.depth - 1}")
         self.d_in: int = config.hidden_size
+        self.model = _load_weights(model, revision, _cut(config, max(layers) + 1), DTYPES[dtype]).to(self.device)
+        self._layers = _find_layers(self.model, model, max(layers) + 1)
 
     @torch.no_grad()
     def __call__(self, tokens_SL: torch.Tensor) -> dict[int, torch.Tensor]:
         """Residual stream [S, L, D] after each of the layers, on the model's device.
 
-        Attention is causal, so padding on the right changes nothing to its left and needs no mask.
+        Attention is causal, so padding on the right changes nothing to its left and needs no mask. Raises BadInputError
+        for sequences longer than the model has positions.
         """
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if positions and tokens_SL.shape[1] > positions:
+            raise BadInputError(
+                f"{self.name} has {positions} positions, fewer than a context of {tokens_SL.shape[1]}: "
+                "lower store.context or probes.context"
+            )
         outputs: dict[int, torch.Tensor] = {}
 
         def keep(layer: int) -> Any:
             def hook(_module: Any, _inputs: Any, output: Any) -> None:
-                # transformers 4 returns a tuple, 5 the tensor itself, of which [0] would be the first sequence.
+                # Some models' layers (GPT-J, BLOOM) return a tuple, the others a tensor, of which [0] would be one sequence.
                 outputs[layer] = output[0] if isinstance(output, tuple) else output
 
             return hook
 
-        handles = [self.model.layers[layer].register_forward_hook(keep(layer)) for layer in self.layers]
+        handles = [self._layers[layer].register_forward_hook(keep(layer)) for layer in self.layers]
         try:
             self.model(input_ids=tokens_SL.to(self.device), use_cache=False)
         finally:
             for handle in handles:
                 handle.remove()
         return outputs
+
+
+def best_device() -> torch.device:
+    """A GPU where there is one: CUDA, then Apple's MPS, then the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _cut(config: Any, depth: int) -> Any:
+    """The configuration of a model of the first `depth` layers: what lies above is neither loaded nor run."""
+    config.num_hidden_layers = depth
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:depth]
+    return config
+
+
+def _load_weights(model: str, revision: str | None, config: Any, dtype: torch.dtype) -> Any:
+    with _loading(f"the weights of {model}"):
+        loaded, report = transformers.AutoModel.from_pretrained(
+            model,
+            revision=revision,
+            config=config,
+            dtype=dtype,
+            # Gemma-2 caps its attention scores, which the fused kernels leave out.
+            attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are in the report, which is more than the exception says
+            output_loading_info=True,
+        )
+    # transformers fills such weights with random numbers.
+    if unfit := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
+        raise ModelAccessError(
+            f"the weights of {model} do not fit its configuration: {unfit[0]} is missing or has another shape"
+            + (f", and so are {len(unfit) - 1} more" if len(unfit) > 1 else "")
+        )
+    return loaded.eval()
+
+
+def _find_layers(module: torch.nn.Module, model: str, depth: int) -> torch.nn.ModuleList:
+    """The one list of `depth` layers, under whatever name the architecture has for it."""
+    found = [layers for layers in _outermost_lists(module) if len(layers) == depth]
+    if len(found) != 1:
+        raise BadInputError(f"{model} ({type(module).__name__}) has {len(found)} lists of layers where one was expected")
+    return found[0]
+
+
+def _outermost_lists(module: torch.nn.Module) -> Iterator[torch.nn.ModuleList]:
+    """Module lists that lie in no other one, as the experts of a layer do."""
+    for child in module.children():
+        if isinstance(child, torch.nn.ModuleList):
+            yield child
+        else:
+            yield from _outermost_lists(child)
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Load something quietly, or say in one line that it cannot be loaded."""
+    try:
+        with quiet_transformers():
+            yield
+    except Exception as error:  # tokenizers raises no narrower class
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ModelAccessError(f"{what} cannot be loaded: {reason}") from error
 
 
 @contextmanager
@@ -93,7 +161,9 @@ def open_model(config: HuggingFaceModel, layers: tuple[int, ...]) -> ResidualStr
     Raises ModelAccessError, which tells a missing login from a licence that was not accepted, and BadInputError when the
     model is not as the experiment declares it.
     """
-    if not Path(config.name).is_dir():
+    if Path(config.name).is_dir():
+        check_folder(Path(config.name))
+    else:
         check_access(config.name, config.revision)
     model = ResidualStream(config.name, revision=config.revision, layers=layers, dtype=config.dtype)
     if (model.d_in, model.depth) != (config.d_in, config.depth):
@@ -104,13 +174,25 @@ def open_model(config: HuggingFaceModel, layers: tuple[int, ...]) -> ResidualStr
     return model
 
 
-def check_access(name: str, revision: str) -> None:
+def check_folder(folder: Path) -> None:
+    """Say in one line what a local model lacks."""
+    if not (folder / "config.json").is_file():
+        raise ModelAccessError(f"{folder} holds no model: it has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelAccessError(
+            f"{folder} has no .safetensors weights, and pickled ones are not loaded because they can run code: "
+            "load the model where you trust it and call its save_pretrained"
+        )
+
+
+def check_access(name: str, revision: str | None) -> None:
     """Fetch the model's config.json, and say in one line why that is not possible."""
     from huggingface_hub import errors as hub
     from huggingface_hub import get_token, hf_hub_download
 
     try:
-        hf_hub_download(name, "config.json", revision=revision)
+        with quiet_hub():
+            hf_hub_download(name, "config.json", revision=revision)
     except hub.GatedRepoError as error:
         if error.response.status_code == 401:  # nobody, or a token that the Hub does not know; 403 is a known account
             who = "the Hugging Face token is not valid" if get_token() else "not logged in to Hugging Face"

@@ -101,7 +101,23 @@ def probe_texts(
         new = dict.fromkeys(piece for piece in probe_pieces(document) if piece not in seen)
         seen.update(new)
         pieces[document.part][label] += new
-    return _draw(task, "train", pieces, train_per_class, seed), _draw(task, "test", pieces, test_per_class, seed)
+    return (
+        draw(task, "train", pieces["train"], train_per_class, seed),
+        draw(task, "test", pieces["test"], test_per_class, seed),
+    )
+
+
+def draw(source: str, part: str, texts: dict[str, list[str]], count: int, seed: int) -> dict[str, list[str]]:
+    """`count` texts of every class, in an order that depends on nothing but the texts and the seed.
+
+    Raises BadInputError, which names `source` and `part`, for a class that has fewer.
+    """
+    for label, of_class in texts.items():
+        if len(of_class) < count:
+            raise BadInputError(
+                f"{source}: class {label!r} has {len(of_class)} texts for the {part} set, {count} were asked for"
+            )
+    return {label: sorted(of_class, key=lambda text: _hash(f"{seed} {text}"))[:count] for label, of_class in texts.items()}
 
 
 @functools.cache
@@ -144,13 +160,6 @@ def _label(task: str, document: Document) -> str | None:
     if task == "python/docstring-of":
         return document.documents
     return document.package if document.kind == "source" else None
-
-
-def _draw(task: str, part: Part, pieces: dict[Part, dict[str, list[str]]], count: int, seed: int) -> dict[str, list[str]]:
-    for label, texts in pieces[part].items():
-        if len(texts) < count:
-            raise BadInputError(f"{task}: class {label!r} has {len(texts)} texts for the {part} set, {count} were asked for")
-    return {label: sorted(texts, key=lambda text: _hash(f"{seed} {text}"))[:count] for label, texts in pieces[part].items()}
 
 
 @functools.cache

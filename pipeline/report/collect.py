@@ -60,7 +60,10 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
 def _model(plan: Plan, workspace: Workspace) -> dict[str, Any]:
     model = plan.experiment.model
     if isinstance(model, HuggingFaceModel):
-        return {"name": model.name, "facts": {"revision": model.revision, "depth": model.depth, "dtype": model.dtype}}
+        return {
+            "name": model.name,
+            "facts": {"revision": model.revision or "a folder", "depth": model.depth, "dtype": model.dtype},
+        }
     assert plan.model is not None
     return {"name": "tiny-gemma2", "facts": workspace.require(plan.model, f"dasae extract {plan.experiment.argument}").facts}
 

@@ -89,7 +89,7 @@ def _wandb(library: Any, experiment: "Experiment", workspace: "Workspace", sae: 
             group=experiment.name,
             name=str(sae),
             config=identity | {"recipe": sae.recipe.model_dump()},
-            dir=str(workspace.root),
+            dir=str(workspace.local),
             reinit="create_new",  # the SAEs of a cohort are trained, and tracked, at the same time
         )
     except library.Error as error:

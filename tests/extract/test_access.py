@@ -1,5 +1,6 @@
 """What a user is told when a gated model cannot be had: the real client against a server that answers as the Hub does."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from pipeline.compatibility import quiet_hub
 
 ASK = """
 from pipeline.errors import ModelAccessError
@@ -81,3 +84,10 @@ def test_the_reason_is_told_apart(tmp_path: Path, status: int, code: str, token:
 def test_no_network_is_told_apart_too(tmp_path: Path) -> None:
     said = ask(tmp_path, HF_HUB_OFFLINE="1")
     assert said == "model google/gemma-2-2b is not in the local cache, and the Hugging Face Hub cannot be reached"
+
+
+def test_the_clients_retries_are_not_told() -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
+    with quiet_hub():
+        assert not client.isEnabledFor(logging.WARNING)
+    assert client.isEnabledFor(logging.WARNING)

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given
-from hypothesis import strategies as st
 from small_study import Study
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import HuggingFaceCorpus, HuggingFaceModel
+from pipeline.experiment import FilesCorpus, HuggingFaceModel
 from pipeline.extract import corpus
 from pipeline.extract.model import ResidualStream, open_model
 from pipeline.extract.stage import extract
@@ -135,7 +133,7 @@ def test_a_local_model_and_a_local_corpus_go_the_same_way(model_folder: str, sma
     text = text.replace(
         'source = "tiny"\nsteps = 20\nbatch_size = 8\nvocabulary = 512',
         f'source = "huggingface"\nname = "{model_folder}"\nd_in = 64\ndepth = 4\ndtype = "float32"',
-    ).replace('source = "python"', f'source = "huggingface"\nname = "{texts}"\ntext_column = "body"')
+    ).replace('source = "python"', f'source = "files"\npaths = ["{texts}/*.jsonl"]\ntext_column = "body"')
     small_toml.write_text(text)
     from pipeline.experiment import load
 
@@ -156,55 +154,8 @@ def test_a_local_model_and_a_local_corpus_go_the_same_way(model_folder: str, sma
 )
 def test_a_corpus_that_cannot_be_used_is_one_line(study: Study, tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "train.jsonl").write_text(content)
-    config = HuggingFaceCorpus(source="huggingface", name=str(tmp_path), text_column="body")
+    config = FilesCorpus(source="files", paths=(str(tmp_path / "train.jsonl"),), text_column="body")
     assert study.plan.model is not None
     tokenizer = transformers.AutoTokenizer.from_pretrained(study.workspace.folder(study.plan.model))
     with pytest.raises(BadInputError, match=message):
         corpus.pack(corpus.texts(config), tokenizer, context=32, rows=1000)
-
-
-class Letters:
-    """A tokenizer of one token per character; ids 0 to 2 are special."""
-
-    bos_token_id, eos_token_id, pad_token_id, all_special_ids = 0, 1, 2, [0, 1, 2]
-
-    def __call__(self, texts: list[str], add_special_tokens: bool) -> dict[str, list[list[int]]]:
-        assert not add_special_tokens
-        return {"input_ids": [[3 + ord(letter) for letter in text] for text in texts]}
-
-
-@given(st.lists(st.text(max_size=30), min_size=1, max_size=20), st.integers(8, 16))
-def test_packing_keeps_every_token_in_order_and_no_special_one_as_a_row(texts: list[str], context: int) -> None:
-    tokens = [3 + ord(letter) for text in texts for letter in text]
-    nonempty = [text for text in texts if text]
-    # A BOS stands before every document.
-    if len(tokens) + len(nonempty) < context:
-        with pytest.raises(BadInputError):
-            corpus.pack(texts, Letters(), context=context, rows=10**6)
-        return
-    packed = corpus.pack(texts, Letters(), context=context, rows=10**6)
-    assert packed.tokens_SL.shape[1] == context
-    assert (packed.tokens_SL[:, 0] == 0).all()
-    flat = packed.tokens_SL.ravel()
-    kept = flat[flat > 2].tolist()
-    assert kept == tokens[: len(kept)]
-    # What is left out is the last sequence, which did not fill.
-    assert len(tokens) - len(kept) < context
-    assert packed.row_offsets[-1] == len(kept)
-    for text, start in zip(nonempty, packed.doc_starts, strict=False):
-        assert flat[start] == 3 + ord(text[0])
-        assert flat[start - 1] == 0
-
-
-@given(st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=10), st.integers(8, 16))
-def test_probe_texts_are_one_sequence_each(texts: list[str], context: int) -> None:
-    padded = corpus.pad(texts, Letters(), context=context)
-    for index, text in enumerate(texts):
-        expected = [0, *(3 + ord(letter) for letter in text)][:context]
-        assert padded.tokens_SL[index].tolist() == expected + [2] * (context - len(expected))
-        assert padded.row_offsets[index + 1] - padded.row_offsets[index] == len(expected) - 1
-
-
-def test_an_empty_probe_text_is_refused() -> None:
-    with pytest.raises(BadInputError, match="text 1 has no tokens: ''"):
-        corpus.pad(["a", ""], Letters(), context=8)

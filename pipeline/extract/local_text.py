@@ -1,0 +1,162 @@
+"""Texts in files on this machine: corpora in parquet, JSON lines or plain text, labelled texts in two parquet files."""
+
+import glob
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline import identity
+from pipeline.errors import BadInputError, PipelineError
+from pipeline.experiment import FilesCorpus
+from pipeline.extract.python_text import draw
+
+ROWS_PER_READ = 1024
+"""Rows of a parquet file in memory at once: a few megabytes of ordinary documents."""
+
+
+def corpus_files(corpus: FilesCorpus) -> list[Path]:
+    """The files of a corpus in the order in which they are read: sorted, each once however many patterns match it.
+
+    Raises BadInputError for a pattern that matches nothing and for a file in no known format.
+    """
+    found = sorted(path for pattern in corpus.paths for path in _matching(pattern))
+    for path in found:
+        if path.suffix not in READERS:
+            raise BadInputError(f"corpus.paths: {path} is in no known format; known are {', '.join(READERS)}")
+    return list({path.resolve(): path for path in found}.values())
+
+
+def corpus_fingerprint(corpus: FilesCorpus) -> str:
+    """SHA-256 over format and content of the files in reading order, in hexadecimal; where they lie does not count."""
+    files = [(f"{index:08}{path.suffix}", path) for index, path in enumerate(corpus_files(corpus))]
+    with reading("the corpus"):
+        return identity.fingerprint(files)
+
+
+def corpus_texts(corpus: FilesCorpus) -> Iterator[str]:
+    """The documents, file after file, in the order of each file.
+
+    Raises BadInputError, which names file and line or row, for what is not text.
+    """
+    for path in corpus_files(corpus):
+        with reading(path):
+            yield from READERS[path.suffix](path, corpus.text_column)
+
+
+def probe_fingerprint(folder: Path) -> str:
+    """SHA-256 over the two files of a probe data set, in hexadecimal."""
+    with reading(folder):
+        return identity.fingerprint((f"{part}.parquet", folder / f"{part}.parquet") for part in ("train", "test"))
+
+
+def probe_texts(
+    folder: Path, train_per_class: int, test_per_class: int, seed: int
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Texts by class from the columns `text` and `label` of a folder's `train.parquet` and `test.parquet`.
+
+    Classes are sorted; texts without a visible character are left out. Raises BadInputError when there are not two classes,
+    when the two files differ in them, and when a class has fewer texts than asked for.
+    """
+    train, test = (_by_class(folder / f"{part}.parquet") for part in ("train", "test"))
+    if len(train) < 2:
+        raise BadInputError(f"{folder / 'train.parquet'} has {len(train)} classes, a probe needs two")
+    if train.keys() != test.keys():
+        one = min(train.keys() ^ test.keys())
+        raise BadInputError(f"{folder}: class {one!r} is in only one of train.parquet and test.parquet")
+    return (
+        draw(str(folder), "train", train, train_per_class, seed),
+        draw(str(folder), "test", test, test_per_class, seed),
+    )
+
+
+def _by_class(path: Path) -> dict[str, list[str]]:
+    texts: dict[Any, list[str]] = {}
+    with reading(path):
+        for row, (text, label) in enumerate(parquet_columns(path, ("text", "label")), start=1):
+            if not isinstance(label, str | int):
+                raise BadInputError(f"{path} row {row}: label is {type(label).__name__}, neither text nor a whole number")
+            if checked_text(text, f"{path} row {row}").strip():
+                texts.setdefault(label, []).append(text)
+    return {str(label): texts[label] for label in sorted(texts)}
+
+
+def checked_text(value: Any, place: str) -> str:
+    """The value itself. Raises BadInputError when it is something that no tokenizer takes."""
+    if not isinstance(value, str):
+        raise BadInputError(f"{place}: expected text, found {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadInputError(f"{place}: the text holds half of a surrogate pair, which is no character") from None
+    return value
+
+
+def parquet_columns(path: Path, names: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
+    """Values of the named columns, row by row. Raises BadInputError for a column that is not there."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for name in names:
+            if name not in file.schema_arrow.names:
+                raise BadInputError(f"{path} has no column {name!r}; its columns are {', '.join(file.schema_arrow.names)}")
+        for batch in file.iter_batches(ROWS_PER_READ, columns=list(names)):
+            yield from zip(*(batch.column(name).to_pylist() for name in names), strict=True)
+
+
+@contextmanager
+def reading(what: Path | str) -> Iterator[None]:
+    """Turn whatever prevents reading into a BadInputError of one line."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except PipelineError:  # a BadInputError is a ValueError, and says already what is wrong
+        raise
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise BadInputError(f"{what} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _matching(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    if path.is_file():  # taken literally: brackets in a file's name make no pattern of it
+        return [path]
+    names = glob.glob(pattern, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
+    files = [file for name in names if (file := Path(name)).is_file()]
+    if not files:
+        problem = f"is a folder, name its files, such as {path / '*.parquet'}" if path.is_dir() else "matches no file"
+        raise BadInputError(f"corpus.paths: {pattern!r} {problem}")
+    return files
+
+
+def _parquet(path: Path, column: str) -> Iterator[str]:
+    for row, (value,) in enumerate(parquet_columns(path, (column,)), start=1):
+        yield checked_text(value, f"{path} row {row}")
+
+
+def _json_lines(path: Path, column: str) -> Iterator[str]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}:{number}"
+            try:
+                row = json.loads(line.decode())
+            except UnicodeDecodeError:
+                raise BadInputError(f"{place} is not UTF-8") from None
+            except json.JSONDecodeError as error:
+                raise BadInputError(f"{place} is not JSON: {error}") from None
+            if not isinstance(row, dict) or column not in row:
+                raise BadInputError(f"{place} has no column {column!r}")
+            yield checked_text(row[column], place)
+
+
+def _plain(path: Path, _column: str) -> Iterator[str]:
+    # Not read_text, which would turn \r\n into \n.
+    yield path.read_bytes().decode()
+
+
+READERS = {".parquet": _parquet, ".jsonl": _json_lines, ".txt": _plain}
