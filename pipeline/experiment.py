@@ -6,13 +6,14 @@ Every section is frozen. A field that determines an artefact's bytes is hashed i
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from pipeline.errors import BadInputError
 
 EXPERIMENTS = Path("experiments")
+SOURCES = ("huggingface", "tiny", "python", "synthetic")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -45,6 +46,7 @@ class TinyModel(Section):
     """A small Gemma-2-architecture model, trained on the spot on the study's own corpus. Needs no download."""
 
     source: Literal["tiny"]
+    name: ClassVar[str] = "tiny-gemma2"
     d_in: Annotated[int, Field(ge=16, multiple_of=16)] = 64
     """Width of the residual stream."""
     depth: Annotated[int, Field(ge=2)] = 4
@@ -60,7 +62,59 @@ class TinyModel(Section):
     seed: int = 0
 
 
-ModelConfig = Annotated[HuggingFaceModel | TinyModel, Field(discriminator="source")]
+class SyntheticModel(Section):
+    """No language model: rows are sums of known features that `sae_lens.synthetic` lets fire, so that the truth is known.
+
+    Features are numbered by falling probability: first the parents, then their children, then the correlated pairs, and
+    last those that fire independently. All probabilities are of a row and hold whatever is planted.
+    """
+
+    source: Literal["synthetic"]
+    name: ClassVar[str] = "synthetic"
+    depth: ClassVar[int] = 1
+    """Its one layer is layer 0."""
+    dtype: ClassVar[Dtype] = "float32"
+    """Dtype in which rows are summed."""
+    d_in: Annotated[int, Field(ge=2)] = 64
+    """Width of a row."""
+    features: Annotated[int, Field(ge=2)] = 256
+    """True features, each a unit direction; more than d_in put them in superposition."""
+    max_probability: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Probability with which the most frequent feature fires."""
+    min_probability: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Probability with which the least frequent feature fires."""
+    zipf_exponent: PositiveFloat = 1.0
+    """How steeply probabilities fall in between: with the rank to the power of minus this."""
+    magnitude_std: Annotated[float, Field(ge=0, le=0.25)] = 0.2
+    """Standard deviation of how strongly a firing feature fires; the mean is 1."""
+    parents: Annotated[int, Field(ge=0)] = 16
+    """Features that have children, which fire only where their parent does."""
+    children: PositiveInt = 3
+    """Children of each parent."""
+    correlated_pairs: Annotated[int, Field(ge=0)] = 32
+    """Pairs of features that fire together more often (or, for a negative correlation, less often) than by chance."""
+    correlation: Annotated[float, Field(gt=-1, lt=1)] = 0.8
+    """Correlation of the two normal variables whose thresholds decide whether the two features of such a pair fire."""
+    similarity: Annotated[float, Field(ge=0, lt=1)] = 0.4
+    """Cosine of a child's direction to its parent's, and between a correlated pair's. All other directions are random."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the directions. What fires where is drawn from `store.seed`."""
+
+    @model_validator(mode="after")
+    def _room_for_what_is_planted(self) -> Self:
+        if self.min_probability >= self.max_probability:
+            raise ValueError(
+                f"min_probability {self.min_probability} is not less than max_probability {self.max_probability}"
+            )
+        planted = self.parents * (1 + self.children) + 2 * self.correlated_pairs
+        if planted > self.features:
+            raise ValueError(
+                f"features {self.features} are fewer than the {planted} that parents, children and correlated_pairs need"
+            )
+        return self
+
+
+ModelConfig = Annotated[HuggingFaceModel | TinyModel | SyntheticModel, Field(discriminator="source")]
 
 
 class PythonCorpus(Section):
@@ -79,7 +133,14 @@ class HuggingFaceCorpus(Section):
     text_column: str = "text"
 
 
-CorpusConfig = Annotated[PythonCorpus | HuggingFaceCorpus, Field(discriminator="source")]
+class SyntheticCorpus(Section):
+    """No text: the rows are drawn from the synthetic model, which owns every parameter."""
+
+    source: Literal["synthetic"]
+
+
+TextCorpus = PythonCorpus | HuggingFaceCorpus
+CorpusConfig = Annotated[TextCorpus | SyntheticCorpus, Field(discriminator="source")]
 
 
 class StoreConfig(Section):
@@ -102,7 +163,7 @@ class StoreConfig(Section):
     chunk_rows: PositiveInt = 1024
     """Rows per chunk, the unit of reading."""
     seed: int = 0
-    """Seed of the row order inside each shard."""
+    """Seed of the row order inside each shard; of the rows themselves, where the model is synthetic."""
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
@@ -116,7 +177,7 @@ class StoreConfig(Section):
 class ProbesConfig(Section):
     """Labelled texts for sparse probing. The defaults are sae-bench's published configuration."""
 
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    datasets: tuple[str, ...] = (
         "LabHC/bias_in_bios_class_set1",
         "LabHC/bias_in_bios_class_set2",
         "LabHC/bias_in_bios_class_set3",
@@ -126,7 +187,7 @@ class ProbesConfig(Section):
         "fancyzhx/ag_news",
         "Helsinki-NLP/europarl",
     )
-    """sae-bench's names, or `python/...` tasks made from the Python installation."""
+    """sae-bench's names, or `python/...` tasks made from the Python installation. None for a synthetic model."""
     train_size: Annotated[int, Field(ge=8)] = 4000
     """Rows of one binary training problem, half of them of the class (sae-bench's `probe_train_set_size`)."""
     test_size: Annotated[int, Field(ge=8)] = 1000
@@ -222,6 +283,10 @@ class EvaluateConfig(Section):
         return self
 
 
+def _default_probes(validated: dict[str, Any]) -> ProbesConfig:
+    return ProbesConfig(datasets=()) if isinstance(validated.get("model"), SyntheticModel) else ProbesConfig()
+
+
 class Experiment(Section):
     """A whole study."""
 
@@ -234,7 +299,7 @@ class Experiment(Section):
     model: ModelConfig
     corpus: CorpusConfig
     store: StoreConfig
-    probes: ProbesConfig = ProbesConfig()
+    probes: ProbesConfig = Field(default_factory=_default_probes)
     train: TrainConfig
     study: StudyConfig
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -245,6 +310,16 @@ class Experiment(Section):
 
         if not NAME.fullmatch(self.name):
             raise ValueError(f"experiment name {self.name!r} must be lower-case letters, digits, '.', '_' or '-'")
+        synthetic = isinstance(self.model, SyntheticModel)
+        if synthetic != isinstance(self.corpus, SyntheticCorpus):
+            raise ValueError(
+                f'model.source "{self.model.source}" and corpus.source "{self.corpus.source}" do not go together: '
+                f'either both are "synthetic" or neither is'
+            )
+        if synthetic and self.probes.datasets:
+            raise ValueError("probes.datasets: a synthetic model reads no texts; remove the section [probes]")
+        if not synthetic and not self.probes.datasets:
+            raise ValueError("probes.datasets is empty, which only a synthetic model may have; name at least one data set")
         if max(self.store.layers) >= self.model.depth:
             deepest, last = max(self.store.layers), self.model.depth - 1
             raise ValueError(f"store.layers: layer {deepest} does not exist, the model has layers 0 to {last}")
@@ -297,7 +372,7 @@ def explain(error: ValidationError) -> str:
     # A misspelt key also makes the right one missing: the spelling is what to talk about.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     # Discriminated unions put the tag into the location; it is no key of the TOML.
-    field = ".".join(str(part) for part in first["loc"] if part not in ("huggingface", "tiny", "python"))
+    field = ".".join(str(part) for part in first["loc"] if part not in SOURCES)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "unknown key, check its spelling or remove it"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pipeline.arms import recipe
 from pipeline.errors import BadInputError
-from pipeline.experiment import Experiment, HuggingFaceModel, PythonCorpus, TinyModel, TrainConfig
+from pipeline.experiment import Experiment, HuggingFaceCorpus, HuggingFaceModel, PythonCorpus, SyntheticModel, TrainConfig
 from pipeline.extract import python_text
 from pipeline.identity import fingerprint
 from pipeline.workspace import Artefact
@@ -52,12 +52,12 @@ class Plan:
 
     experiment: Experiment
     model: Artefact | None
-    """The model trained here; None when the model comes from elsewhere."""
+    """The model that is made here, trained or synthetic; None when the model comes from elsewhere."""
     store: Artefact
     probes: dict[str, Artefact]
     """Documents store of each probe data set."""
     llm_probing: dict[int, Artefact]
-    """Probing results of the model itself, by layer."""
+    """Probing results of the model itself, by layer; none where there is nothing to probe."""
     saes: tuple[PlannedSAE, ...]
 
     @property
@@ -95,7 +95,7 @@ def make_plan(
         model=model,
         store=store,
         probes=probes,
-        llm_probing={layer: _llm_probing(experiment, probe_keys, layer) for layer in chosen_layers},
+        llm_probing={layer: _llm_probing(experiment, probe_keys, layer) for layer in chosen_layers if probes},
         saes=tuple(saes),
     )
 
@@ -111,15 +111,13 @@ def _chosen(what: str, wanted: Iterable[T] | None, declared: tuple[T, ...]) -> t
 
 
 def _model(experiment: Experiment) -> Artefact | None:
-    if not isinstance(experiment.model, TinyModel):
+    model = experiment.model
+    if isinstance(model, HuggingFaceModel):
         return None
-    inputs = {
-        "format": MODEL_FORMAT,
-        "model": experiment.model.model_dump(),
-        "context": experiment.store.context,
-        "corpus": _corpus(experiment),
-    }
-    return Artefact(kind="models", label="tiny-gemma2", inputs=inputs)
+    inputs: dict[str, Any] = {"format": MODEL_FORMAT, "model": model.model_dump()}
+    if not isinstance(model, SyntheticModel):
+        inputs |= {"context": experiment.store.context, "corpus": _corpus(experiment)}
+    return Artefact(kind="models", label=model.name, inputs=inputs)
 
 
 def _external_model(experiment: Experiment) -> dict[str, Any]:
@@ -136,6 +134,8 @@ def _corpus(experiment: Experiment) -> dict[str, Any]:
     corpus = experiment.corpus
     if isinstance(corpus, PythonCorpus):
         return {"source": "python", "content": python_text.fingerprint()}
+    if not isinstance(corpus, HuggingFaceCorpus):
+        return corpus.model_dump()
     folder = Path(corpus.name)
     if folder.is_dir():
         files = [(str(path.relative_to(folder)), path) for path in folder.rglob("*") if path.is_file()]
@@ -144,20 +144,20 @@ def _corpus(experiment: Experiment) -> dict[str, Any]:
 
 
 def _model_label(experiment: Experiment) -> str:
-    model = experiment.model
-    return Path(model.name).name if isinstance(model, HuggingFaceModel) else "tiny-gemma2"
+    return Path(experiment.model.name).name
 
 
 def _store(experiment: Experiment, model: dict[str, Any]) -> Artefact:
     corpus = experiment.corpus
-    corpus_label = "python" if isinstance(corpus, PythonCorpus) else Path(corpus.name).name
+    corpus_label = Path(corpus.name).name if isinstance(corpus, HuggingFaceCorpus) else corpus.source
     inputs = {
         "format": STORE_FORMAT,
         "model": model,
         "corpus": _corpus(experiment),
         "store": experiment.store.model_dump(),
     }
-    return Artefact(kind="stores", label=f"{_model_label(experiment)}-{corpus_label}", inputs=inputs)
+    label = "-".join(dict.fromkeys((_model_label(experiment), corpus_label)))  # "synthetic" is both, and said once
+    return Artefact(kind="stores", label=label, inputs=inputs)
 
 
 def _probe_store(experiment: Experiment, model: dict[str, Any], dataset: str) -> Artefact:

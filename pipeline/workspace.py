@@ -26,7 +26,7 @@ from pipeline.identity import key_of, sha256_file
 
 Kind = Literal["models", "stores", "probes", "saes", "evaluations"]
 MANIFEST = "manifest.json"
-LIBRARIES = ("numpy", "numcodecs", "sae-bench", "scikit-learn", "tokenizers", "torch", "transformers", "zarr")
+LIBRARIES = ("numpy", "numcodecs", "sae-bench", "sae-lens", "scikit-learn", "tokenizers", "torch", "transformers", "zarr")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import CorpusConfig, PythonCorpus
+from pipeline.experiment import PythonCorpus, TextCorpus
 from pipeline.extract import python_text
 from pipeline.progress import progress
 from pipeline.store.format import Sequences
@@ -18,7 +18,7 @@ from pipeline.store.format import Sequences
 TEXTS_PER_CALL = 256
 
 
-def texts(corpus: CorpusConfig) -> Iterator[str]:
+def texts(corpus: TextCorpus) -> Iterator[str]:
     """The corpus's documents, in a fixed order."""
     if isinstance(corpus, PythonCorpus):
         yield from python_text.corpus_texts()

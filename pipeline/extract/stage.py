@@ -5,15 +5,17 @@ import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.experiment import HuggingFaceModel, TinyModel
+from pipeline.experiment import HuggingFaceModel, SyntheticCorpus, SyntheticModel, TinyModel
 from pipeline.extract import corpus, probes
 from pipeline.extract.estimate import describe
 from pipeline.extract.model import ResidualStream, open_model
-from pipeline.extract.shards import run_shard
+from pipeline.extract.shards import ShardRows, run_shard
+from pipeline.extract.synthetic import make_synthetic_model, open_synthetic_model, synthetic_rows, synthetic_store
+from pipeline.ground_truth import GroundTruth
 from pipeline.plan import Plan
 from pipeline.progress import progress
 from pipeline.store import format as fmt
@@ -29,7 +31,7 @@ def extract(plan: Plan, workspace: Workspace) -> list[Artefact]:
         print(describe(plan), file=sys.stderr)
     source = _Source(plan, workspace)
     made: list[Artefact] = []
-    if plan.model and _train_model(plan, workspace):
+    if plan.model and _make_model(plan, workspace):
         made.append(plan.model)
     if _fill_store(plan.store, workspace, source, partial(_corpus_store, plan, source)):
         made.append(plan.store)
@@ -53,21 +55,36 @@ class _Source:
         assert self.plan.model is not None
         return ResidualStream(str(self.workspace.folder(self.plan.model)), layers=layers, dtype=config.dtype)
 
+    @cached_property
+    def truth(self) -> GroundTruth:
+        return open_synthetic_model(self.plan, self.workspace)
 
-def _train_model(plan: Plan, workspace: Workspace) -> bool:
+    def rows(self, shard: int, layout: fmt.Layout, sequences: fmt.Sequences) -> ShardRows:
+        if isinstance(self.plan.experiment.model, SyntheticModel):
+            return synthetic_rows(self.truth, layout, sequences, shard)
+        return run_shard(shard, layout, sequences, self.model, self.plan.experiment.store.forward_batch)
+
+
+def _make_model(plan: Plan, workspace: Workspace) -> bool:
     assert plan.model is not None
     if workspace.manifest(plan.model):
         return False
-    from pipeline.extract.tiny_model import train_tiny_model
-
-    experiment = plan.experiment
-    assert isinstance(experiment.model, TinyModel)
     with workspace.lock(plan.model) as folder:
         if workspace.manifest(plan.model):
             return False
-        facts = train_tiny_model(experiment.model, corpus.texts(experiment.corpus), experiment.store.context, folder)
+        config = plan.experiment.model
+        facts = make_synthetic_model(config, folder) if isinstance(config, SyntheticModel) else _train_model(plan, folder)
         workspace.publish(plan.model, facts=facts)
     return True
+
+
+def _train_model(plan: Plan, folder: Path) -> dict[str, Any]:
+    from pipeline.extract.tiny_model import train_tiny_model
+
+    model, text, context = plan.experiment.model, plan.experiment.corpus, plan.experiment.store.context
+    assert isinstance(model, TinyModel)
+    assert not isinstance(text, SyntheticCorpus)
+    return train_tiny_model(model, corpus.texts(text), context, folder)
 
 
 def _fill_store(artefact: Artefact, workspace: Workspace, source: _Source, new_store: Callable[[], fmt.NewStore]) -> bool:
@@ -80,7 +97,7 @@ def _fill_store(artefact: Artefact, workspace: Workspace, source: _Source, new_s
         started = time.monotonic()
         if not fmt.is_laid_out(folder):
             fmt.create(folder, new_store())
-        _write_shards(artefact, folder, source.model, source.plan.experiment.store.forward_batch)
+        _write_shards(artefact, folder, source)
         store = ActivationStore(folder)
         shard_data = {name for commit in store.commits for name in commit.files}
         kept = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
@@ -99,20 +116,23 @@ def _fill_store(artefact: Artefact, workspace: Workspace, source: _Source, new_s
     return True
 
 
-def _write_shards(artefact: Artefact, folder: Path, model: ResidualStream, forward_batch: int) -> None:
+def _write_shards(artefact: Artefact, folder: Path, source: _Source) -> None:
     writer = ShardWriter(folder)
     layout, sequences = writer.layout, fmt.read_sequences(writer.group)
     missing = writer.missing()
     with progress(f"extract {artefact.label}", len(missing) * layout.shard_rows, "tokens") as advance:
         for shard in missing:
-            rows = run_shard(shard, layout, sequences, model, forward_batch)
+            rows = source.rows(shard, layout, sequences)
             writer.write(shard, rows.layers, rows.fields)
             advance(layout.shard_rows)
 
 
 def _corpus_store(plan: Plan, source: _Source) -> fmt.NewStore:
-    config, tokenizer = plan.experiment.store, source.model.tokenizer
-    sequences = corpus.pack(corpus.texts(plan.experiment.corpus), tokenizer, context=config.context, rows=config.tokens)
+    config, text = plan.experiment.store, plan.experiment.corpus
+    if isinstance(text, SyntheticCorpus):
+        return synthetic_store(plan)
+    tokenizer = source.model.tokenizer
+    sequences = corpus.pack(corpus.texts(text), tokenizer, context=config.context, rows=config.tokens)
     rows = min(int(sequences.row_offsets[-1]), config.tokens)
     layout = _layout(plan.store, source, rows, "shuffled", config.seed, sorted(set(tokenizer.all_special_ids)), ())
     return fmt.NewStore(layout=layout, sequences=sequences)
