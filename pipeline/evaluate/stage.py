@@ -109,12 +109,12 @@ class _Bench:
             metrics = self._reconstruct(sae, folder)
             _write(folder, RECONSTRUCTION, metrics)
             try:
-                if not metrics["l0"]:
-                    raise DegenerateSAEError("no latent fires on any held-out row")
                 if self.documents:
                     sparse = self._probe(self._sae_features(sae))
                     config = json.loads(self.workspace.verified(planned.artefact, CONFIG).read_text(encoding="utf-8"))
                     _write(folder, SPARSE_PROBING, probing.saebench_output(llm, sparse, self._saebench_config(), config))
+                elif not metrics["l0"]:
+                    raise DegenerateSAEError("no latent fires on any held-out row")
             except DegenerateSAEError as error:
                 degenerate = str(error)
         self.workspace.publish(
