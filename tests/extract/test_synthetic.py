@@ -1,4 +1,4 @@
-"""Synthetic activations: what the configuration says is what is drawn, for any shard, in any order, on any number of cores."""
+"""Synthetic activations: what the configuration says is what is drawn, in any order and on any number of cores."""
 
 import json
 import math
@@ -300,10 +300,10 @@ def test_a_dead_sae_is_degenerate_without_probes_too(finished: tuple[Plan, Works
     plan, workspace = finished
     own = Workspace(shutil.copytree(workspace.root, tmp_path / "workspace"))
     dead = plan.saes[0]
-    sae = SAE.load(own.verified(dead.artefact, WEIGHTS))
-    replace(sae, b_enc_F=torch.full_like(sae.b_enc_F, -1e9)).save(own.folder(dead.artefact), {"arm": dead.arm})
     manifest = own.manifest(dead.artefact)
     assert manifest
+    sae = SAE.load(own.verified(dead.artefact, WEIGHTS))
+    replace(sae, b_enc_F=torch.full_like(sae.b_enc_F, -1e9)).save(own.folder(dead.artefact), {"arm": dead.arm})
     own.publish(dead.artefact, facts=manifest.facts)
     assert evaluate(plan, own).degenerate == {"baseline seed 0 layer 0": "no latent fires on any held-out row"}
     results = collect(plan, own)
@@ -345,7 +345,7 @@ def test_what_is_planted_names_the_model_and_what_is_drawn_names_the_store(toml:
         ("[train]", "[probes]\nseed = 1\n[train]", "a synthetic model reads no texts; remove the section [probes]"),
         ("layers = [0]\ntokens", "layers = [1]\ntokens", "layer 1 does not exist, the model has layers 0 to 0"),
         ("features = 40", "features = 20", "model: features 20 are fewer than the 22 that parents, children"),
-        ("features = 40", "features = 40\nmin_probability = 0.5", "min_probability 0.5 is not less than max_probability 0.3"),
+        ("features = 40", "features = 40\nmin_probability = 0.5", "0.5 is not less than max_probability 0.3"),
         ("features = 40", "features = 40\ncorrelation = 1.0", "model.correlation: input should be less than 1, got 1.0"),
         ("features = 40", "features = 40\nnoise = 0.1", "model.noise: unknown key"),
         ("features = 40", 'features = 40\nname = "x"', "model.name: unknown key"),
@@ -363,7 +363,7 @@ def test_bad_input_is_one_line(toml: Path, old: str, new: str, message: str) -> 
 def test_only_a_synthetic_model_may_have_no_probes(small_toml: Path) -> None:
     text = small_toml.read_text()
     small_toml.write_text(text.replace('datasets = ["python/text-kind", "python/docstring-of"]', "datasets = []"))
-    with pytest.raises(BadInputError, match="probes.datasets is empty, which only a synthetic model may have"):
+    with pytest.raises(BadInputError, match=r"probes\.datasets is empty, which only a synthetic model may have"):
         load(str(small_toml))
 
 
