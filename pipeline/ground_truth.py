@@ -58,8 +58,9 @@ class GroundTruth:
         pair_P2 = first_pair + torch.arange(2 * pairs).reshape(pairs, 2)
         child_T = (parent_T != NO_PARENT).nonzero().squeeze(1)
 
-        generator = torch.Generator().manual_seed(config.seed)
-        direction_TD = torch.nn.functional.normalize(torch.randn(config.features, config.d_in, generator=generator), dim=1)
+        # numpy's generator, because SAEs are initialised from torch's: with the same seed, one would start at the solution.
+        normal_TD = np.random.default_rng(config.seed).standard_normal((config.features, config.d_in), dtype=np.float32)
+        direction_TD = torch.nn.functional.normalize(torch.from_numpy(normal_TD), dim=1)
         for features, like in ((child_T, parent_T[child_T]), (pair_P2[:, 1], pair_P2[:, 0])):
             direction_TD[features] = _turned_towards(direction_TD[features], direction_TD[like], config.similarity)
         return cls(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.arms import ARMS
 from pipeline.errors import BadInputError
 from pipeline.evaluate.stage import evaluate
-from pipeline.experiment import SyntheticModel, load
+from pipeline.experiment import SyntheticModel, TrainConfig, load
 from pipeline.extract.estimate import describe
 from pipeline.extract.stage import extract
 from pipeline.extract.synthetic import DRAWN, make_synthetic_model, open_synthetic_model, synthetic_rows, synthetic_store
@@ -29,6 +29,7 @@ from pipeline.status import next_command, status_table
 from pipeline.store.format import Layout
 from pipeline.store.reader import ActivationStore
 from pipeline.train.stage import train
+from pipeline.train.step import Trainer
 from pipeline.workspace import Workspace
 
 STUDY = """
@@ -194,6 +195,13 @@ def test_directions_are_unit_and_as_similar_as_the_configuration_says() -> None:
     related += [(first, second) for first, second in truth.pair_P2.tolist()]
     assert [cosine_TT[pair].item() for pair in related] == pytest.approx([0.4] * 13, abs=1e-6)
     assert cosine_TT[22:, 22:].triu(diagonal=1).mean().abs() < 0.1
+
+
+def test_no_sae_starts_at_the_solution_because_its_seed_is_the_models() -> None:
+    truth = GroundTruth.plant(SyntheticModel(source="synthetic", d_in=64, features=256, seed=0))
+    recipe = TrainConfig(d_sae=256, steps=10)
+    W_dec_FD = Trainer(config=recipe, d_in=64, seed=0, device=torch.device("cpu")).finished(1.0).W_dec_FD
+    assert (truth.direction_TD @ W_dec_FD.T).max() < 0.8
 
 
 @settings(max_examples=10)
