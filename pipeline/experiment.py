@@ -8,114 +8,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from pipeline.errors import BadInputError
+from pipeline.sources import SOURCES, CorpusConfig, Dtype, ModelConfig, Section, SyntheticCorpus, SyntheticModel
 
 EXPERIMENTS = Path("experiments")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
-Dtype = Literal["bfloat16", "float32"]
-
-
-class Section(BaseModel):
-    """One table of the TOML file: frozen, and strict about keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-def _needs_commit(repository: str, given: str | None) -> str:
-    return (
-        f"needs `revision`, the 40 hexadecimal digits of a commit, not {given!r}; "
-        f"https://huggingface.co/{repository}/commits/main lists them"
-    )
-
-
-class HuggingFaceModel(Section):
-    """A decoder-only model from the Hugging Face Hub or a local folder."""
-
-    source: Literal["huggingface"]
-    name: Annotated[str, Field(min_length=1)]
-    """Repository such as `google/gemma-2-2b`, or the path of a folder that holds the model."""
-    revision: str | None = None
-    """Commit of the repository: a branch may move, and the study would mean something else. A folder needs none, it counts
-    by its content."""
-    d_in: PositiveInt
-    """Width of the residual stream. Declared, so that estimates need no download; checked when the model is loaded."""
-    depth: PositiveInt
-    """Number of layers; declared and checked likewise."""
-    dtype: Dtype = "bfloat16"
-    """Dtype in which the forward pass runs."""
-
-    @model_validator(mode="after")
-    def _pinned(self) -> Self:
-        if not Path(self.name).is_dir() and not COMMIT.fullmatch(self.revision or ""):
-            raise ValueError(f"{self.name!r} is no folder, and as a repository {_needs_commit(self.name, self.revision)}")
-        return self
-
-
-class TinyModel(Section):
-    """A small Gemma-2-architecture model, trained on the spot on the study's own corpus. Needs no download."""
-
-    source: Literal["tiny"]
-    d_in: Annotated[int, Field(ge=16, multiple_of=16)] = 64
-    """Width of the residual stream."""
-    depth: Annotated[int, Field(ge=2)] = 4
-    """Number of layers."""
-    vocabulary: Annotated[int, Field(ge=300)] = 2048
-    """Size of the byte-level BPE vocabulary, special tokens included."""
-    steps: PositiveInt = 1000
-    """Optimizer steps of language-model training."""
-    batch_size: PositiveInt = 32
-    """Sequences per step."""
-    learning_rate: PositiveFloat = 6e-3
-    dtype: Dtype = "float32"
-    seed: int = 0
-
-
-ModelConfig = Annotated[HuggingFaceModel | TinyModel, Field(discriminator="source")]
-
-
-class PythonCorpus(Section):
-    """Text that every Python installation carries: docstrings, sources and the language reference, read with `ast`."""
-
-    source: Literal["python"]
-
-
-class FilesCorpus(Section):
-    """Texts in files on this machine. They count by content, wherever they lie."""
-
-    source: Literal["files"]
-    paths: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
-    """Files, or patterns such as `texts/**/*.parquet`: .parquet, .jsonl, or .txt, which is one document. Read in sorted
-    order, each once."""
-    text_column: str = "text"
-    """Column of a parquet file, key of a JSON line."""
-
-
-class HuggingFaceCorpus(Section):
-    """A text data set of the Hugging Face Hub, streamed."""
-
-    source: Literal["huggingface"]
-    name: Annotated[str, Field(min_length=1)]
-    """Repository such as `monology/pile-uncopyrighted`."""
-    revision: str | None = None
-    """Commit of the repository; required, since a branch may move."""
-    split: str = "train"
-    text_column: str = "text"
-
-    @model_validator(mode="after")
-    def _pinned(self) -> Self:
-        if Path(self.name).exists():  # `datasets` would prefer it to the Hub
-            raise ValueError(f'{self.name!r} is a path on this machine: use source = "files" and paths = [...]')
-        if not COMMIT.fullmatch(self.revision or ""):
-            raise ValueError(f"{self.name!r} {_needs_commit(f'datasets/{self.name}', self.revision)}")
-        return self
-
-
-CorpusConfig = Annotated[PythonCorpus | FilesCorpus | HuggingFaceCorpus, Field(discriminator="source")]
 
 
 class StoreConfig(Section):
@@ -140,7 +41,7 @@ class StoreConfig(Section):
     max_norm: Annotated[float, Field(gt=1)] | None = None
     """Leave out rows whose norm exceeds this multiple of their shard's median norm: attention sinks other than the BOS."""
     seed: int = 0
-    """Seed of the row order inside each shard."""
+    """Seed of the row order inside each shard; of the rows themselves, where the model is synthetic."""
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
@@ -167,9 +68,9 @@ SAE_BENCH_DATASETS = (
 class ProbesConfig(Section):
     """Labelled texts for sparse probing. The defaults are sae-bench's published configuration."""
 
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)] = SAE_BENCH_DATASETS
+    datasets: tuple[str, ...] = SAE_BENCH_DATASETS
     """sae-bench's names, `python/...` tasks made from the Python installation, or folders that hold `train.parquet` and
-    `test.parquet` with the columns `text` and `label`."""
+    `test.parquet` with the columns `text` and `label`. None for a synthetic model."""
     train_size: Annotated[int, Field(ge=8)] = 4000
     """Rows of one binary training problem, half of them of the class (sae-bench's `probe_train_set_size`)."""
     test_size: Annotated[int, Field(ge=8)] = 1000
@@ -306,6 +207,10 @@ class EvaluateConfig(Section):
         return self
 
 
+def _default_probes(validated: dict[str, Any]) -> ProbesConfig:
+    return ProbesConfig(datasets=()) if isinstance(validated.get("model"), SyntheticModel) else ProbesConfig()
+
+
 class Experiment(Section):
     """A whole study."""
 
@@ -318,9 +223,9 @@ class Experiment(Section):
     model: ModelConfig
     corpus: CorpusConfig
     store: StoreConfig
-    probes: ProbesConfig = ProbesConfig()
+    probes: ProbesConfig = Field(default_factory=_default_probes)
     train: TrainConfig
-    arms: dict[str, ArmConfig] = {}
+    arms: dict[str, ArmConfig] = Field(default_factory=dict)
     """Arms beside the built-in ones, by name; `study.arms` says which of all are trained."""
     study: StudyConfig
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -331,6 +236,16 @@ class Experiment(Section):
 
         if not NAME.fullmatch(self.name):
             raise ValueError(f"experiment name {self.name!r} must be lower-case letters, digits, '.', '_' or '-'")
+        synthetic = isinstance(self.model, SyntheticModel)
+        if synthetic != isinstance(self.corpus, SyntheticCorpus):
+            raise ValueError(
+                f'model.source "{self.model.source}" and corpus.source "{self.corpus.source}" do not go together: '
+                f'either both are "synthetic" or neither is'
+            )
+        if synthetic and self.probes.datasets:
+            raise ValueError("probes.datasets: a synthetic model reads no texts; remove the section [probes]")
+        if not synthetic and not self.probes.datasets:
+            raise ValueError("probes.datasets is empty, which only a synthetic model may have; name at least one data set")
         if max(self.store.layers) >= self.model.depth:
             deepest, last = max(self.store.layers), self.model.depth - 1
             raise ValueError(f"store.layers: layer {deepest} does not exist, the model has layers 0 to {last}")
@@ -382,7 +297,7 @@ def explain(error: ValidationError, where: str = "") -> str:
     # A misspelt key also makes the right one missing: the spelling is what to talk about.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     # Discriminated unions put the tag into the location; it is no key of the TOML.
-    path = [str(part) for part in first["loc"] if part not in ("huggingface", "tiny", "python", "files")]
+    path = [str(part) for part in first["loc"] if part not in SOURCES]
     field = ".".join([where, *path] if where else path)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":

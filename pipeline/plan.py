@@ -11,19 +11,10 @@ from typing import Any, TypeVar
 
 from pipeline.arms import recipe
 from pipeline.errors import BadInputError
-from pipeline.experiment import (
-    SAE_BENCH_DATASETS,
-    Experiment,
-    FilesCorpus,
-    HuggingFaceCorpus,
-    HuggingFaceModel,
-    PythonCorpus,
-    TinyModel,
-    TrainConfig,
-    is_probe_folder,
-)
+from pipeline.experiment import SAE_BENCH_DATASETS, Experiment, TrainConfig, is_probe_folder
 from pipeline.extract import local_text, python_text
 from pipeline.identity import fingerprint
+from pipeline.sources import FilesCorpus, HuggingFaceCorpus, HuggingFaceModel, PythonCorpus, SyntheticModel
 from pipeline.workspace import Artefact
 
 T = TypeVar("T")
@@ -65,12 +56,12 @@ class Plan:
 
     experiment: Experiment
     model: Artefact | None
-    """The model trained here; None when the model comes from elsewhere."""
+    """The model that is made here, trained or synthetic; None when the model comes from elsewhere."""
     store: Artefact
     probes: dict[str, Artefact]
     """Documents store of each probe data set, by the name that reports give it."""
     llm_probing: dict[int, Artefact]
-    """Probing results of the model itself, by layer."""
+    """Probing results of the model itself, by layer; none where there is nothing to probe."""
     saes: tuple[PlannedSAE, ...]
 
     @property
@@ -108,7 +99,7 @@ def make_plan(
         model=model,
         store=store,
         probes=probes,
-        llm_probing={layer: _llm_probing(experiment, probe_keys, layer) for layer in chosen_layers},
+        llm_probing={layer: _llm_probing(experiment, probe_keys, layer) for layer in chosen_layers if probes},
         saes=tuple(saes),
     )
 
@@ -124,15 +115,13 @@ def _chosen(what: str, wanted: Iterable[T] | None, declared: tuple[T, ...]) -> t
 
 
 def _model(experiment: Experiment) -> Artefact | None:
-    if not isinstance(experiment.model, TinyModel):
+    model = experiment.model
+    if isinstance(model, HuggingFaceModel):
         return None
-    inputs = {
-        "format": MODEL_FORMAT,
-        "model": experiment.model.model_dump(),
-        "context": experiment.store.context,
-        "corpus": _corpus(experiment),
-    }
-    return Artefact(kind="models", label="tiny-gemma2", inputs=inputs)
+    inputs: dict[str, Any] = {"format": MODEL_FORMAT, "model": model.model_dump()}
+    if not isinstance(model, SyntheticModel):
+        inputs |= {"context": experiment.store.context, "corpus": _corpus(experiment)}
+    return Artefact(kind="models", label=model.name, inputs=inputs)
 
 
 def _external_model(experiment: Experiment) -> dict[str, Any]:
@@ -156,8 +145,7 @@ def _corpus(experiment: Experiment) -> dict[str, Any]:
 
 
 def _model_label(experiment: Experiment) -> str:
-    model = experiment.model
-    return Path(model.name).name if isinstance(model, HuggingFaceModel) else "tiny-gemma2"
+    return Path(experiment.model.name).name
 
 
 def _store(experiment: Experiment, model: dict[str, Any]) -> Artefact:
@@ -169,7 +157,8 @@ def _store(experiment: Experiment, model: dict[str, Any]) -> Artefact:
         "corpus": _corpus(experiment),
         "store": experiment.store.model_dump(),
     }
-    return Artefact(kind="stores", label=f"{_model_label(experiment)}-{corpus_label}", inputs=inputs)
+    label = "-".join(dict.fromkeys((_model_label(experiment), corpus_label)))  # "synthetic" is both, and said once
+    return Artefact(kind="stores", label=label, inputs=inputs)
 
 
 def _probe_store(experiment: Experiment, model: dict[str, Any], name: str, dataset: str) -> Artefact:

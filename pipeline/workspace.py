@@ -28,7 +28,7 @@ from pipeline.storage import SCHEME, LocalStorage, Storage, fsync, open_storage
 
 Kind = Literal["models", "stores", "probes", "saes", "evaluations"]
 MANIFEST = "manifest.json"
-LIBRARIES = ("numpy", "numcodecs", "sae-bench", "scikit-learn", "tokenizers", "torch", "transformers", "zarr")
+LIBRARIES = ("numpy", "numcodecs", "sae-bench", "sae-lens", "scikit-learn", "tokenizers", "torch", "transformers", "zarr")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,9 @@ class _Bench:
         }
 
     def llm_results(self) -> dict[str, probing.Accuracies]:
-        """Probing results of the residual stream itself, from the workspace if they are there."""
+        """Probing results of the residual stream itself, from the workspace if they are there; {} without probes."""
+        if not self.documents:
+            return {}
         artefact = self.plan.llm_probing[self.layer]
         with self.workspace.lock(artefact) as folder:
             if self.workspace.manifest(artefact) is None:
@@ -104,14 +106,17 @@ class _Bench:
         sae = SAE.load(self.workspace.verified(planned.artefact, WEIGHTS))
         degenerate: str | None = None
         with torch.no_grad():
-            _write(folder, RECONSTRUCTION, self._reconstruct(sae, folder))
+            metrics = self._reconstruct(sae, folder)
+            _write(folder, RECONSTRUCTION, metrics)
             try:
-                sparse = self._probe(self._sae_features(sae))
+                if self.documents:
+                    sparse = self._probe(self._sae_features(sae))
+                    config = json.loads(self.workspace.verified(planned.artefact, CONFIG).read_text(encoding="utf-8"))
+                    _write(folder, SPARSE_PROBING, probing.saebench_output(llm, sparse, self._saebench_config(), config))
+                elif not metrics["l0"]:
+                    raise DegenerateSAEError("no latent fires on any held-out row")
             except DegenerateSAEError as error:
                 degenerate = str(error)
-            else:
-                config = json.loads(self.workspace.verified(planned.artefact, CONFIG).read_text(encoding="utf-8"))
-                _write(folder, SPARSE_PROBING, probing.saebench_output(llm, sparse, self._saebench_config(), config))
         self.workspace.publish(
             planned.evaluation,
             parents=[planned.artefact],

@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline.compatibility import quiet_hub
 from pipeline.errors import BadInputError
-from pipeline.experiment import CorpusConfig, FilesCorpus, HuggingFaceCorpus, PythonCorpus
 from pipeline.extract import local_text, python_text
 from pipeline.progress import progress
+from pipeline.sources import FilesCorpus, HuggingFaceCorpus, PythonCorpus, TextCorpus
 from pipeline.store.format import Sequences
 
 TEXTS_PER_CALL = 256
@@ -21,7 +21,7 @@ CHARACTERS_PER_CALL = 1_000_000
 """A tokenizer's answer is Python integers, ten times the size of the text: this bounds it."""
 
 
-def texts(corpus: CorpusConfig) -> Iterator[str]:
+def texts(corpus: TextCorpus) -> Iterator[str]:
     """The corpus's documents, in a fixed order."""
     if isinstance(corpus, PythonCorpus):
         return python_text.corpus_texts()

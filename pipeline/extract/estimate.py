@@ -5,9 +5,9 @@ import time
 import torch
 from rich.filesize import decimal
 
-from pipeline.experiment import TinyModel
 from pipeline.extract.model import DTYPES
 from pipeline.plan import Plan
+from pipeline.sources import SyntheticModel, TinyModel
 
 ROW_FIELD_BYTES = 20
 """doc_id, sequence, position and token_id of one row, uncompressed."""
@@ -27,19 +27,25 @@ def describe(plan: Plan) -> str:
     """A few lines: rows, bytes on disk, forward passes, time on this machine. Measures the machine for about a second."""
     experiment = plan.experiment
     store, model = experiment.store, experiment.model
-    texts_per_class = (experiment.probes.train_size + experiment.probes.test_size) // 2
-    documents = len(plan.probes) * MOST_CLASSES * texts_per_class
-    probe_rows = documents * (experiment.probes.context - 1)
     row_bytes = len(store.layers) * model.d_in * DTYPES[store.dtype].itemsize + ROW_FIELD_BYTES
-    flop = 2 * WEIGHTS_PER_LAYER * model.d_in**2 * (max(store.layers) + 1)
-    rate = _matmul_flops(model.dtype)
-    seconds = (store.tokens + probe_rows) * flop / (rate * EFFICIENCY)
     shards = -(-store.tokens // store.shard_rows)
-    on_gpu = torch.cuda.is_available()
     lines = [
         f"{experiment.name}: {plan.store.label}, layers {', '.join(map(str, store.layers))}, "
         f"d_in {model.d_in}, {store.dtype}",
         f"  activations  {store.tokens:,} rows in {shards:,} shards, {decimal(store.tokens * row_bytes)}",
+    ]
+    if isinstance(model, SyntheticModel):
+        return "\n".join(
+            [*lines, f"  drawn        from {model.features:,} known features: no text, no model to run, no probes"]
+        )
+    texts_per_class = (experiment.probes.train_size + experiment.probes.test_size) // 2
+    documents = len(plan.probes) * MOST_CLASSES * texts_per_class
+    probe_rows = documents * (experiment.probes.context - 1)
+    flop = 2 * WEIGHTS_PER_LAYER * model.d_in**2 * (max(store.layers) + 1)
+    rate = _matmul_flops(model.dtype)
+    seconds = (store.tokens + probe_rows) * flop / (rate * EFFICIENCY)
+    on_gpu = torch.cuda.is_available()
+    lines += [
         f"  probe texts  at most {documents:,} texts of at most {experiment.probes.context} tokens, "
         f"at most {decimal(probe_rows * row_bytes)}",
         f"  forward      about {_duration(seconds)} on this {'GPU' if on_gpu else 'CPU'} "

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipeline import identity
 from pipeline.errors import BadInputError, PipelineError
-from pipeline.experiment import FilesCorpus
 from pipeline.extract.python_text import draw
+from pipeline.sources import FilesCorpus
 
 ROWS_PER_READ = 1024
 """Rows of a parquet file in memory at once: a few megabytes of ordinary documents."""

@@ -13,7 +13,7 @@ import torch
 
 from pipeline.compatibility import avoid_broken_torchvision, quiet_hub
 from pipeline.errors import BadInputError, ModelAccessError
-from pipeline.experiment import HuggingFaceModel
+from pipeline.sources import HuggingFaceModel
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

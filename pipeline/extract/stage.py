@@ -3,17 +3,21 @@
 import sys
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.experiment import HuggingFaceModel, TinyModel
+from pipeline.compatibility import keep_freed_memory
 from pipeline.extract import corpus, probes
 from pipeline.extract.estimate import describe
 from pipeline.extract.fill import fill
 from pipeline.extract.model import ResidualStream, open_model
 from pipeline.extract.shards import ShardRows, run_shard
+from pipeline.extract.synthetic import make_synthetic_model, open_synthetic_model, synthetic_rows, synthetic_store
+from pipeline.ground_truth import GroundTruth
 from pipeline.plan import Plan
+from pipeline.sources import HuggingFaceModel, SyntheticCorpus, SyntheticModel, TinyModel
 from pipeline.store import format as fmt
 from pipeline.store.documents import SPLITS
 from pipeline.workspace import Artefact, Workspace
@@ -27,9 +31,10 @@ def extract(plan: Plan, workspace: Workspace, *, deep: bool = False) -> list[Art
     """
     if workspace.manifest(plan.store) is None:
         print(describe(plan), file=sys.stderr)
+    keep_freed_memory()
     source = _Source(plan, workspace)
     made: list[Artefact] = []
-    if plan.model and _train_model(plan, workspace):
+    if plan.model and _make_model(plan, workspace):
         made.append(plan.model)
     stores = [(plan.store, partial(_corpus_store, plan, source))]
     stores += [(artefact, partial(_probe_store, plan, source, dataset)) for dataset, artefact in plan.probes.items()]
@@ -53,31 +58,46 @@ class _Source:
         assert self.plan.model is not None
         return ResidualStream(str(self.workspace.fetched(self.plan.model)), layers=layers, dtype=config.dtype)
 
+    @cached_property
+    def truth(self) -> GroundTruth:
+        return open_synthetic_model(self.plan, self.workspace)
+
     def rows_of(self, layout: fmt.Layout, sequences: fmt.Sequences) -> Callable[[int], ShardRows]:
         """What makes the rows of any shard of a store."""
+        if isinstance(self.plan.experiment.model, SyntheticModel):
+            return partial(synthetic_rows, self.truth, layout, sequences)
         forward_batch = self.plan.experiment.store.forward_batch
         return partial(run_shard, layout=layout, sequences=sequences, model=self.model, forward_batch=forward_batch)
 
 
-def _train_model(plan: Plan, workspace: Workspace) -> bool:
+def _make_model(plan: Plan, workspace: Workspace) -> bool:
     assert plan.model is not None
     if workspace.manifest(plan.model):
         return False
-    from pipeline.extract.tiny_model import train_tiny_model
-
-    experiment = plan.experiment
-    assert isinstance(experiment.model, TinyModel)
     with workspace.lock(plan.model) as folder:
         if workspace.manifest(plan.model):
             return False
-        facts = train_tiny_model(experiment.model, corpus.texts(experiment.corpus), experiment.store.context, folder)
+        config = plan.experiment.model
+        facts = make_synthetic_model(config, folder) if isinstance(config, SyntheticModel) else _train_model(plan, folder)
         workspace.publish(plan.model, facts=facts)
     return True
 
 
+def _train_model(plan: Plan, folder: Path) -> dict[str, Any]:
+    from pipeline.extract.tiny_model import train_tiny_model
+
+    model, text, context = plan.experiment.model, plan.experiment.corpus, plan.experiment.store.context
+    assert isinstance(model, TinyModel)
+    assert not isinstance(text, SyntheticCorpus)
+    return train_tiny_model(model, corpus.texts(text), context, folder)
+
+
 def _corpus_store(plan: Plan, source: _Source) -> fmt.NewStore:
-    config, tokenizer = plan.experiment.store, source.model.tokenizer
-    sequences = corpus.pack(corpus.texts(plan.experiment.corpus), tokenizer, context=config.context, rows=config.tokens)
+    config, text = plan.experiment.store, plan.experiment.corpus
+    if isinstance(text, SyntheticCorpus):
+        return synthetic_store(plan)
+    tokenizer = source.model.tokenizer
+    sequences = corpus.pack(corpus.texts(text), tokenizer, context=config.context, rows=config.tokens)
     rows = min(int(sequences.row_offsets[-1]), config.tokens)
     layout = _layout(plan.store, source, rows, "shuffled", config.seed, sorted(set(tokenizer.all_special_ids)), ())
     return fmt.NewStore(layout=layout, sequences=sequences)

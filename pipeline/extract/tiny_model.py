@@ -14,12 +14,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import TinyModel
 from pipeline.extract.corpus import pack
 
 # transformers comes from there, where what could break its import is dealt with first.
 from pipeline.extract.model import quiet_transformers, transformers
 from pipeline.progress import progress
+from pipeline.sources import TinyModel
 
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>")
 """Ids 0 to 3, as in Gemma's own tokenizer."""

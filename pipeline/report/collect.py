@@ -8,11 +8,14 @@ from typing import Any
 import pipeline
 from pipeline.arms import arms_of
 from pipeline.errors import MissingArtefactError
-from pipeline.experiment import HuggingFaceModel
 from pipeline.plan import CAPTURE, RECONSTRUCTION, SPARSE_PROBING, TRAINING_LOG, Plan, PlannedSAE
+from pipeline.sources import HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.store.reader import ActivationStore
 from pipeline.workspace import Artefact, Workspace
 
+NOT_PROBED: dict[str, Any] = dict.fromkeys(
+    ("sparse_probing", "llm_probing", "sparse_probing_by_task", "llm_probing_by_task")
+)
 METRICS = ("fvu", "cosine", "l0", "dead_fraction", "max_decoder_cosine")
 CURVES = ("step", "fvu", "l0", "dead_fraction")
 RATES = ("row", "column", "union", "mutual", "chance", "lift", "kappa", "live", "pairs", "reason")
@@ -35,7 +38,8 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
         "description": experiment.description,
         "generated": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": pipeline.__version__,
-        "is_demo": plan.model is not None,
+        "is_demo": isinstance(experiment.model, TinyModel),
+        "is_synthetic": isinstance(experiment.model, SyntheticModel),
         "model": _model(plan, workspace),
         "store": {
             "rows": facts["rows"],
@@ -65,7 +69,7 @@ def _model(plan: Plan, workspace: Workspace) -> dict[str, Any]:
             "facts": {"revision": model.revision or "a folder", "depth": model.depth, "dtype": model.dtype},
         }
     assert plan.model is not None
-    return {"name": "tiny-gemma2", "facts": workspace.require(plan.model, f"dasae extract {plan.experiment.argument}").facts}
+    return {"name": model.name, "facts": workspace.require(plan.model, f"dasae extract {plan.experiment.argument}").facts}
 
 
 def _task(plan: Plan, name: str, artefact: Artefact, workspace: Workspace) -> dict[str, Any]:
@@ -96,19 +100,25 @@ def _row(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
         "degenerate": evaluated.facts["degenerate"],
     }
     if row["degenerate"]:
-        probing = ("sparse_probing", "llm_probing", "sparse_probing_by_task", "llm_probing_by_task")
-        return row | dict.fromkeys((*METRICS, *probing, "bpcr"))
+        return row | NOT_PROBED | dict.fromkeys((*METRICS, "bpcr"))
     reconstruction = _read(sae, RECONSTRUCTION, workspace)
     capture = _read(sae, CAPTURE, workspace)
-    bench = _read(sae, SPARSE_PROBING, workspace)
-    details = {detail["dataset_name"].removesuffix("_results"): detail for detail in bench["eval_result_details"]}
+    probed = SPARSE_PROBING in evaluated.files
     return row | {
         **{name: reconstruction[name] for name in METRICS},
+        **(_probing(_read(sae, SPARSE_PROBING, workspace)) if probed else NOT_PROBED),
+        "bpcr": {name: capture[name] for name in RATES} | {"random_tied": capture["null"]["union"]},
+    }
+
+
+def _probing(bench: Mapping[str, Any]) -> dict[str, Any]:
+    """What NOT_PROBED leaves empty, from sae-bench's output."""
+    details = {detail["dataset_name"].removesuffix("_results"): detail for detail in bench["eval_result_details"]}
+    return {
         "sparse_probing": _by_k(bench["eval_result_metrics"]["sae"], "sae"),
         "llm_probing": _by_k(bench["eval_result_metrics"]["llm"], "llm"),
         "sparse_probing_by_task": {name: _by_k(detail, "sae") for name, detail in details.items()},
         "llm_probing_by_task": {name: _by_k(detail, "llm") for name, detail in details.items()},
-        "bpcr": {name: capture[name] for name in RATES} | {"random_tied": capture["null"]["union"]},
     }
 
 

@@ -106,10 +106,10 @@ def _layer(results: Results, layer: int) -> dict[str, Any]:
 
 
 def _groups(results: Results) -> list[tuple[str, list[Column]]]:
-    """The columns of the main table, in groups."""
+    """The columns of the main table, in groups; those of probing only where there are tasks."""
     probing = [Column(("sparse_probing", k), k, "probing", _three) for k in _ks(results)]
     probing[0] = probing[0]._replace(heading=f"k = {probing[0].heading}")
-    return [
+    groups = [
         (
             "Reconstruction",
             [
@@ -129,6 +129,7 @@ def _groups(results: Results) -> list[tuple[str, list[Column]]]:
             ],
         ),
     ]
+    return [group for group in groups if results["tasks"] or group[1] is not probing]
 
 
 def _arm_row(results: Results, arm: str, rows: Rows) -> dict[str, Any]:

@@ -11,13 +11,14 @@ Row = Mapping[str, Any]
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """A table of `pipeline.report.collect.collect`'s results."""
-    k = str(results["k_values"][-1])
+    k = str(results["k_values"][-1]) if results["tasks"] else None
     layers = list(dict.fromkeys(row["layer"] for row in results["rows"]))
     seeds = len({row["seed"] for row in results["rows"]})
     table = Table(
         title=f"{results['experiment']}: mean over {seeds} seeds, ± half their range",
         caption=(
-            f"FVU: variance unexplained. top 1, top {k}: sparse probing accuracy. BPCR: co-firing pairs that the mask "
+            f"FVU: variance unexplained. {f'top 1, top {k}: sparse probing accuracy. ' if k else ''}"
+            "BPCR: co-firing pairs that the mask "
             "captures, beside what chance and a random SAE capture; not a score."
         ),
         box=box.SIMPLE_HEAD,
@@ -25,7 +26,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("arm", no_wrap=True)
-    for title in ("FVU", "L0", "top 1", f"top {k}", "BPCR", "chance", "random"):
+    for title in ("FVU", "L0", *(["top 1", f"top {k}"] if k else []), "BPCR", "chance", "random"):
         table.add_column(title, justify="right", no_wrap=True)
     for layer in layers:
         of_layer = [row for row in results["rows"] if row["layer"] == layer]
@@ -34,12 +35,12 @@ def results_table(results: Mapping[str, Any]) -> Table:
         for arm in dict.fromkeys(row["arm"] for row in of_layer):
             table.add_row(arm, *_cells([row for row in of_layer if row["arm"] == arm], k))
         llm = next((row["llm_probing"] for row in of_layer if row["llm_probing"]), None)
-        if llm:
+        if llm and k:
             table.add_row("the model", "", "", _short(llm["1"], 3), _short(llm[k], 3), style="italic")
     return table
 
 
-def _cells(rows: Sequence[Row], k: str) -> list[str]:
+def _cells(rows: Sequence[Row], k: str | None) -> list[str]:
     sound = [row for row in rows if not row["degenerate"]]
     if not sound:
         return ["degenerate"]
@@ -47,8 +48,7 @@ def _cells(rows: Sequence[Row], k: str) -> list[str]:
     return [
         _mean([row["fvu"] for row in sound]),
         _mean([row["l0"] for row in sound], 1),
-        _mean([row["sparse_probing"]["1"] for row in sound]),
-        _mean([row["sparse_probing"][k] for row in sound]),
+        *(_mean([row["sparse_probing"][at] for row in sound]) for at in ("1", k) if k),
         _mean([rates["union"] for rates in capture], 2),
         _mean([rates["chance"] for rates in capture], 2, spread=False),
         _mean([rates["random_tied"] for rates in capture], 2, spread=False),

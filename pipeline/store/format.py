@@ -15,7 +15,7 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from pipeline.errors import CorruptArtefactError
-from pipeline.experiment import Dtype
+from pipeline.sources import Dtype
 from pipeline.storage import Storage, read_many
 
 FORMAT = "dasae-activations/2"

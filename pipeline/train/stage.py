@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline.experiment import Experiment, HuggingFaceModel
+from pipeline.experiment import Experiment
 from pipeline.plan import TRAINING_LOG, Plan, PlannedSAE
+from pipeline.sources import SyntheticModel
 from pipeline.store.batches import shuffled_batches, split_shards
 from pipeline.store.reader import ActivationStore
 from pipeline.train.cohort import Member, train_cohort
@@ -115,12 +116,15 @@ def _publish(
     seconds: float,
     workspace: Workspace,
 ) -> None:
-    metadata = {
-        "model_name": experiment.model.name if isinstance(experiment.model, HuggingFaceModel) else "tiny-gemma2",
+    hook = {
         "hook_name": f"blocks.{sae.layer}.hook_resid_post",
         "hook_layer": sae.layer,
         "context_size": experiment.store.context,
         "prepend_bos": True,
+    }
+    metadata = {
+        "model_name": experiment.model.name,
+        **({} if isinstance(experiment.model, SyntheticModel) else hook),
         "arm": sae.arm,
         "seed": sae.seed,
     }

@@ -12,11 +12,11 @@ import transformers
 from small_study import Study
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import FilesCorpus, HuggingFaceModel
 from pipeline.extract import corpus
 from pipeline.extract.model import ResidualStream, open_model
 from pipeline.extract.stage import extract
 from pipeline.plan import make_plan
+from pipeline.sources import FilesCorpus, HuggingFaceModel
 from pipeline.store.reader import ActivationStore
 from pipeline.store.writer import commit_name
 from pipeline.workspace import MANIFEST, Workspace

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import FilesCorpus, load
+from pipeline.experiment import load
 from pipeline.extract import corpus, local_text
 from pipeline.plan import make_plan
+from pipeline.sources import FilesCorpus
 
 
 def files(*paths: Path | str, column: str = "text") -> FilesCorpus:

@@ -103,6 +103,7 @@ def _results(
         "generated": "2026-11-23T08:00:00+00:00",
         "version": "0.1.0",
         "is_demo": True,
+        "is_synthetic": False,
         "model": {"name": "tiny-gemma2", "facts": {"parameters": 345_216, "tokens": 1_331_200, "heldout_loss": 3.1234567}},
         "store": {
             "rows": 819_200,
