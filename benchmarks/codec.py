@@ -69,7 +69,7 @@ def main() -> None:
         # Raw at bandwidth W takes 1/W; compressed 1/(ratio W) + 1/read.
         lines.append([name, f"{ratio:.3f}", f"{write:,.0f}", f"{read:,.0f}", f"{read * (1 - 1 / ratio):,.0f}"])
     show(
-        f"{plain / 1e6:.0f} MB of layer {layer}, d_in {store.layout.d_in}; limit by the entropy of values {entropy:.2f}",
+        f"{plain / 1e6:.0f} MB of layer {layer}, d_in {store.layout.d_in}; the entropy of values allows {entropy:.2f}",
         ["codec", "ratio", "encode MB / CPU s", "decode MB / CPU s", "break-even MB/s"],
         lines,
     )

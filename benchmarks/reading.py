@@ -36,8 +36,8 @@ def make_store(folder: Path, rows_RD: torch.Tensor, codec: str) -> ActivationSto
     rows = len(rows_RD)
     layout = fmt.Layout.model_validate(
         {
-            "rows": rows, "shard_rows": 32768, "chunk_rows": CHUNK_ROWS, "layers": (LAYER,), "d_in": D_IN, "dtype": "bfloat16",
-            "codec": codec, "row_order": "shuffled", "seed": 0, "special_ids": (), "provenance": {},
+            "rows": rows, "shard_rows": 32768, "chunk_rows": CHUNK_ROWS, "layers": (LAYER,), "d_in": D_IN,
+            "dtype": "bfloat16", "codec": codec, "row_order": "shuffled", "seed": 0, "special_ids": (), "provenance": {},
         }
     )  # fmt: skip
     tokens_SL = np.zeros((1, rows), np.int32)
