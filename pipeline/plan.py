@@ -21,7 +21,7 @@ T = TypeVar("T")
 MODEL_FORMAT = 1
 STORE_FORMAT = 1
 PROBES_FORMAT = 1
-SAE_FORMAT = 1
+SAE_FORMAT = 2
 EVALUATION_FORMAT = 1
 
 # Files inside artefacts that another stage reads.
