@@ -34,8 +34,10 @@ def geometry(weights: Weights, x_BD: torch.Tensor, *, literal: bool) -> Geometry
     if literal:
         encoded_BF *= norm_F
     threshold_F, nearest_F = thresholds(weights.W_dec_FD, norm_F, PAIRS)
+    f_BF = encoded_BF.add_(weights.b_enc_F).relu_()
     latents = Latents(
-        f_BF=encoded_BF.add_(weights.b_enc_F).relu_(),
+        f_BF=f_BF,
+        firing_B=(f_BF > 0).sum(dim=1),
         W_dec_FD=weights.W_dec_FD,
         norm_F=norm_F,
         threshold_F=threshold_F,

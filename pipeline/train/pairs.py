@@ -4,19 +4,21 @@ With G = f^T f / B, dot products D = W W^T and the mask M, the weighted penalty 
 by magnitude, since C_ij a_i a_j = D_ij f_i f_j. What differs is how pairs are selected, and that the directional gradient
 loses its part along each row, which is (sum_j M_ij D_ij G_ij) w_i / ||w_i||^2.
 
-Shapes: B rows, D d_in, F d_sae, T latents of a panel, J latents beside it, N latents taken of each row.
+Shapes: B rows, D d_in, F d_sae, T and J latents of a block, N latents taken of each row.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from pipeline.experiment import Contrast, Dtype
+from pipeline.train.weights import factor
 
-PANEL = 256
-"""Latents of a panel. Half a panel per latent is computed and thrown away at the diagonal; smaller ones multiply slower."""
-BESIDE = 4096
-"""Latents that a panel is multiplied with at once: bounds the memory."""
+SMALL = 192
+"""Latents of the blocks on the diagonal, half of which is thrown away; smaller ones multiply slower."""
+LARGE = 1152
+"""Latents on a side of the other blocks at most: bounds the memory."""
 GATHERED = 2_000_000
 """Numbers gathered at once, 8 MB: what a last-level cache holds."""
 MOVED = 64
@@ -28,6 +30,8 @@ class Latents:
     """What the penalty is a function of."""
 
     f_BF: torch.Tensor
+    firing_B: torch.Tensor
+    """Number of latents that fire on each row."""
     W_dec_FD: torch.Tensor
     norm_F: torch.Tensor
     """Norms of the decoder rows."""
@@ -61,7 +65,7 @@ class Gradients:
     precision: Dtype
     """Of the products with latents and decoder rows; dot products, and so the mask, keep the dtype of the weights."""
 
-    def operand(self, tensor: torch.Tensor) -> torch.Tensor:
+    def factor(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor as a factor of such a product."""
         return tensor.bfloat16() if self.precision == "bfloat16" else tensor
 
@@ -75,8 +79,8 @@ def thresholds(W_dec_FD: torch.Tensor, norm_F: torch.Tensor, config: Contrast) -
     latents = len(W_dec_FD)
     k = max(1, int(config.topk * (latents - 1)))
     threshold_F, largest_F = torch.empty_like(norm_F), torch.empty_like(norm_F)
-    for start in range(0, latents, PANEL):
-        panel = slice(start, start + PANEL)
+    for start in range(0, latents, SMALL):
+        panel = slice(start, start + SMALL)
         similarity_TF = torch.mm(W_dec_FD[panel], W_dec_FD.T)
         if config.by == "direction":
             similarity_TF /= norm_F[panel, None] * norm_F
@@ -92,7 +96,7 @@ def thresholds(W_dec_FD: torch.Tensor, norm_F: torch.Tensor, config: Contrast) -
 
 def contrastive(latents: Latents, gradients: Gradients | None) -> torch.Tensor:
     """The penalty on a batch; adds its gradient unless there is nowhere to add it."""
-    strength_F = (by_rows if _few_fire(latents) else by_panels)(latents, gradients)
+    strength_F = (by_rows if _few_fire(latents) else by_blocks)(latents, gradients)
     if gradients and latents.config.by == "direction":
         radial_F = strength_F / latents.norm_F.square()
         gradients.W_dec_FD.addcmul_(latents.W_dec_FD, radial_F[:, None], value=-gradients.weight)
@@ -100,68 +104,85 @@ def contrastive(latents: Latents, gradients: Gradients | None) -> torch.Tensor:
 
 
 def _few_fire(latents: Latents) -> bool:
-    """Whether the pairs that fire together on some row are cheaper to compute than all pairs: both counted in products."""
+    """Whether the pairs that fire together on some row cost less than all pairs, by the number of multiplications."""
     if not latents.config.weighted:
         return False
     rows, d_sae = latents.f_BF.shape
     d_in = latents.W_dec_FD.shape[1]
-    firing_B = (latents.f_BF > 0).sum(dim=1).double()
-    by_rows = 2 * d_in * float((firing_B * (firing_B + MOVED)).sum())
-    return by_rows < 1.5 * d_sae**2 * (rows + d_in)
+    firing_B = latents.firing_B.double()
+    return 2 * d_in * float((firing_B * (firing_B + MOVED)).sum()) < 1.5 * d_sae**2 * (rows + d_in)
 
 
-def by_panels(latents: Latents, gradients: Gradients | None) -> torch.Tensor:
-    """sum_j M_ij D_ij G_ij [F] from the upper triangle of F x F, a panel of rows at a time."""
-    d_sae = len(latents.W_dec_FD)
+def by_blocks(latents: Latents, gradients: Gradients | None) -> torch.Tensor:
+    """sum_j M_ij D_ij G_ij [F] from the upper triangle of F x F, block by block."""
     strength_F = torch.zeros_like(latents.norm_F)
-    for start in range(0, d_sae, PANEL):
-        panel = slice(start, min(start + PANEL, d_sae))
-        for first in range(start, d_sae, BESIDE):
-            _panel(latents, gradients, panel, slice(first, min(first + BESIDE, d_sae)), strength_F)
+    # Rounded as a whole, since columns are several times slower to convert; rows of W_dec are not.
+    f_BF = factor("f", latents.f_BF, gradients.precision if gradients else "float32")
+    for tall, wide in _upper_triangle(0, len(latents.W_dec_FD)):
+        _block(latents, f_BF, tall, wide, gradients, strength_F)
     return strength_F
 
 
-def _panel(latents: Latents, gradients: Gradients | None, panel: slice, beside: slice, strength_F: torch.Tensor) -> None:
-    W_FD, f_BF, norm_F, config = latents.W_dec_FD, latents.f_BF, latents.norm_F, latents.config
-    operand = gradients.operand if gradients else torch.Tensor.contiguous
-    dot_TJ = torch.mm(W_FD[panel], W_FD[beside].T)
-    norms_TJ = norm_F[panel, None] * norm_F[beside]
+def _upper_triangle(start: int, stop: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks that cover it: a square and two triangles of half the size, and so on."""
+    if stop - start <= SMALL:
+        yield slice(start, stop), slice(start, stop)
+        return
+    middle = (start + stop) // 2
+    yield from _upper_triangle(start, middle)
+    for top in range(start, middle, LARGE):
+        for left in range(middle, stop, LARGE):
+            yield slice(top, min(top + LARGE, middle)), slice(left, min(left + LARGE, stop))
+    yield from _upper_triangle(middle, stop)
+
+
+def _block(
+    latents: Latents,
+    f_BF: torch.Tensor,
+    tall: slice,
+    wide: slice,
+    gradients: Gradients | None,
+    strength_F: torch.Tensor,
+) -> None:
+    W_TD, W_JD, f_BT, f_BJ = latents.W_dec_FD[tall], latents.W_dec_FD[wide], f_BF[:, tall], f_BF[:, wide]
+    rows = len(f_BF)
+    dot_TJ = torch.mm(W_TD, W_JD.T)
+    norms_TJ = latents.norm_F[tall, None] * latents.norm_F[wide]
     similarity_TJ = latents.similarity(dot_TJ, norms_TJ)
-    mask_TJ = latents.selected(similarity_TJ, latents.threshold_F[panel, None], latents.threshold_F[beside])
-    if panel.start == beside.start:
+    mask_TJ = latents.selected(similarity_TJ, latents.threshold_F[tall, None], latents.threshold_F[wide])
+    if tall == wide:
         mask_TJ = mask_TJ.triu(1)
-    f_BT, f_BJ = operand(f_BF[:, panel]), operand(f_BF[:, beside])
-    if config.weighted:
-        joint_TJ = torch.mm(f_BT.T, f_BJ).to(dot_TJ.dtype).mul_(1 / len(f_BF))
+    if latents.config.weighted:
+        joint_TJ = torch.mm(f_BT.T, f_BJ).to(dot_TJ.dtype).mul_(1 / rows)
     else:
-        joint_TJ = latents.similarity(torch.ones_like(dot_TJ), norms_TJ).div_(len(W_FD))
+        joint_TJ = latents.similarity(torch.ones_like(dot_TJ), norms_TJ).div_(len(latents.W_dec_FD))
     joint_TJ *= mask_TJ
     strength_TJ = dot_TJ * joint_TJ
-    strength_F[panel] += strength_TJ.sum(dim=1)
-    strength_F[beside] += strength_TJ.sum(dim=0)
+    strength_F[tall] += strength_TJ.sum(dim=1)
+    strength_F[wide] += strength_TJ.sum(dim=0)
     if gradients is None:
         return
-    joint_TJ = operand(joint_TJ.mul_(gradients.weight))
-    _add_product(gradients.W_dec_FD[panel], joint_TJ, operand(W_FD[beside]))
-    _add_product(gradients.W_dec_FD[beside], joint_TJ.T, operand(W_FD[panel]))
-    if config.weighted:
-        dot_TJ = operand(dot_TJ.mul_(mask_TJ).mul_(gradients.weight / len(f_BF)))
-        _add_product(gradients.f_BF[:, panel], f_BJ, dot_TJ.T)
-        _add_product(gradients.f_BF[:, beside], f_BT, dot_TJ)
+    joint = gradients.factor(joint_TJ.mul_(gradients.weight))
+    _add_product(gradients.W_dec_FD[tall], joint, gradients.factor(W_JD))
+    _add_product(gradients.W_dec_FD[wide], joint.T, gradients.factor(W_TD))
+    if latents.config.weighted:
+        dot = gradients.factor(dot_TJ.mul_(mask_TJ).mul_(gradients.weight / rows))
+        _add_product(gradients.f_BF[:, tall], f_BJ, dot.T)
+        _add_product(gradients.f_BF[:, wide], f_BT, dot)
 
 
 def _add_product(total: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> None:
     if one.dtype == total.dtype:
         total.addmm_(one, other)
     else:
-        total.add_(torch.mm(one, other).to(total.dtype))  # converted first: adding mixed dtypes is several times slower
+        total.add_(torch.mm(one, other))
 
 
 def by_rows(latents: Latents, gradients: Gradients | None) -> torch.Tensor:
     """sum_j M_ij D_ij G_ij [F] from the latents that fire on each row, some rows at a time. The penalty must be weighted."""
     strength_F = torch.zeros_like(latents.norm_F)
-    firing_B, order_B = (latents.f_BF > 0).sum(dim=1).sort()
-    firing = firing_B.tolist()
+    firing_B, order_B = latents.firing_B.sort()
+    firing = firing_B.long().tolist()
     stop = len(firing)
     # From the rows on which most fire, so that those of a chunk have about as many.
     while stop and firing[stop - 1] > 1:
@@ -189,6 +210,6 @@ def _rows(latents: Latents, gradients: Gradients | None, rows_B: torch.Tensor, m
         return
     scaled_BN = f_BN * (gradients.weight / len(latents.f_BF))
     joint_BNN = mask_BNN * (scaled_BN[:, :, None] * f_BN[:, None])
-    W_gradient_BND = torch.bmm(gradients.operand(joint_BNN), gradients.operand(W_BND)).to(W_FD.dtype)
+    W_gradient_BND = torch.bmm(gradients.factor(joint_BNN), gradients.factor(W_BND)).to(W_FD.dtype)
     gradients.W_dec_FD.index_add_(0, index_BN.flatten(), W_gradient_BND.flatten(0, 1))
     gradients.f_BF[rows_B[:, None], index_BN] += gradients.weight * f_gradient_BN

@@ -10,6 +10,8 @@ from typing import Self
 
 import torch
 
+from pipeline.experiment import Dtype
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
@@ -58,3 +60,10 @@ class Scratch(threading.local):
 
 
 scratch = Scratch()
+
+
+def factor(name: str, tensor: torch.Tensor, precision: Dtype) -> torch.Tensor:
+    """The tensor as a factor of matrix products: itself, or rounded to bfloat16 in the buffer of that name."""
+    if precision == "float32":
+        return tensor
+    return scratch(name, tensor, *tensor.shape, dtype=torch.bfloat16).copy_(tensor)
