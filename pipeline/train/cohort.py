@@ -18,6 +18,8 @@ from typing import TextIO
 
 import torch
 
+from pipeline.errors import InterruptedRunError
+from pipeline.interrupt import stop_on_sigterm
 from pipeline.progress import progress
 from pipeline.train.step import StepMetrics, Trainer
 from pipeline.train.track import Tracker
@@ -41,13 +43,26 @@ class Member:
     """The last record of its log."""
 
 
-def train_cohort(members: Sequence[Member], batches: Iterator[torch.Tensor], steps: int, title: str) -> None:
-    """Take `steps` steps with every member, each batch read once. Writes a JSON line per member every LOG_EVERY steps."""
+def train_cohort(
+    members: Sequence[Member],
+    batches: Iterator[torch.Tensor],
+    steps: int,
+    title: str,
+    *,
+    save: Callable[[Sequence[Member]], None] = lambda _: None,
+    save_every: float = math.inf,
+) -> None:
+    """Take every member to step `steps`, each batch read once. Writes a JSON line per member every LOG_EVERY steps.
+
+    The members have taken equally many steps, and `batches` begins with the next one. Those still in training are handed to
+    `save` every `save_every` seconds, and after SIGTERM, upon which InterruptedRunError is raised.
+    """
     active = list(members)
-    device = members[0].trainer.device
-    logged, logged_at = 0, time.perf_counter()
-    with progress(title, steps, "steps") as advance, _side_by_side(device) as step_all:
-        for step, x_BD in enumerate(itertools.islice(batches, steps), start=1):
+    done, device = members[0].trainer.done, members[0].trainer.device
+    logged, logged_at = done, time.perf_counter()
+    saved_at = time.monotonic()
+    with progress(title, steps - done, "steps") as advance, stop_on_sigterm() as stop, _side_by_side(device) as step_all:
+        for step, x_BD in enumerate(itertools.islice(batches, steps - done), start=done + 1):
             metrics = step_all(active, x_BD.to(device))
             remark = ""
             if step % LOG_EVERY == 0 or step == steps:
@@ -61,6 +76,11 @@ def train_cohort(members: Sequence[Member], batches: Iterator[torch.Tensor], ste
                     break
                 fvu = [member.last["fvu"] for member in active]
                 remark = f"FVU {statistics.median(fvu):.3f} median, {max(fvu):.3f} worst"
+            if stop.is_set() or time.monotonic() - saved_at >= save_every:
+                save(active)
+                saved_at = time.monotonic()
+            if stop.is_set():
+                raise InterruptedRunError(f"stopped on request after step {step}; training goes on with the same command")
             advance(1, remark)
 
 
