@@ -46,7 +46,7 @@ def train_cohort(members: Sequence[Member], batches: Iterator[torch.Tensor], ste
             remark = ""
             if step % LOG_EVERY == 0 or step == steps:
                 for member, measured in zip(active, metrics, strict=True):
-                    _log(member, measured, len(x_BD))
+                    _log(member, measured, x_BD.to(device))
                 active = [member for member in active if member.diverged_at is None]
                 if not active:
                     break
@@ -70,7 +70,7 @@ def _side_by_side(device: torch.device) -> Iterator[Callable[[Sequence[Member], 
         torch.set_num_threads(threads)
 
 
-def _log(member: Member, measured: StepMetrics, rows: int) -> None:
+def _log(member: Member, measured: StepMetrics, x_BD: torch.Tensor) -> None:
     trainer = member.trainer
     values = {name: float(value) for name, value in vars(measured).items()}
     if not all(math.isfinite(value) for value in values.values()):
@@ -78,8 +78,9 @@ def _log(member: Member, measured: StepMetrics, rows: int) -> None:
         return
     member.last = {
         "step": trainer.done,
-        "tokens": trainer.done * rows,
+        "tokens": trainer.done * len(x_BD),
         **values,
+        **{name: float(value) for name, value in vars(trainer.diagnose(x_BD)).items()},
         "dead_fraction": trainer.dead(DEAD_WINDOW).float().mean().item(),
         "resets": trainer.resets,
     }
