@@ -4,8 +4,10 @@
     python benchmarks/train_step.py --d-in 768 --d-sae 1536 --rounds 5    # a look
 
 Every contestant takes one step on the same batch in each round (A B C A B C ...), so that whatever else the machine does
-meets all of them; the table has medians over rounds. Those of packages that are not installed are left out. The floor is the
-five matrix products no trainer can do without. Memory is the difference between the peaks of two processes.
+meets all of them; the table has medians over rounds. Ratios are of processor time, summed over threads: on a machine that
+does nothing else they are those of elapsed time, and on a busy one they still mean something. Contestants whose packages are
+not installed are left out. The floor is the five matrix products no trainer can do without. Memory is the difference between
+the peaks of two processes.
 """
 
 import argparse
@@ -140,8 +142,8 @@ def contestants(arguments: argparse.Namespace) -> dict[str, Callable[[], Step]]:
     }
 
 
-def seconds(arguments: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of a step of each contestant that is installed."""
+def seconds(arguments: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Median seconds of a step of each contestant that is installed: elapsed, and processor time."""
     steps: dict[str, Step] = {}
     for name, make in contestants(arguments).items():
         try:
@@ -149,14 +151,19 @@ def seconds(arguments: argparse.Namespace) -> dict[str, float]:
         except ImportError as error:
             print(f"left out: {name} ({error})")
     x_BD = rows(arguments)
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for number in range(arguments.rounds + 1):
         for name, step in steps.items():
-            started = time.perf_counter()
+            started = time.perf_counter(), time.process_time()
             step(x_BD)
+            parts = 8 if name.endswith("of 8") else 1
             if number:  # the first round fills caches and buffers, and computes thresholds
-                taken[name].append((time.perf_counter() - started) / (8 if name.endswith("of 8") else 1))
-    return {name: statistics.median(times) for name, times in taken.items()}
+                elapsed, used = time.perf_counter() - started[0], time.process_time() - started[1]
+                taken[name].append((elapsed / parts, used / parts))
+    return {
+        name: (statistics.median(elapsed for elapsed, _ in times), statistics.median(used for _, used in times))
+        for name, times in taken.items()
+    }
 
 
 def peak(arguments: argparse.Namespace, l0: float, contrast: Contrast | None) -> int:
@@ -195,14 +202,14 @@ def main() -> None:
         f"d_in {arguments.d_in}, d_sae {arguments.d_sae}, batch {arguments.batch}, L0 {arguments.l0:g}, "
         f"{arguments.threads} threads, medians of {arguments.rounds} rounds, torch {torch.__version__}\n"
     )
+    if not arguments.no_memory:  # first, because a process inherits the peak of the one that starts it
+        for kernel, l0 in (("by blocks (L0 1000)", 1000), ("by rows (L0 50)", 50)):
+            print(f"contrast at d_sae 8192, {kernel}: {extra_memory(arguments, l0):.0f} MB", flush=True)
     median = seconds(arguments)
-    print("| a step of | ms | over ours, float32 | over ours, bfloat16 |\n|---|---|---|---|")
-    for name, value in median.items():
-        ratios = " | ".join(f"{value / median[f'ours, {dtype}']:.2f}" for dtype in ("float32", "bfloat16"))
-        print(f"| {name} | {value * 1e3:.0f} | {ratios} |")
-    if not arguments.no_memory:
-        for kernel, l0 in (("all pairs (L0 1000)", 1000), ("pairs that fire (L0 50)", 50)):
-            print(f"\ncontrast at d_sae 8192, {kernel}: {extra_memory(arguments, l0):.0f} MB")
+    print("\n| a step of | ms | processor ms | over ours, float32 | over ours, bfloat16 |\n|---|---|---|---|---|")
+    for name, (elapsed, used) in median.items():
+        ratios = " | ".join(f"{used / median[f'ours, {dtype}'][1]:.2f}" for dtype in ("float32", "bfloat16"))
+        print(f"| {name} | {elapsed * 1e3:.0f} | {used * 1e3:.0f} | {ratios} |")
 
 
 if __name__ == "__main__":

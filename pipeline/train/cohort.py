@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TextIO
+from functools import partial
+from typing import Any, TextIO
 
 import torch
 
@@ -61,16 +62,16 @@ def train_cohort(
     done, device = members[0].trainer.done, members[0].trainer.device
     logged, logged_at = done, time.perf_counter()
     saved_at = time.monotonic()
-    with progress(title, steps - done, "steps") as advance, stop_on_sigterm() as stop, _side_by_side(device) as step_all:
+    with progress(title, steps - done, "steps") as advance, stop_on_sigterm() as stop, _side_by_side(device) as for_each:
         for step, x_BD in enumerate(itertools.islice(batches, steps - done), start=done + 1):
-            metrics = step_all(active, x_BD.to(device))
+            x_BD = x_BD.to(device)
+            metrics = for_each(lambda member, x_BD=x_BD: member.trainer.step(x_BD), active)
             remark = ""
             if step % LOG_EVERY == 0 or step == steps:
                 now = time.perf_counter()
                 pace = (step - logged) * len(x_BD) / (now - logged_at)
                 logged, logged_at = step, now
-                for member, measured in zip(active, metrics, strict=True):
-                    _log(member, measured, len(x_BD), pace)
+                for_each(partial(_log, x_BD=x_BD, pace=pace), active, metrics)
                 active = [member for member in active if member.diverged_at is None]
                 if not active:
                     break
@@ -85,31 +86,32 @@ def train_cohort(
 
 
 @contextmanager
-def _side_by_side(device: torch.device) -> Iterator[Callable[[Sequence[Member], torch.Tensor], list[StepMetrics]]]:
-    """Yields a function that steps all members on one batch."""
+def _side_by_side(device: torch.device) -> Iterator[Callable[..., list[Any]]]:
+    """Yields what `map` is, as a list: on a CPU with a thread for each item."""
     if device.type != "cpu":
-        yield lambda members, x_BD: [member.trainer.step(x_BD) for member in members]
+        yield lambda function, *items: list(map(function, *items))
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            yield lambda members, x_BD: list(pool.map(lambda member: member.trainer.step(x_BD), members))
+            yield lambda function, *items: list(pool.map(function, *items))
     finally:
         torch.set_num_threads(threads)
 
 
-def _log(member: Member, measured: StepMetrics, rows: int, pace: float) -> None:
+def _log(member: Member, measured: StepMetrics, x_BD: torch.Tensor, pace: float) -> None:
     """Add a record to the log. `pace` is that of the whole cohort, and all in it that differs from run to run."""
     trainer = member.trainer
-    values = {name: float(value) for name, value in vars(measured).items()}
+    values = {name: float(value) for name, value in vars(measured).items() if name != "reset_now"}
     if not all(math.isfinite(value) for value in values.values()):
         member.diverged_at = trainer.done
         return
     member.last = {
         "step": trainer.done,
-        "tokens": trainer.done * rows,
+        "tokens": trainer.done * len(x_BD),
         **values,
+        **{name: float(value) for name, value in vars(trainer.diagnose(x_BD)).items()},
         "dead_fraction": trainer.dead(DEAD_WINDOW).float().mean().item(),
         "resets": trainer.resets,
         "new_resets": trainer.resets - member.last.get("resets", 0),

@@ -37,7 +37,7 @@ def geometry(weights: Weights, x_BD: torch.Tensor, *, literal: bool) -> Geometry
     f_BF = encoded_BF.add_(weights.b_enc_F).relu_()
     latents = Latents(
         f_BF=f_BF,
-        firing_B=(f_BF > 0).sum(dim=1),
+        firing_B=torch.sign(f_BF).sum(dim=1),
         W_dec_FD=weights.W_dec_FD,
         norm_F=norm_F,
         threshold_F=threshold_F,

@@ -7,6 +7,7 @@ loses its part along each row, which is (sum_j M_ij D_ij G_ij) w_i / ||w_i||^2.
 Shapes: B rows, D d_in, F d_sae, T and J latents of a block, N latents taken of each row.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,10 +18,10 @@ from pipeline.train.weights import factor
 
 SMALL = 192
 """Latents of the blocks on the diagonal, half of which is thrown away; smaller ones multiply slower."""
-LARGE = 1152
-"""Latents on a side of the other blocks at most: bounds the memory."""
-GATHERED = 2_000_000
-"""Numbers gathered at once, 8 MB: what a last-level cache holds."""
+TALL, WIDE = 576, 1152
+"""Latents on the sides of the other blocks at most: bounds the memory."""
+GATHERED = 1_000_000
+"""Numbers gathered at once, 4 MB: bounds the memory, and is what a cache holds."""
 MOVED = 64
 """Moving a decoder row in memory costs as much as multiplying it with this many others."""
 
@@ -130,10 +131,17 @@ def _upper_triangle(start: int, stop: int) -> Iterator[tuple[slice, slice]]:
         return
     middle = (start + stop) // 2
     yield from _upper_triangle(start, middle)
-    for top in range(start, middle, LARGE):
-        for left in range(middle, stop, LARGE):
-            yield slice(top, min(top + LARGE, middle)), slice(left, min(left + LARGE, stop))
+    for tall in _parts(start, middle, TALL):
+        for wide in _parts(middle, stop, WIDE):
+            yield tall, wide
     yield from _upper_triangle(middle, stop)
+
+
+def _parts(start: int, stop: int, most: int) -> list[slice]:
+    """As few parts as may be of at most so many, of sizes that differ by one at most."""
+    count = -(-(stop - start) // most)
+    edges = [start + (stop - start) * index // count for index in range(count + 1)]
+    return [slice(*ends) for ends in itertools.pairwise(edges)]
 
 
 def _block(
@@ -147,19 +155,17 @@ def _block(
     W_TD, W_JD, f_BT, f_BJ = latents.W_dec_FD[tall], latents.W_dec_FD[wide], f_BF[:, tall], f_BF[:, wide]
     rows = len(f_BF)
     dot_TJ = torch.mm(W_TD, W_JD.T)
-    norms_TJ = latents.norm_F[tall, None] * latents.norm_F[wide]
-    similarity_TJ = latents.similarity(dot_TJ, norms_TJ)
-    mask_TJ = latents.selected(similarity_TJ, latents.threshold_F[tall, None], latents.threshold_F[wide])
-    if tall == wide:
-        mask_TJ = mask_TJ.triu(1)
+    mask_TJ = _mask(latents, dot_TJ, tall, wide)
     if latents.config.weighted:
         joint_TJ = torch.mm(f_BT.T, f_BJ).to(dot_TJ.dtype).mul_(1 / rows)
     else:
+        norms_TJ = latents.norm_F[tall, None] * latents.norm_F[wide]
         joint_TJ = latents.similarity(torch.ones_like(dot_TJ), norms_TJ).div_(len(latents.W_dec_FD))
     joint_TJ *= mask_TJ
     strength_TJ = dot_TJ * joint_TJ
     strength_F[tall] += strength_TJ.sum(dim=1)
     strength_F[wide] += strength_TJ.sum(dim=0)
+    del strength_TJ  # keeps the peak of memory down
     if gradients is None:
         return
     joint = gradients.factor(joint_TJ.mul_(gradients.weight))
@@ -169,6 +175,12 @@ def _block(
         dot = gradients.factor(dot_TJ.mul_(mask_TJ).mul_(gradients.weight / rows))
         _add_product(gradients.f_BF[:, tall], f_BJ, dot.T)
         _add_product(gradients.f_BF[:, wide], f_BT, dot)
+
+
+def _mask(latents: Latents, dot_TJ: torch.Tensor, tall: slice, wide: slice) -> torch.Tensor:
+    similarity_TJ = latents.similarity(dot_TJ, latents.norm_F[tall, None] * latents.norm_F[wide])
+    mask_TJ = latents.selected(similarity_TJ, latents.threshold_F[tall, None], latents.threshold_F[wide])
+    return mask_TJ.triu(1) if tall == wide else mask_TJ
 
 
 def _add_product(total: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> None:

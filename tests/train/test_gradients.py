@@ -67,7 +67,8 @@ def test_losses_and_gradients_are_those_of_autograd(
         # Either kernel, whichever would be chosen; unweighted pairs are all pairs, which only one of them knows.
         patch.setattr(pairs, "_few_fire", lambda latents: few_fire and latents.config.weighted)
         patch.setattr(pairs, "SMALL", 2)
-        patch.setattr(pairs, "LARGE", 3)
+        patch.setattr(pairs, "TALL", 3)
+        patch.setattr(pairs, "WIDE", 4)
         patch.setattr(pairs, "GATHERED", 3 * d_in * d_sae)
         assert_same(*both(weights, x_BD, contrast), rtol=1e-9, atol=1e-10)
 
