@@ -137,8 +137,9 @@ def test_damage_beside_the_shards_is_named_and_repaired(
     harm(extraction.store / file)
     found = damages(extraction.workspace.storage(extraction.plan.store), deep=True)
     assert any(file.startswith(damage.file) for damage in found)
-    with pytest.raises(CorruptArtefactError):
-        read_all(ActivationStore(extraction.store))
+    if finished or harm is not change_a_digit:  # which is not in what the reader uses, and no manifest tells
+        with pytest.raises(CorruptArtefactError):
+            read_all(ActivationStore(extraction.store))
     code, said = verified(extraction.store, "--deep")
     assert code == 1
     assert "damaged: " in said

@@ -24,11 +24,10 @@ def test_a_model_that_puts_out_no_numbers_stops_at_the_sequence(
     assert study.plan.model is not None
     poisoned = tmp_path / "poisoned"
     shutil.copytree(study.workspace.folder(study.plan.model), poisoned)
-    store = ActivationStore(finished.store)
-    tokens_SL = store.whole("tokens")
-    used, first = np.unique(tokens_SL, return_index=True)
-    token = int(used[first.argmax()])
-    sequences = np.flatnonzero((tokens_SL == token).any(axis=1))
+    text = fmt.read_sequences(finished.workspace.storage(finished.plan.store))
+    used, first = np.unique(text.tokens_SL[:250], return_index=True)
+    token = int(used[first.argmax()])  # the one that comes latest in what is extracted
+    sequences = np.flatnonzero((text.tokens_SL == token).any(axis=1))
     weights = load_file(poisoned / "model.safetensors")
     (name,) = [name for name in weights if name.endswith("embed_tokens.weight")]
     weights[name][token] = value
@@ -41,11 +40,11 @@ def test_a_model_that_puts_out_no_numbers_stops_at_the_sequence(
         extract(extraction.plan, extraction.workspace)
     named = int(str(stopped.value).split("for sequence ")[1].split()[0])
     assert named in sequences
-    # The first shard with a row of such a sequence, from the token on.
-    row = int(fmt.read_sequences(extraction.workspace.storage(extraction.plan.store)).row_offsets[sequences[0]])
+    # Masked attention multiplies by 0, which leaves NaN what it is: the sequence is lost from its first row on.
+    lost = int(text.row_offsets[sequences[0]]) // 512
+    assert lost > 5
     kept = ActivationStore(extraction.store, partial=True)
-    assert kept.shards
-    assert kept.shards in (list(range(row // 512)), list(range(row // 512 + 1)))
+    assert kept.shards == list(range(lost))
     for shard in kept.shards:
         assert kept.read(2, *kept.rows_of(shard)).isfinite().all()
 
