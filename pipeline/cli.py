@@ -204,7 +204,7 @@ def _report(plan: "Plan", workspace: str) -> None:
 
     opened = Workspace(workspace)
     results = collect(plan, opened)
-    page = write_report(results, opened.report_folder(plan.experiment.name))
+    page = write_report(results, opened.report(plan.experiment.name))
     console.print(results_table(results))
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 

@@ -18,8 +18,7 @@ import numpy as np
 from pipeline.errors import BadInputError, PipelineError
 
 SCHEME = "s3://"
-# obstore's own are to try for three minutes, and to give up on a shard that takes longer than half a one.
-CLIENT: Any = {"connect_timeout": "5s", "timeout": "300s"}
+# obstore by itself tries for three minutes before it says what is wrong.
 RETRIES: Any = {
     "max_retries": 6,
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
@@ -196,9 +195,9 @@ class ObjectStorage:
             raise BadInputError(
                 f"{url}: object stores need the package obstore: pip install 'direction-aware-sae[s3]'"
             ) from None
-        self.url = url.rstrip("/")
+        self.url = SCHEME + url.removeprefix(SCHEME).strip("/")
         with self._explained():
-            self.store = obstore.store.from_url(self.url, client_options=CLIENT, retry_config=RETRIES)
+            self.store = obstore.store.from_url(self.url, retry_config=RETRIES)
 
     def __str__(self) -> str:
         return self.url

@@ -105,9 +105,9 @@ class Workspace:
     def _storage(self, path: str) -> Storage:
         return open_storage(f"{self.root}/{path}" if self.remote else self.local / path)
 
-    def report_folder(self, experiment: str) -> Path:
+    def report(self, experiment: str) -> Storage:
         """Where the report of an experiment lies."""
-        return self.local / "reports" / experiment
+        return self._storage(f"reports/{experiment}")
 
     def manifest(self, artefact: Artefact) -> Manifest | None:
         """The manifest of a finished, unchanged and current artefact; None when it is still to be made.

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from faulty import Extraction, files_of, started
 
-from pipeline.store.writer import ShardWriter
+from pipeline.extract.stage import extract
+from pipeline.store.writer import ShardWriter, commit_name
+from pipeline.workspace import MANIFEST
 
 
 def killed_and_resumed(fresh: Extraction, finished: Extraction, seconds: float, moments: int, folder: Path) -> None:
@@ -32,6 +34,18 @@ def killed_and_resumed(fresh: Extraction, finished: Extraction, seconds: float, 
         assert extraction.workspace.manifest(extraction.plan.store)
     assert alive > moments / 2
     assert committed_before_the_kill > 0
+
+
+def test_what_a_killed_writer_left_is_no_shard(finished: Extraction, tmp_path: Path) -> None:
+    extraction = finished.copy(tmp_path / "ws")
+    (extraction.store / MANIFEST).unlink()
+    (extraction.store / commit_name(1)).unlink()
+    (extraction.store / "layer_01/c/1/0").write_bytes(b"torn")
+    (extraction.store / "layer_02/c/1/0").unlink()
+    (extraction.store / "commits/.000001.json.4711.partial").write_bytes(b"{")
+    assert extract(extraction.plan, extraction.workspace) == [extraction.plan.store]
+    assert files_of(extraction.workspace.local) == files_of(finished.workspace.local)
+    assert extract(extraction.plan, extraction.workspace) == []
 
 
 def test_a_killed_extraction_goes_on(fresh: Extraction, finished: Extraction, seconds: float, tmp_path: Path) -> None:
