@@ -119,7 +119,7 @@ def status(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPAC
 
     plan, opened = _plan(experiment), Workspace(workspace)
     console.print(status_table(plan, opened))
-    console.print(next_command(plan, opened), highlight=False)
+    console.print(next_command(plan, opened), highlight=False, soft_wrap=True)
 
 
 @store_app.command()
