@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,45 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, D_IN, DEPTH, GEMMA_2_2B, POSITIONS, VOCABULARY, save_gemma_2_2b, save_model
 
 from pipeline.errors import BadInputError
+from pipeline.experiment import load
 from pipeline.extract.model import ResidualStream, open_model, quiet_transformers, transformers
+from pipeline.extract.stage import extract
+from pipeline.plan import Plan, make_plan
 from pipeline.sources import HuggingFaceModel
+from pipeline.store.reader import ActivationStore
+from pipeline.workspace import Workspace
+
+GEMMA_STUDY = """
+description = "The first layers of Gemma-2-2B in their real size, with random weights."
+[model]
+source = "huggingface"
+name = "{folder}"
+d_in = 2304
+depth = 6
+[corpus]
+source = "files"
+paths = ["{text}"]
+[store]
+layers = [2, 5]
+tokens = 256
+context = 128
+forward_batch = 2
+shard_rows = 128
+chunk_rows = 64
+[probes]
+datasets = ["python/docstring-of"]
+[train]
+d_sae = 96
+steps = 1
+[study]
+layers = [5]
+arms = ["baseline"]
+"""
+
+
+def extract_store(plan: Plan, workspace: Workspace) -> None:
+    """The activation store alone: probe texts would take minutes at this size."""
+    extract(replace(plan, probes={}), workspace)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -137,14 +175,30 @@ def test_an_encoder_and_a_decoder_are_no_decoder_only_model(folder: Path) -> Non
 @pytest.mark.slow
 def test_gemma_2_2b_in_its_real_size(tmp_path: Path) -> None:
     folder = save_gemma_2_2b(tmp_path / "gemma")
+    (tmp_path / "text.txt").write_text("\n".join(f"line {number} of a text" for number in range(200)))
+    (tmp_path / "gemma.toml").write_text(GEMMA_STUDY.format(folder=folder, text=tmp_path / "text.txt"))
+    plan, workspace = make_plan(load(str(tmp_path / "gemma.toml"))), Workspace(tmp_path / "workspace")
     try:
         model = ResidualStream(str(folder), layers=(2, 5), dtype="bfloat16")
         outputs = model(some_tokens(2, 128, vocabulary=GEMMA_2_2B["vocab_size"]))
+        assert model.model.config.layer_types == ["sliding_attention", "full_attention"] * 3
+        extract_store(plan, workspace)
+        store = ActivationStore(workspace.storage(plan.store))
+        tokens_SL = torch.from_numpy(store.whole("tokens")[:2]).long()
+        expected = model(tokens_SL)
     finally:
         shutil.rmtree(folder)
-    assert model.model.config.layer_types == ["sliding_attention", "full_attention"] * 3
     for layer in (2, 5):
         assert outputs[layer].shape == (2, 128, 2304)
         assert outputs[layer].dtype == torch.bfloat16
         assert outputs[layer].isfinite().all()
     assert not torch.equal(outputs[2], outputs[5])
+
+    assert (store.rows, store.layout.d_in, store.layout.layers) == (256, 2304, (2, 5))
+    # 2 bytes a value; in each of 2 shards a checksum and an index entry for each of 2 chunks, and the index' own checksum.
+    sizes = [check.bytes for commit in store.commits.values() for name, check in commit.files.items() if "layer" in name]
+    assert sizes == [128 * 2304 * 2 + 2 * (4 + 16) + 4] * 4
+    place = store.read_field("sequence", 0, 128) * 128 + store.read_field("position", 0, 128)
+    for layer in (2, 5):
+        rows_RD = expected[layer].flatten(0, 1)[torch.from_numpy(place)]
+        torch.testing.assert_close(store.read(layer, 0, 128), rows_RD.cpu(), atol=0.05, rtol=0.05)
