@@ -33,6 +33,9 @@ TRAINING_LOG = "training.jsonl"
 SPARSE_PROBING = "sparse_probing.json"
 CAPTURE = "capture.json"
 RECONSTRUCTION = "reconstruction.json"
+LOSS = "loss.json"
+INTERFERENCE = "interference.json"
+EXAMPLES = "examples.json"
 
 
 @dataclass(frozen=True, kw_only=True)
