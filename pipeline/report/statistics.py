@@ -70,9 +70,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def power(effect: float, n: int, alpha: float) -> float:
     """How often a two-sided paired t test of n pairs finds a true mean of `effect` standard deviations."""
-    # Both tails of the noncentral t at once: its square is a noncentral F, which scipy also knows for large effects.
-    critical = stats.t.isf(alpha / 2, n - 1)
-    return float(stats.ncf.sf(critical**2, 1, n - 1, n * effect**2))
+    # The lower tail as an upper one, of the shift with its sign turned: scipy's nct.cdf is nan for large shifts.
+    critical, shift = stats.t.isf(alpha / 2, n - 1), effect * n**0.5
+    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.sf(critical, n - 1, -shift))
 
 
 def seeds_needed(difference: float, sd: float, alpha: float) -> int | None:

@@ -1,6 +1,7 @@
 """Intervals, corrections and power: against closed forms, and against what repeated sampling does."""
 
 import math
+from random import Random
 
 import numpy as np
 import pytest
@@ -56,11 +57,11 @@ def test_a_bootstrap_interval_needs_enough_pairs_to_resample() -> None:
 
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_intervals_hold_the_truth_as_often_as_they_say(n: int) -> None:
-    samples = np.random.default_rng(n).normal(0.4, 1.3, size=(2000, n))
+    samples = np.random.default_rng(n).normal(0.4, 1.3, size=(800, n))
     found = [paired(sample) for sample in samples]
     covered = np.mean([one.low <= 0.4 <= one.high for one in found if one.low is not None and one.high is not None])
-    # Four standard errors of a share of 2000 at .95 are .0195. A percentile bootstrap of 3 covers .75.
-    assert covered == pytest.approx(0.95, abs=0.0195)
+    # Four standard errors of a share of 800 at .95 are .031. A percentile bootstrap of 3 covers .75.
+    assert covered == pytest.approx(0.95, abs=0.031)
 
 
 def test_holm_by_hand() -> None:
