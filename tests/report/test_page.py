@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.arms import ARMS
 from pipeline.experiment import TrainConfig
+from pipeline.report.differences import differences
 from pipeline.report.page import write_report
 
 KS = [1, 2, 5, 10, 20]
@@ -65,9 +66,36 @@ def _row(arm: str, seed: int, layer: int) -> dict[str, Any]:
             "random_tied": float(0.42 + 0.04 * rng.random()),
             "lift": lift,
             "kappa": (0.18 * lift - 0.18) / 0.82,
+            "strength_weighted": 0.2 * lift,
+            "permuted": 0.1801,
+            "permuted_std": 0.002,
+            "phi_union": 0.17 * lift,
+            "phi_chance": 0.18,
+            "phi_lift": 0.17 * lift / 0.18,
+            "phi_random_tied": 0.4,
             "live": 240,
             "pairs": 240,
             "reason": None,
+            "by_topk": [
+                {"topk": k, "union": min(1, 1.7 * k * lift), "chance": min(1, 1.8 * k), "random_tied": min(1, 0.3 + k)}
+                for k in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+            ],
+            "by_pairs": [
+                {"q": q, "union": 0.18 * lift / q**0.2, "chance": 0.18, "random_tied": 0.4} for q in (0.25, 0.5, 1, 2, 4)
+            ],
+        },
+        "loss": {"clean": 3.1, "sae": 3.4, "zero": 8.0, "mean": 6.0, "recovered_zero": 0.94, "recovered_mean": 0.9}
+        | {"reason": None},
+        "interference": {
+            "own": {"pairs": 300, "interference": float(0.02 + 0.01 * rng.random()), "co_activation": 0.05},
+            "fixed": {"pairs": 290, "interference": float(0.02 + 0.01 * rng.random()), "co_activation": 0.04}
+            | {"same_direction": 0.8},
+            "reason": None,
+        },
+        "density": {"edges": list(np.linspace(-5, 0, 26)), "counts": [int(8 + seed + x % 7) for x in range(25)], "dead": 3},
+        "decoder_cosine": {
+            "edges": list(np.linspace(-1, 1, 41)),
+            "counts": [int(1e4 * math.exp(-((x - 20) ** 2) / 9)) for x in range(40)],
         },
     }
 
@@ -97,7 +125,7 @@ def _results(
     arms: Iterable[str] = ("full", "no-contrast", "topk-0.2"),
 ) -> dict[str, Any]:
     rows = [_row(arm, seed, layer) for layer in layers for arm in arms for seed in seeds]
-    return {
+    results = {
         "experiment": "demo",
         "description": "A small model: does the contrastive penalty change what its <script>alert(1)</script> SAEs find?",
         "generated": "2026-11-23T08:00:00+00:00",
@@ -105,7 +133,9 @@ def _results(
         "is_demo": True,
         "is_synthetic": False,
         "model": {"name": "tiny-gemma2", "facts": {"parameters": 345_216, "tokens": 1_331_200, "heldout_loss": 3.1234567}},
+        "reported_llm_probing": None,
         "store": {
+            "key": "0123456789ab",
             "rows": 819_200,
             "bytes": 209_715_200,
             "layers": [1, 2],
@@ -118,7 +148,11 @@ def _results(
             {"name": name, "classes": classes, "train_size": 600, "test_size": 300} for name, classes in TASKS.items()
         ],
         "training": TrainConfig(d_sae=256, steps=3000, batch_size=256).model_dump() | {"heldout_rows": 32_768},
-        "arms": [{"arm": name, "run": ARMS[name].run, "question": ARMS[name].question} for name in arms],
+        "arms": [
+            {"arm": name, "run": ARMS[name].run, "question": ARMS[name].question}
+            | {"base": None if name == "full" else ARMS[name].base}
+            for name in arms
+        ],
         "k_values": KS,
         "rows": rows,
         "curves": [_curve(row) for row in rows],
@@ -130,7 +164,29 @@ def _results(
             "evaluate_seconds": 44.0,
             "store_bytes": 209_715_200,
         },
+        "examples": [_examples(arm, 0, layer) for layer in layers for arm in ("full", "baseline") if arm in arms],
     }
+    return results | {"differences": differences(results)}
+
+
+def _examples(arm: str, seed: int, layer: int) -> dict[str, Any]:
+    why = ["most captured"] * 2 + ["least captured"] * 2 + ["density"] * 6
+    contexts = [
+        {
+            "strength": 9.5 - i,
+            "sequence": i,
+            "position": 7,
+            "before": "def f(<b>x</b>):\n    return ",
+            "token": "<script>",
+            "after": " & more",
+        }
+        for i in range(5)
+    ]
+    latents = [
+        {"latent": i, "why": reason, "density": 0.01, "captured": i, "pairs": 9, "contexts": contexts}
+        for i, reason in enumerate(why)
+    ]
+    return {"arm": arm, "seed": seed, "layer": layer, "latents": latents, "reason": None}
 
 
 def _troubled() -> dict[str, Any]:
@@ -142,7 +198,7 @@ def _troubled() -> dict[str, Any]:
         if row["arm"] == "topk-0.2":
             row["bpcr"] = dict.fromkeys(row["bpcr"]) | {"chance": 0.18, "live": 40, "pairs": 0, "reason": NO_PAIRS}
     results["curves"] = [_curve(row) for row in results["rows"]]
-    return results
+    return results | {"differences": differences(results)}
 
 
 class _Page(HTMLParser):

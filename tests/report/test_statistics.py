@@ -71,9 +71,7 @@ def test_holm_by_hand() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms())
-def test_holm_keeps_order_lies_between_none_and_bonferroni_and_ignores_the_order_given(
-    p_values: list[float], random
-) -> None:
+def test_holm_is_monotone_and_between_none_and_bonferroni(p_values: list[float], random: Random) -> None:
     corrected = holm(p_values)
     for p, one in zip(p_values, corrected, strict=True):
         assert p <= one <= min(1, len(p_values) * p)
