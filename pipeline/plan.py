@@ -23,7 +23,7 @@ MODEL_FORMAT = 1
 STORE_FORMAT = 2
 PROBES_FORMAT = 2
 SAE_FORMAT = 2
-EVALUATION_FORMAT = 1
+EVALUATION_FORMAT = 2
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
 """What of a model's folder counts: configuration, weights, and every form of tokenizer."""
@@ -33,6 +33,7 @@ TRAINING_LOG = "training.jsonl"
 SPARSE_PROBING = "sparse_probing.json"
 CAPTURE = "capture.json"
 RECONSTRUCTION = "reconstruction.json"
+GROUND_TRUTH = "ground_truth.json"
 
 
 @dataclass(frozen=True, kw_only=True)

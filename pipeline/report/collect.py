@@ -8,7 +8,7 @@ from typing import Any
 import pipeline
 from pipeline.arms import arms_of
 from pipeline.errors import MissingArtefactError
-from pipeline.plan import CAPTURE, RECONSTRUCTION, SPARSE_PROBING, TRAINING_LOG, Plan, PlannedSAE
+from pipeline.plan import CAPTURE, GROUND_TRUTH, RECONSTRUCTION, SPARSE_PROBING, TRAINING_LOG, Plan, PlannedSAE
 from pipeline.sources import HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.store.reader import ActivationStore
 from pipeline.workspace import Artefact, Workspace
@@ -100,7 +100,7 @@ def _row(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
         "degenerate": evaluated.facts["degenerate"],
     }
     if row["degenerate"]:
-        return row | NOT_PROBED | dict.fromkeys((*METRICS, "bpcr"))
+        return row | NOT_PROBED | dict.fromkeys((*METRICS, "bpcr", "ground_truth"))
     reconstruction = _read(sae, RECONSTRUCTION, workspace)
     capture = _read(sae, CAPTURE, workspace)
     probed = SPARSE_PROBING in evaluated.files
@@ -108,6 +108,7 @@ def _row(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
         **{name: reconstruction[name] for name in METRICS},
         **(_probing(_read(sae, SPARSE_PROBING, workspace)) if probed else NOT_PROBED),
         "bpcr": {name: capture[name] for name in RATES} | {"random_tied": capture["null"]["union"]},
+        "ground_truth": _read(sae, GROUND_TRUTH, workspace) if GROUND_TRUTH in evaluated.files else None,
     }
 
 

@@ -69,6 +69,7 @@ def _row(arm: str, seed: int, layer: int) -> dict[str, Any]:
             "pairs": 240,
             "reason": None,
         },
+        "ground_truth": None,
     }
 
 
