@@ -23,7 +23,7 @@ MODEL_FORMAT = 1
 STORE_FORMAT = 2
 PROBES_FORMAT = 2
 SAE_FORMAT = 2
-EVALUATION_FORMAT = 1
+EVALUATION_FORMAT = 2
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
 """What of a model's folder counts: configuration, weights, and every form of tokenizer."""
@@ -36,6 +36,7 @@ RECONSTRUCTION = "reconstruction.json"
 LOSS = "loss.json"
 INTERFERENCE = "interference.json"
 EXAMPLES = "examples.json"
+GROUND_TRUTH = "ground_truth.json"
 
 
 @dataclass(frozen=True, kw_only=True)

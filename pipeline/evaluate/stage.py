@@ -13,10 +13,13 @@ from pipeline.errors import DegenerateSAEError, MissingArtefactError
 from pipeline.evaluate import probing
 from pipeline.evaluate.capture import CoActivation, capture, random_tied
 from pipeline.evaluate.reconstruction import Reconstruction
+from pipeline.evaluate.recovery import Recovery
 from pipeline.experiment import Experiment
-from pipeline.plan import CAPTURE, RECONSTRUCTION, SPARSE_PROBING, Plan, PlannedSAE
+from pipeline.ground_truth import FEATURES, GroundTruth
+from pipeline.plan import CAPTURE, GROUND_TRUTH, RECONSTRUCTION, SPARSE_PROBING, Plan, PlannedSAE
 from pipeline.progress import progress
 from pipeline.sae import CONFIG, SAE, WEIGHTS
+from pipeline.sources import SyntheticModel
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.documents import Documents
 from pipeline.store.reader import ActivationStore
@@ -108,6 +111,8 @@ class _Bench:
         with torch.no_grad():
             metrics = self._reconstruct(sae, folder)
             _write(folder, RECONSTRUCTION, metrics)
+            if isinstance(self.experiment.model, SyntheticModel):
+                _write(folder, GROUND_TRUTH, self._recover(sae))
             try:
                 if self.documents:
                     sparse = self._probe(self._sae_features(sae))
@@ -140,6 +145,15 @@ class _Bench:
         for x_BD in self._heldout_rows():
             null_seen.update(null.encode(x_BD))
         return capture(sae.W_dec_FD, seen, config) | {"null": capture(null.W_dec_FD, null_seen, config)}
+
+    def _recover(self, sae: SAE) -> dict[str, Any]:
+        assert self.plan.model is not None
+        truth = GroundTruth.load(self.workspace.verified(self.plan.model, FEATURES))
+        true_rows = (f_BT for shard in self.heldout for f_BT, _ in truth.draw(self.store.layout, shard))
+        recovery = Recovery(sae, truth)
+        for x_BD, f_BT in zip(self._heldout_rows(), true_rows, strict=True):
+            recovery.update(sae.encode(x_BD), f_BT)
+        return recovery.compute(self.experiment.evaluate)
 
     def _heldout_rows(self) -> Iterator[torch.Tensor]:
         return rows_in_order(self.store, self.layer, self.heldout)

@@ -11,6 +11,7 @@ from pipeline.errors import MissingArtefactError
 from pipeline.plan import (
     CAPTURE,
     EXAMPLES,
+    GROUND_TRUTH,
     INTERFERENCE,
     LOSS,
     RECONSTRUCTION,
@@ -129,7 +130,7 @@ def _row(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
         "degenerate": evaluated.facts["degenerate"],
     }
     if row["degenerate"]:
-        return row | NOT_PROBED | dict.fromkeys((*METRICS, *SHAPES, "loss", "interference", "bpcr"))
+        return row | NOT_PROBED | dict.fromkeys((*METRICS, *SHAPES, "loss", "interference", "bpcr", "ground_truth"))
     reconstruction, loss, interference = (_read(sae, name, workspace) for name in (RECONSTRUCTION, LOSS, INTERFERENCE))
     probed = SPARSE_PROBING in evaluated.files
     return row | {
@@ -139,6 +140,7 @@ def _row(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
         "interference": interference,
         **(_probing(_read(sae, SPARSE_PROBING, workspace)) if probed else NOT_PROBED),
         "bpcr": _capture(_read(sae, CAPTURE, workspace)),
+        "ground_truth": _read(sae, GROUND_TRUTH, workspace) if GROUND_TRUTH in evaluated.files else None,
     }
 
 
@@ -146,10 +148,11 @@ def _capture(capture: Mapping[str, Any]) -> dict[str, Any]:
     """Rates of the SAE with both nulls beside them, at the K and q of the study and along both curves."""
 
     def curve(name: str, along: str) -> list[dict[str, Any]]:
-        points = zip(capture[name] or [], capture["null"][name] or [], strict=True)
+        nulls = {point[along]: point["union"] for point in capture["null"][name]}
         return [
-            {along: point[along], "union": point["union"], "chance": point["chance"], "random_tied": null["union"]}
-            for point, null in points
+            {along: at, "union": point["union"], "chance": point["chance"], "random_tied": nulls[at]}
+            for point in capture[name]
+            for at in [point[along]]
         ]
 
     return {

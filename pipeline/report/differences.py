@@ -10,12 +10,16 @@ from typing import Any, NamedTuple
 
 from pipeline.report.metrics import (
     DEAD,
+    F1,
+    FOUND,
     FVU,
     GEOMETRY,
     INTERFERENCE,
     L0,
+    ONE_TO_ONE,
     REBUILDS,
     RECOVERED,
+    SILENT,
     UNION,
     Metric,
     Results,
@@ -51,16 +55,32 @@ class Planned(NamedTuple):
 PLANNED = (
     Planned("sparse_probing_1", "Sparse probing accuracy, k = 1", worth=0.01),
     Planned("sparse_probing_5", "Sparse probing accuracy, k = 5", worth=0.01),
-    Planned("fvu", "FVU, at equal L0", worth=0.01),
+    Planned(FVU.name, "FVU, at equal L0", worth=0.01),
+    Planned(ONE_TO_ONE.name, "True features found, one latent to each", worth=0.01),
+    Planned(SILENT.name, "Parents silent beside their child (absorption)", worth=0.01),
     # The pairs are chosen for what they do in `baseline`, which is therefore not to be compared on them.
-    Planned("interference_fixed_interference", "Interference on the baseline’s pairs", not_for=("baseline",)),
+    Planned(INTERFERENCE.name, "Interference on the baseline’s pairs", not_for=("baseline",)),
 )
 """The pair capture rate is not among them and never ranks an arm: it must fall when the penalty works."""
 
 
 def compared_metrics(results: Results) -> list[Metric]:
     """Every metric that some SAE of the study has and whose difference says something."""
-    metrics = [*probing(results), FVU, L0, RECOVERED, DEAD, *REBUILDS, *GEOMETRY, INTERFERENCE, UNION]
+    metrics = [
+        *probing(results),
+        FVU,
+        L0,
+        RECOVERED,
+        DEAD,
+        *REBUILDS,
+        FOUND,
+        ONE_TO_ONE,
+        F1,
+        SILENT,
+        *GEOMETRY,
+        INTERFERENCE,
+        UNION,
+    ]
     return measured(results["rows"], metrics)
 
 

@@ -37,6 +37,19 @@ CHANCE = Metric(("bpcr", "chance"), "chance", "chance", three)
 RANDOM = Metric(("bpcr", "random_tied"), "random", "random", three)
 INTERFERENCE = Metric(("interference", "fixed", "interference"), "interf.", "interference", significant, "lower")
 
+FOUND = Metric(("ground_truth", "features", "all", "recovered"), "found", "found", three, "higher")
+ONE_TO_ONE = Metric(("ground_truth", "features", "all", "one_to_one"), "one to one", "found", three, "higher")
+F1 = Metric(("ground_truth", "features", "all", "f1"), "F1", "f1", three, "higher")
+SILENT = Metric(("ground_truth", "absorption", "with_child"), "silent", "silent", three, "lower")
+
+TRUTH = (
+    Metric(("ground_truth", "features", "all", "max_cosine"), "cosine to truth", "found", three, "higher"),
+    Metric(("ground_truth", "absorption", "alone"), "silent alone", "silent", three, "lower"),
+    Metric(("ground_truth", "pairs", "all", "matched"), "planted pairs", "planted", count),
+    Metric(("ground_truth", "pairs", "all", "captured"), "of them captured", "planted", three),
+    Metric(("ground_truth", "pairs", "chance"), "by chance", "planted", three),
+    Metric(("ground_truth", "false_capture", "rate"), "false capture", "planted", three),
+)
 REBUILDS = (
     Metric(("cosine",), "cosine", "cosine", three, "higher"),
     Metric(("loss", "recovered_mean"), "loss rec., mean", "recovered", three, "higher"),

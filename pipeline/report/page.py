@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report import latent_plots, plots, tables, text
 from pipeline.report.differences import summary
-from pipeline.report.metrics import Results, by_arm, pick
+from pipeline.report.metrics import F1, FOUND, ONE_TO_ONE, SILENT, TRUTH, Results, by_arm, pick
 from pipeline.workspace import write_atomically
 
 SCALARS = ("arm", "seed", "layer", "sae", "steps", "tokens", "seconds", "degenerate")
@@ -58,6 +58,7 @@ def _columns(results: Results) -> list[tuple[str, ...]]:
     paths += [("loss", name) for name in LOSS]
     paths += [("interference", *path) for path in INTERFERENCE]
     paths += [("bpcr", name) for name in BPCR]
+    paths += [metric.path for metric in (FOUND, ONE_TO_ONE, F1, SILENT, *TRUTH)] if results["is_synthetic"] else []
     by_task = ("sparse_probing_by_task", "llm_probing_by_task")
     return paths + [(probing, task, k) for probing in by_task for task in tasks for k in ks]
 

@@ -9,13 +9,18 @@ from pipeline.report.metrics import (
     CHANCE,
     DEAD,
     EFFORT,
+    F1,
+    FOUND,
     FVU,
     GEOMETRY,
     INTERFERENCE,
     L0,
+    ONE_TO_ONE,
     RANDOM,
     REBUILDS,
     RECOVERED,
+    SILENT,
+    TRUTH,
     UNION,
     Metric,
     Results,
@@ -47,6 +52,7 @@ def groups(results: Results) -> list[Group]:
     found = [
         ("Reconstruction", [FVU, L0, RECOVERED, DEAD]),
         ("Sparse probing accuracy with k latents", accuracies),
+        ("True features", [FOUND, ONE_TO_ONE, F1, SILENT]),
         ("Pairs", [INTERFERENCE]),
         ("Pair capture (BPCR)", [UNION, CHANCE, RANDOM]),
     ]
@@ -178,7 +184,7 @@ def task(results: Results, task: Mapping[str, Any], rows: Rows) -> dict[str, Any
 def per_seed(results: Results) -> dict[str, Any]:
     """Every row by itself, with the metrics that the main table leaves out."""
     columns = [column for _, group in groups(results) for column in group]
-    columns += measured(results["rows"], [*REBUILDS, *GEOMETRY, *CAPTURE, *EFFORT])
+    columns += measured(results["rows"], [*REBUILDS, *TRUTH, *GEOMETRY, *CAPTURE, *EFFORT])
     rows = [
         {
             "arm": row["arm"],

@@ -97,6 +97,7 @@ def _row(arm: str, seed: int, layer: int) -> dict[str, Any]:
             "edges": list(np.linspace(-1, 1, 41)),
             "counts": [int(1e4 * math.exp(-((x - 20) ** 2) / 9)) for x in range(40)],
         },
+        "ground_truth": None,
     }
 
 
