@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, D_IN, DEPTH, GEMMA_2_2B, POSITIONS, VOCABULARY, save_gemma_2_2b, save_model
 
 from pipeline.errors import BadInputError
-from pipeline.extract.model import ResidualStream, open_model, quiet_transformers, transformers
+from pipeline.model import ResidualStream, open_model, quiet_transformers, transformers
 from pipeline.sources import HuggingFaceModel
 
 
