@@ -41,6 +41,14 @@ L0_TOLERANCE = 0.05
 GROWS_WITH_L0 = ("fvu", "cosine", "loss_recovered_zero", "loss_recovered_mean")
 
 
+COLUMNS = (
+    "layer", "metric", "arm", "reference", "planned", "better", "seeds", "difference", "sd", "low", "high", "p",
+    "bootstrap_low", "bootstrap_high", "l0_ratio", "tasks", "tasks_higher", "p_holm", "family", "seeds_for_this",
+    "seeds_for_worth", "verdict",
+)  # fmt: skip
+"""What every entry of `differences` has."""
+
+
 class Planned(NamedTuple):
     """A metric that the study was made to compare arms by; which direction is better, the metric says."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from pipeline.report.text import count, four, one, percent, significant, three, two
+from pipeline.report.text import count, four, one, percent, three, two
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
@@ -35,7 +35,7 @@ RESETS = Metric(("resets",), "resets", "resets", count)
 UNION = Metric(("bpcr", "union"), "union", "bpcr", three)
 CHANCE = Metric(("bpcr", "chance"), "chance", "chance", three)
 RANDOM = Metric(("bpcr", "random_tied"), "random", "random", three)
-INTERFERENCE = Metric(("interference", "fixed", "interference"), "interf.", "interference", significant, "lower")
+INTERFERENCE = Metric(("interference", "fixed", "interference"), "interf.", "interference", three, "lower")
 
 FOUND = Metric(("ground_truth", "features", "all", "recovered"), "found", "found", three, "higher")
 ONE_TO_ONE = Metric(("ground_truth", "features", "all", "one_to_one"), "one to one", "found", three, "higher")
@@ -56,8 +56,9 @@ REBUILDS = (
 )
 GEOMETRY = (
     Metric(("max_decoder_cosine",), "decoder cosine", "decoder-cosine", three),
-    Metric(("interference", "own", "interference"), "interference, own pairs", "interference", significant),
-    Metric(("interference", "own", "co_activation"), "co-activation, own pairs", "interference", significant),
+    Metric(("interference", "own", "interference"), "interf., own pairs", "interference", three),
+    Metric(("interference", "own", "co_activation"), "co-firing, own pairs", "interference", three),
+    Metric(("interference", "fixed", "same_direction"), "still same latent", "same-direction", three),
 )
 CAPTURE = (
     Metric(("bpcr", "row"), "row", "masks", three),

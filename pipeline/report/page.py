@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report import latent_plots, plots, tables, text
-from pipeline.report.differences import summary
+from pipeline.report.differences import COLUMNS, summary
 from pipeline.report.metrics import F1, FOUND, ONE_TO_ONE, SILENT, TRUTH, Results, by_arm, pick
 from pipeline.workspace import write_atomically
 
@@ -34,8 +34,7 @@ def write_report(results: Results, folder: Path) -> Path:
     data = json.dumps(dict(results), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(folder / "results.json", data.encode())
     write_atomically(folder / "results.csv", _csv(_columns(results), results["rows"]).encode())
-    differences = results["differences"]
-    write_atomically(folder / "differences.csv", _csv([(name,) for name in differences[0]], differences).encode())
+    write_atomically(folder / "differences.csv", _csv([(name,) for name in COLUMNS], results["differences"]).encode())
     write_atomically(page, _html(results).encode())
     return page
 

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.arms import ARMS
 from pipeline.experiment import TrainConfig
+from pipeline.report.collect import REPORTED_LLM_PROBING
 from pipeline.report.differences import differences
 from pipeline.report.page import write_report
 
@@ -190,6 +191,11 @@ def _examples(arm: str, seed: int, layer: int) -> dict[str, Any]:
     return {"arm": arm, "seed": seed, "layer": layer, "latents": latents, "reason": None}
 
 
+def _with_rows(results: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    changed = results | {"rows": rows}
+    return changed | {"differences": differences(changed)}
+
+
 def _troubled() -> dict[str, Any]:
     """All built-in arms: one degenerate in both seeds, one in a single seed, one without a pair capture rate."""
     results = _results(arms=ARMS)
@@ -197,7 +203,8 @@ def _troubled() -> dict[str, Any]:
         if row["arm"] == "unweighted" or (row["arm"] == "coef-0.2" and row["seed"] == 1):
             row.update(_degenerate(row))
         if row["arm"] == "topk-0.2":
-            row["bpcr"] = dict.fromkeys(row["bpcr"]) | {"chance": 0.18, "live": 40, "pairs": 0, "reason": NO_PAIRS}
+            curves = {name: [point | {"union": None} for point in row["bpcr"][name]] for name in ("by_topk", "by_pairs")}
+            row["bpcr"] = dict.fromkeys(row["bpcr"]) | {"chance": 0.18, "live": 40, "pairs": 0, "reason": NO_PAIRS} | curves
     results["curves"] = [_curve(row) for row in results["rows"]]
     return results | {"differences": differences(results)}
 
@@ -272,18 +279,20 @@ def test_every_id_is_unique_and_every_reference_resolves(tmp_path: Path) -> None
 
 def test_plots_are_named_and_follow_the_colour_mode(troubled: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", troubled, re.DOTALL)
-    assert len(plots) == 4
+    assert len(plots) == 7
     for plot in plots:
         description = re.search(r'role="img"[^>]*aria-label="([^"]*)"', plot)
         assert description
-        assert "baseline: " in description[1]
+        assert "baseline" in description[1]
         assert re.findall(r"#[0-9a-fA-F]{6}\b", plot) == []
-        assert {"var(--ink)", "var(--full)"} <= set(re.findall(r"var\(--[a-z-]+\)", plot))
+        assert {"var(--ink)", "var(--baseline)"} <= set(re.findall(r"var\(--[a-z-]+\)", plot))
+    for plot in plots[1:5]:  # the others show planned differences and the three arms that stand out
         assert all(f">{arm}</text>" in plot for arm in ARMS if arm != "unweighted")
 
 
 def test_tables_have_captions_and_scopes(troubled: str) -> None:
-    assert troubled.count("<table") == troubled.count("<caption") == 6
+    # all arms, four planned metrics, three tasks, three references, every SAE
+    assert troubled.count("<table") == troubled.count("<caption") == 1 + 4 + 3 + 3 + 1
     assert "<th>" not in troubled
 
 
@@ -293,7 +302,7 @@ def test_means_and_half_ranges_over_seeds(tmp_path: Path) -> None:
         if row["arm"] == "full":
             row["fvu"] = 0.1 if row["seed"] == 0 else 0.2
     cells = re.findall(r"<td>(.*?)</td>", _table_row(write_report(results, tmp_path).read_text(), "full"))
-    assert len(cells) == 4 + len(KS) + 1 + 3
+    assert len(cells) == 4 + len(KS) + 1 + 1 + 3
     assert cells[0] == '0.150 <span class="spread">±0.050</span>'
 
 
@@ -308,17 +317,59 @@ def test_degenerate_saes_are_named_and_not_averaged(troubled: str) -> None:
 def test_missing_pair_capture_rate_says_why(troubled: str) -> None:
     row = _table_row(troubled, "topk-0.2")
     assert f'colspan="3">not measured: {NO_PAIRS}</td>' in row
-    assert row.count("±") == 4 + len(KS) + 1
+    assert row.count("±") == 4 + len(KS) + 1 + 1
 
 
-def test_description_is_escaped(troubled: str) -> None:
+def test_descriptions_and_tokens_are_escaped(troubled: str) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in troubled
+    assert "<mark>&lt;script&gt;</mark>" in troubled
+    assert "def f(&lt;b&gt;x&lt;/b&gt;):" in troubled
+
+
+def test_everything_that_unfolds_can_be_reached_and_is_named(troubled: str) -> None:
+    page = _Page(troubled)
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("details") == tags.count("summary") == 4 + 2 * 10 + 1 + 1
+    scrolling = [attrs for _, attrs in page.tags if attrs.get("class") in ("scroll", "scroll spreads", "canvas")]
+    assert len(scrolling) > 10
+    for attrs in scrolling:
+        assert attrs["tabindex"] == "0"
+        assert attrs.get("aria-labelledby") or attrs.get("aria-label")
+
+
+def test_reported_accuracies_stand_beside_ours_only_for_that_model(troubled: str, tmp_path: Path) -> None:
+    assert "reported" not in re.sub("<style>.*</style>", "", troubled, flags=re.DOTALL)
+    results = _results() | {"reported_llm_probing": REPORTED_LLM_PROBING}
+    for row in results["rows"]:
+        row["llm_probing"] = row["llm_probing"] | {"1": 0.674275, "all": 0.939825}
+    text = write_report(results, tmp_path).read_text()
+    rows = {
+        name: re.findall(r"<td>(.*?)</td>", re.search(rf'<th scope="row">{name}</th>(.*?)</tr>', text, re.DOTALL)[1])  # pyright: ignore
+        for name in ("measured here", "reported", "difference")
+    }
+    assert rows["reported"] == ["0.684", "0.726", "0.775", "0.821", "0.859", "0.939"]
+    assert (rows["measured here"][0], rows["difference"][0]) == ("0.674", "−0.010")
+    assert (rows["measured here"][-1], rows["difference"][-1]) == ("0.940", "+0.001")
+
+
+def test_verdicts_stand_in_the_tables_of_planned_comparisons(tmp_path: Path) -> None:
+    results = _results(seeds=(0, 1, 2))
+    for row in results["rows"]:
+        # Exactly alike in `no-contrast`, and in `topk-0.2` different beyond doubt.
+        shift = {"no-contrast": 0.0, "full": 0.0, "topk-0.2": 0.1 + 0.001 * row["seed"]}[row["arm"]]
+        row["sparse_probing"] = row["sparse_probing"] | {"1": 0.7 + shift}
+    text = write_report(_with_rows(results, results["rows"]), tmp_path).read_text()
+    assert "Exactly the same in every seed: the two arms never differed." in text
+    table = re.search(r'class="verdicts">.*?</table>', text, re.DOTALL)
+    assert table
+    assert re.search(r"topk-0.2</span>.*?\+0.101</td>.*?\+0.099 to \+0.103.*?Better\.</td>", table[0], re.DOTALL)
+    assert "Of the 8 planned comparisons, 1 can be told from the luck of 3 seeds." in text
 
 
 def test_one_seed_shows_no_spread_and_says_so(tmp_path: Path) -> None:
     text = write_report(_results(seeds=(0,)), tmp_path).read_text()
     assert "One seed cannot tell an arm from luck." in text
-    assert "±" not in text.replace("largest ±", "")
+    assert "±" not in text
 
 
 def test_banner_only_on_the_demonstration(troubled: str, tmp_path: Path) -> None:
@@ -330,7 +381,7 @@ def test_banner_only_on_the_demonstration(troubled: str, tmp_path: Path) -> None
 def test_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:
     results = _results(arms=("full", "no-contrast"))
     results["missing"] = ["no-contrast seed 0 layer 2", "no-contrast seed 1 layer 2"]
-    results["rows"] = [row for row in results["rows"] if row["arm"] == "full"]
+    results = _with_rows(results, [row for row in results["rows"] if row["arm"] == "full"])
     text = write_report(results, tmp_path).read_text()
     assert "2 of its SAEs are not evaluated yet: no-contrast seed 0 layer 2, no-contrast seed 1 layer 2." in text
     assert "not evaluated yet</td>" in _table_row(text, "no-contrast")
@@ -338,7 +389,7 @@ def test_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_every_sae_degenerate_still_makes_a_page(tmp_path: Path) -> None:
     results = _results() | {"curves": []}
-    results["rows"] = [_degenerate(row) for row in results["rows"]]
+    results = _with_rows(results, [_degenerate(row) for row in results["rows"]])
     text = write_report(results, tmp_path).read_text()
     _Page(text)
     assert "<svg" not in text
@@ -346,7 +397,12 @@ def test_every_sae_degenerate_still_makes_a_page(tmp_path: Path) -> None:
 
 def test_same_results_give_the_same_bytes(report: Path, tmp_path: Path) -> None:
     write_report(_troubled(), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "results.csv", "results.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "differences.csv",
+        "index.html",
+        "results.csv",
+        "results.json",
+    ]
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (report / path.name).read_bytes()
 
@@ -370,13 +426,17 @@ def test_json_and_csv_hold_the_results_unrounded(report: Path) -> None:
         assert float(line["llm_probing_all"]) == row["llm_probing"]["all"]
         for task, accuracies in row["sparse_probing_by_task"].items():
             assert float(line[f"sparse_probing_by_task_{task}_20"]) == accuracies["20"]
-        for name, value in row["bpcr"].items():
-            assert line[f"bpcr_{name}"] == ("" if value is None else str(value))
+        for section in ("bpcr", "loss"):
+            for name, value in row[section].items():
+                if not isinstance(value, list):
+                    assert line[f"{section}_{name}"] == ("" if value is None else str(value))
+        for name, value in row["interference"]["fixed"].items():
+            assert float(line[f"interference_fixed_{name}"]) == value
 
 
 def test_csv_columns_do_not_depend_on_the_rows(report: Path, tmp_path: Path) -> None:
     results = _results() | {"curves": []}
-    results["rows"] = [_degenerate(results["rows"][0])]
+    results = _with_rows(results, [_degenerate(results["rows"][0])])
     write_report(results, tmp_path)
     headers = [(folder / "results.csv").read_text().splitlines()[0] for folder in (report, tmp_path)]
     assert headers[0] == headers[1]

@@ -97,8 +97,8 @@ def test_power_is_what_simulated_tests_find() -> None:
     assert power(0, 6, 0.05) == pytest.approx(0.05)
 
 
-def test_seeds_needed_agrees_with_published_tables() -> None:
-    # Cohen's d_z of 0.5 and 0.8 at alpha .05, power .8, two-sided: 34 and 15 pairs (G*Power's manual).
+def test_seeds_needed_agrees_with_what_others_compute() -> None:
+    # statsmodels' TTestPower().solve_power(0.5 and 0.8, alpha=.05, power=.8): 33.37 and 14.30 pairs.
     assert seeds_needed(0.5, 1, 0.05) == 34
     assert seeds_needed(-0.08, 0.1, 0.05) == 15
     assert seeds_needed(0.0, 1, 0.05) is None
