@@ -63,7 +63,7 @@ class Planned(NamedTuple):
 PLANNED = (
     Planned("sparse_probing_1", "Sparse probing accuracy, k = 1", worth=0.01),
     Planned("sparse_probing_5", "Sparse probing accuracy, k = 5", worth=0.01),
-    Planned(FVU.name, "FVU, at equal L0", worth=0.01),
+    Planned(FVU.name, "FVU (comparable at equal L0 only)", worth=0.01),
     Planned(ONE_TO_ONE.name, "True features found, one latent to each", worth=0.01),
     Planned(SILENT.name, "Parents silent beside their child (absorption)", worth=0.01),
     # The pairs are chosen for what they do in `baseline`, which is therefore not to be compared on them.
@@ -194,7 +194,7 @@ def _verdict(entry: Mapping[str, Any], metric: Metric, worth: float | None) -> s
             return "The same difference in every seed: no spread to test it against."
         return "Exactly the same in every seed: the two arms never differed."
     if entry["p_holm"] >= ALPHA:
-        lone = " It would be one if it had been the only question." if entry["p"] < ALPHA else ""
+        lone = " Alone it would count as one; among these comparisons it does not." if entry["p"] < ALPHA else ""
         needed = f"one of this size would need {_seeds(entry['seeds_for_this'])} seeds"
         if worth is not None:
             needed += f", one of {metric.show(worth).rstrip('0')} {_seeds(entry['seeds_for_worth'])}"

@@ -33,8 +33,8 @@ def write_report(results: Results, folder: Path) -> Path:
     page = folder / "index.html"
     data = json.dumps(dict(results), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
     write_atomically(folder / "results.json", data.encode())
-    write_atomically(folder / "results.csv", _csv(_columns(results), results["rows"]).encode())
-    write_atomically(folder / "differences.csv", _csv([(name,) for name in COLUMNS], results["differences"]).encode())
+    write_atomically(folder / "results.csv", as_csv(_columns(results), results["rows"]).encode())
+    write_atomically(folder / "differences.csv", as_csv([(name,) for name in COLUMNS], results["differences"]).encode())
     write_atomically(page, _html(results).encode())
     return page
 
@@ -62,8 +62,8 @@ def _columns(results: Results) -> list[tuple[str, ...]]:
     return paths + [(probing, task, k) for probing in by_task for task in tasks for k in ks]
 
 
-def _csv(paths: Iterable[tuple[str, ...]], rows: Iterable[Mapping[str, Any]]) -> str:
-    """One line per row; nulls are empty."""
+def as_csv(paths: Iterable[tuple[str, ...]], rows: Iterable[Mapping[str, Any]]) -> str:
+    """One line per row, the values at `paths`, whose joined names are the header; nulls are empty."""
     buffer, paths = StringIO(), list(paths)
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow("_".join(path) for path in paths)

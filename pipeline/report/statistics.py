@@ -5,7 +5,7 @@ first weights and every batch, so their difference is one observation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -46,17 +46,15 @@ def paired(differences: Sequence[float]) -> Paired:
     if sd is None:
         return known
     if sd <= 1e-12 * abs(values).max():  # equal but for rounding, of which a t test would make certainty
-        return Paired(**known.__dict__ | {"sd": 0.0, "low": mean, "high": mean})
-    test = stats.ttest_1samp(values, 0)
-    interval = test.confidence_interval(CONFIDENCE)
-    found = known.__dict__ | {"low": float(interval.low), "high": float(interval.high), "p": float(test.pvalue)}
-    if n >= BOOTSTRAP_FROM:
-        resampled = stats.bootstrap(
-            (values,), np.mean, confidence_level=CONFIDENCE, rng=np.random.default_rng(BOOTSTRAP_SEED)
-        )
-        low, high = resampled.confidence_interval
-        found |= {"bootstrap_low": float(low), "bootstrap_high": float(high)}
-    return Paired(**found)
+        return replace(known, sd=0.0, low=mean, high=mean)
+    _, p = stats.ttest_1samp(values, 0)
+    low, high = stats.t.interval(CONFIDENCE, n - 1, loc=mean, scale=sd / n**0.5)
+    known = replace(known, low=float(low), high=float(high), p=float(p))
+    if n < BOOTSTRAP_FROM:
+        return known
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    low, high = stats.bootstrap((values,), np.mean, confidence_level=CONFIDENCE, rng=rng).confidence_interval
+    return replace(known, bootstrap_low=float(low), bootstrap_high=float(high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
