@@ -129,9 +129,7 @@ def test_the_random_null_has_the_l0_asked_for(seed: int, l0: float) -> None:
     assert not torch.allclose(null.W_dec_FD, W_dec_FD)
 
 
-def dense(
-    W_dec_FD: torch.Tensor, f_BF: torch.Tensor, config: EvaluateConfig, topk: float, q: float, by: str
-) -> dict[str, Any]:
+def dense(W_dec_FD: torch.Tensor, f_BF: torch.Tensor, topk: float, q: float, by: str) -> dict[str, Any]:
     """The definition of docs/method.md, "Pair capture", pair by pair."""
     fires_BF = f_BF > 0
     rows, latents = f_BF.shape
