@@ -199,7 +199,7 @@ class EvaluateConfig(Section):
     joint_firings: PositiveInt = 5
     """Held-out tokens on which both latents of a co-firing pair must fire."""
     loss_tokens: Annotated[int, Field(ge=0)] = 8192
-    """Held-out tokens on which the model's loss with each SAE spliced in is measured; that runs the whole model, 0 does not."""
+    """Held-out tokens on which the model's loss with an SAE spliced in is measured. Takes the whole model; 0 leaves it."""
 
     @model_validator(mode="after")
     def _known_to_sae_bench(self) -> Self:

@@ -19,11 +19,12 @@ SEQUENCES_AT_ONCE = 4
 
 
 def heldout_sequences(store: ActivationStore, shards: list[int], tokens: int) -> torch.Tensor:
-    """int64 [S, L]: the first sequences all of whose rows are in `shards`, until they hold `tokens` rows; at least one."""
-    offsets, first = store.whole("row_offsets"), store.rows_of(shards[0])[0]
-    start = int(np.searchsorted(offsets, first))
-    last = int(np.searchsorted(offsets, first + tokens))
-    stop = min(max(last, start + 1), int(np.searchsorted(offsets, store.layout.rows, side="right")) - 1)
+    """int64 [S, L]: the first sequences all of whose rows are in `shards`, until they hold `tokens` rows."""
+    offsets = store.whole("row_offsets")
+    start = int(np.searchsorted(offsets, store.rows_of(shards[0])[0]))
+    enough = int(np.searchsorted(offsets, offsets[start] + tokens))
+    complete = int(np.searchsorted(offsets, store.layout.rows, side="right")) - 1
+    stop = min(enough, complete)
     return torch.from_numpy(store.whole("tokens")[start:stop]).long()
 
 

@@ -1,19 +1,19 @@
 """The sparse probing of a published study, against sae-bench's own runner on the same model, texts and SAE.
 
-sae-bench runs the model as a TransformerLens HookedTransformer, whose activations differ from transformers' in the last
-bits, and a single bit can change a probe. Both sides are therefore given the same activations: those that sae-bench computed
-and cached are written, as they are, into a probe store. Its order of random numbers is that of its cached runs: seeded once,
-then for every data set and SAE the probe on all latents, then the one for each k; class by class; for each class the training
-problem is drawn (negatives of every other class, which of them, the shuffle), then the test problem, then the weights of the
-full probe and its batches. Its first run differs: there the model's own probes come before those of the SAE, for each data
-set in turn.
+sae-bench runs the model as a TransformerLens HookedTransformer, whose activations differ from transformers' in the
+last bits, and a single bit can change a probe. Both sides are therefore given the same activations: those that sae-bench
+computed and cached are written, as they are, into a probe store.
+
+Its order of random numbers is that of its cached runs: seeded once, then for every data set the probe on all latents and
+the one for each k, each of them class by class. For a class the training problem is drawn (which negatives of every other
+class, which of those, the shuffle), then the test problem likewise, then, for the full probe, its weights and its batches.
+A first run differs: there, for each data set in turn, the model's own probes come before those of the SAE.
 """
 
 import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,12 +153,14 @@ def stored(activations: dict[str, dict[str, Tensor]], folder: Path) -> Documents
     writer = ShardWriter(storage)
     for shard in range(layout.shards):
         start, stop = layout.shard_range(shard)
-        writer.write(shard, {LAYER: rows_RD[start:stop]}, {name: np.zeros(stop - start) for name in fmt.ROW_FIELDS})
+        writer.write(
+            shard, {LAYER: rows_RD[start:stop]}, {name: np.zeros(stop - start, dtype=np.int32) for name in fmt.ROW_FIELDS}
+        )
     return Documents(ActivationStore(folder), LAYER)
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+def stock(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A first and a cached run of sae-bench's runner, and the activations it cached."""
     with importing_sae_bench():
         from sae_bench.evals.sparse_probing import main
@@ -185,7 +187,7 @@ def stock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]
         os.chdir(before)
     files = {name: folder / "artifacts" / f"{name.replace('/', '_')}_activations.pt" for name in DATASETS}
     activations = {name: torch.load(path, weights_only=True) for name, path in files.items()}
-    yield SimpleNamespace(
+    return SimpleNamespace(
         first=first, cached=cached, activations=activations, model=model, place=place, config=config, folder=folder
     )
 
