@@ -129,7 +129,7 @@ def status(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPAC
 
     plan, opened = _plan(experiment), Workspace(workspace)
     console.print(status_table(plan, opened))
-    console.print(next_command(plan, opened), highlight=False)
+    console.print(next_command(plan, opened), highlight=False, soft_wrap=True)
 
 
 @store_app.command()
@@ -229,7 +229,7 @@ def _report(plan: "Plan", workspace: str) -> None:
 
     opened = Workspace(workspace)
     results = collect(plan, opened)
-    page = write_report(results, opened.report_folder(plan.experiment.name))
+    page = write_report(results, opened.report(plan.experiment.name))
     console.print(results_table(results))
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 

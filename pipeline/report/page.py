@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report import plots
 from pipeline.report.plots import Rows, by_arm, mean, pick
-from pipeline.workspace import write_atomically
+from pipeline.storage import Storage, open_storage
 
 Results = Mapping[str, Any]
 """What a report shows, as plain JSON data. `rows` holds one entry per arm, seed and layer."""
@@ -39,18 +39,17 @@ class Cell(NamedTuple):
     span: int | None = None
 
 
-def write_report(results: Results, folder: Path) -> Path:
-    """Write index.html, results.json and results.csv into `folder`, each whole or not at all; returns the page's path.
+def write_report(results: Results, place: Path | Storage) -> str:
+    """Write index.html, results.json and results.csv to a place, each whole or not at all; returns where the page is.
 
     Raises ValueError when `results` holds NaN or an infinity, which JSON cannot say.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
+    storage = open_storage(place)
     data = json.dumps(dict(results), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    write_atomically(folder / "results.json", data.encode())
-    write_atomically(folder / "results.csv", _csv(results).encode())
-    write_atomically(page, _html(results).encode())
-    return page
+    storage.write("results.json", data.encode())
+    storage.write("results.csv", _csv(results).encode())
+    storage.write("index.html", _html(results).encode())
+    return f"{storage}/index.html"
 
 
 def _csv(results: Results) -> str:

@@ -24,6 +24,10 @@ DEGENERATE = "no latent fires on any held-out token"
 NO_PAIRS = "no two latents fire together on 5 rows or more"
 
 
+def _written(results: dict[str, Any], folder: Path) -> Path:
+    return Path(write_report(results, folder))
+
+
 def _accuracies(rng: np.random.Generator, top: float) -> dict[str, float]:
     return {str(k): float(top - 0.27 / (1 + 0.6 * k) + rng.normal(0, 0.006)) for k in KS} | {"all": top}
 
@@ -176,7 +180,7 @@ class _Page(HTMLParser):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the report of `_troubled`."""
-    return write_report(_troubled(), tmp_path_factory.mktemp("report") / "demo").parent
+    return _written(_troubled(), tmp_path_factory.mktemp("report") / "demo").parent
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +206,7 @@ def test_page_is_one_small_self_contained_file(troubled: str) -> None:
 
 
 def test_every_id_is_unique_and_every_reference_resolves(tmp_path: Path) -> None:
-    text = write_report(_results(layers=(1, 2)), tmp_path).read_text()
+    text = _written(_results(layers=(1, 2)), tmp_path).read_text()
     page = _Page(text)
     ids = page.all("id")
     assert len(ids) == len(set(ids))
@@ -236,7 +240,7 @@ def test_means_and_half_ranges_over_seeds(tmp_path: Path) -> None:
     for row in results["rows"]:
         if row["arm"] == "full":
             row["fvu"] = 0.1 if row["seed"] == 0 else 0.2
-    cells = re.findall(r"<td>(.*?)</td>", _table_row(write_report(results, tmp_path).read_text(), "full"))
+    cells = re.findall(r"<td>(.*?)</td>", _table_row(_written(results, tmp_path).read_text(), "full"))
     assert len(cells) == 4 + len(KS) + 1 + 3
     assert cells[0] == '0.150 <span class="spread">±0.050</span>'
 
@@ -260,7 +264,7 @@ def test_description_is_escaped(troubled: str) -> None:
 
 
 def test_one_seed_shows_no_spread_and_says_so(tmp_path: Path) -> None:
-    text = write_report(_results(seeds=(0,)), tmp_path).read_text()
+    text = _written(_results(seeds=(0,)), tmp_path).read_text()
     assert "One seed cannot tell an arm from luck." in text
     assert "±" not in text.replace("largest ±", "")
 
@@ -268,14 +272,14 @@ def test_one_seed_shows_no_spread_and_says_so(tmp_path: Path) -> None:
 def test_banner_only_on_the_demonstration(troubled: str, tmp_path: Path) -> None:
     warning = "Small demonstration model: nothing here says anything about Gemma."
     assert troubled.index(warning) < troubled.index("<h1>")
-    assert warning not in write_report(_results(seeds=(0,)) | {"is_demo": False}, tmp_path).read_text()
+    assert warning not in _written(_results(seeds=(0,)) | {"is_demo": False}, tmp_path).read_text()
 
 
 def test_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:
     results = _results(arms=("full", "no-contrast"))
     results["missing"] = ["no-contrast seed 0 layer 2", "no-contrast seed 1 layer 2"]
     results["rows"] = [row for row in results["rows"] if row["arm"] == "full"]
-    text = write_report(results, tmp_path).read_text()
+    text = _written(results, tmp_path).read_text()
     assert "2 of its SAEs are not evaluated yet: no-contrast seed 0 layer 2, no-contrast seed 1 layer 2." in text
     assert "not evaluated yet</td>" in _table_row(text, "no-contrast")
 
@@ -283,13 +287,13 @@ def test_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:
 def test_every_sae_degenerate_still_makes_a_page(tmp_path: Path) -> None:
     results = _results() | {"curves": []}
     results["rows"] = [_degenerate(row) for row in results["rows"]]
-    text = write_report(results, tmp_path).read_text()
+    text = _written(results, tmp_path).read_text()
     _Page(text)
     assert "<svg" not in text
 
 
 def test_same_results_give_the_same_bytes(report: Path, tmp_path: Path) -> None:
-    write_report(_troubled(), tmp_path)
+    _written(_troubled(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "results.csv", "results.json"]
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (report / path.name).read_bytes()
@@ -321,12 +325,12 @@ def test_json_and_csv_hold_the_results_unrounded(report: Path) -> None:
 def test_csv_columns_do_not_depend_on_the_rows(report: Path, tmp_path: Path) -> None:
     results = _results() | {"curves": []}
     results["rows"] = [_degenerate(results["rows"][0])]
-    write_report(results, tmp_path)
+    _written(results, tmp_path)
     headers = [(folder / "results.csv").read_text().splitlines()[0] for folder in (report, tmp_path)]
     assert headers[0] == headers[1]
 
 
 def test_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        write_report(_results() | {"k_values": [math.nan]}, tmp_path)
+        _written(_results() | {"k_values": [math.nan]}, tmp_path)
     assert list(tmp_path.iterdir()) == []
