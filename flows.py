@@ -173,7 +173,7 @@ def write_page(plan: Plan, workspace: Workspace) -> str:
     from pipeline.report.page import write_report
 
     results = collect(plan, workspace)
-    page = str(write_report(results, workspace.report_folder(plan.experiment.name)))
+    page = write_report(results, workspace.report(plan.experiment.name))
     _show_table(results)
     create_markdown_artifact(f"`{page}`", key=_artifact_key(results, "report"), description="Where the report lies.")
     return page
@@ -273,10 +273,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     from pipeline.report.terminal import results_table
 
-    report = place.report_folder(study.name)
-    Console().print(results_table(json.loads((report / "results.json").read_text(encoding="utf-8"))))
+    report = place.report(study.name)
+    Console().print(results_table(json.loads(report.read("results.json"))))
     print(f"{len(made)} artefacts made" if made else "nothing to do, everything was there")
-    print(f"report: {report / 'index.html'}")
+    print(f"report: {report}/index.html")
     return 0
 
 

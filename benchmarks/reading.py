@@ -27,8 +27,7 @@ from pipeline.store.writer import ShardWriter
 from pipeline.train.step import Trainer
 
 D_IN, CONTEXT = 2304, 128
-PROMPTS = 32
-"""Contexts that SAELens reads from its cache at once (its default `store_batch_size_prompts`)."""
+CHUNK_ROWS = 1024
 LAYER = 12
 
 
@@ -37,8 +36,8 @@ def make_store(folder: Path, rows_RD: torch.Tensor, codec: str) -> ActivationSto
     rows = len(rows_RD)
     layout = fmt.Layout.model_validate(
         {
-            "rows": rows, "shard_rows": 32768, "chunk_rows": 1024, "layers": (LAYER,), "d_in": D_IN, "dtype": "bfloat16",
-            "codec": codec, "row_order": "shuffled", "seed": 0, "special_ids": (), "provenance": {},
+            "rows": rows, "shard_rows": 32768, "chunk_rows": CHUNK_ROWS, "layers": (LAYER,), "d_in": D_IN,
+            "dtype": "bfloat16", "codec": codec, "row_order": "shuffled", "seed": 0, "special_ids": (), "provenance": {},
         }
     )  # fmt: skip
     tokens_SL = np.zeros((1, rows), np.int32)
@@ -64,7 +63,7 @@ def residual_like(rows: int) -> torch.Tensor:
 
 
 def arrow_cache(folder: Path, rows_RD: torch.Tensor) -> Any:
-    """The same rows as SAELens caches and reads them: contexts of float32 in Arrow, in torch format."""
+    """The same rows as SAELens caches them: contexts of float32 in Arrow, read in torch format."""
     contexts = rows_RD.float().reshape(-1, CONTEXT, D_IN)
     features = Features({"activations": Array2D(shape=(CONTEXT, D_IN), dtype="float32")})
     disable_progress_bars()
@@ -83,7 +82,7 @@ def reading(folder: Path, rows: int, rounds: int) -> None:
     cache = arrow_cache(folder / "arrow", rows_RD[:few])
     chunks = stores["raw"].chunks(stores["raw"].shards)
     order = [chunks[index] for index in np.random.default_rng(0).permutation(len(chunks))]
-    out_RD = torch.empty(1024, D_IN, dtype=torch.bfloat16)
+    out_RD = torch.empty(CHUNK_ROWS, D_IN, dtype=torch.bfloat16)
     bits_RD = out_RD.view(torch.uint16).numpy()
 
     def copy_mapped() -> None:
@@ -100,8 +99,9 @@ def reading(folder: Path, rows: int, rounds: int) -> None:
             bits_RD[:] = array[start:stop]
 
     def by_arrow() -> None:
-        for first in range(0, len(cache), PROMPTS):
-            cache[first : first + PROMPTS]["activations"]
+        contexts = CHUNK_ROWS // CONTEXT
+        for chunk in np.random.default_rng(0).permutation(len(cache) // contexts).tolist():
+            cache[chunk * contexts : (chunk + 1) * contexts]["activations"]
 
     timings = interleaved(
         {
@@ -157,7 +157,7 @@ def waiting(store: ActivationStore, steps: int) -> None:
     before = peak_memory()
     for _ in islice(shuffled_batches(store, LAYER, shards, batch_size=2048, buffer_chunks=chunks, seed=0), 100):
         pass
-    used, buffers = peak_memory() - before, 2 * chunks * 1024 * D_IN * 2
+    used, buffers = peak_memory() - before, 2 * chunks * CHUNK_ROWS * D_IN * 2
     show(
         f"A trainer (B 2048, F {D_IN}) and its stream",
         ["", "measured", "at most"],

@@ -84,6 +84,14 @@ ARMS: dict[str, Arm] = {
         question="Does an earlier first reset of dead latents help?",
         diff={"resets.first": 500},
     ),
+    "row": Arm(
+        question="Does it matter that pairs are selected from both sides: what if only the first latent's top K counts?",
+        diff={"contrast.select": "row"},
+    ),
+    "mutual": Arm(
+        question="Are the pairs that are in the top K of both latents enough?",
+        diff={"contrast.select": "mutual"},
+    ),
     "orthogonal": Arm(
         question="Is it enough to push similar directions apart, whether or not they fire together (close to OrtSAE)?",
         diff={"contrast.weighted": False, "contrast.coefficient": 0.03},
@@ -91,6 +99,16 @@ ARMS: dict[str, Arm] = {
     "unit-norm": Arm(
         question="Do free decoder norms matter: the whole method under the baseline's constraint?",
         diff={"decoder_norm": "unit"},
+    ),
+    "literal": Arm(
+        question="What does the penalty do as it was first written down, not averaged and with the diagonal?",
+        # Computed by autograd, which knows no short cuts.
+        diff={
+            "contrast.literal": True,
+            "contrast.every": 1,
+            "contrast.pair_refresh": 1,
+            "contrast.precision": "float32",
+        },
     ),
 }
 

@@ -136,7 +136,7 @@ def status(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPAC
 
     plan, opened = _plan(experiment), Workspace(workspace)
     console.print(status_table(plan, opened))
-    console.print(next_command(plan, opened), highlight=False)
+    console.print(next_command(plan, opened), highlight=False, soft_wrap=True)
 
 
 @store_app.command()
@@ -236,7 +236,7 @@ def _report(plan: "Plan", workspace: str) -> None:
 
     opened = Workspace(workspace)
     results = collect(plan, opened)
-    page = write_report(results, opened.report_folder(plan.experiment.name))
+    page = write_report(results, opened.report(plan.experiment.name))
     console.print(results_table(results))
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
@@ -247,8 +247,8 @@ def _report_both(plan: "Plan", other: "Plan", workspace: str) -> None:
     from pipeline.workspace import Workspace
 
     opened = Workspace(workspace)
-    folder = opened.report_folder(f"{plan.experiment.name}-beside-{other.experiment.name}")
-    page = write_comparison(collect(plan, opened), collect(other, opened), folder)
+    place = opened.report(f"{plan.experiment.name}-beside-{other.experiment.name}")
+    page = write_comparison(collect(plan, opened), collect(other, opened), place)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 

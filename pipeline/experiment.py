@@ -112,8 +112,27 @@ class Contrast(Section):
     """`direction`: pairs by cosine, norms inside the strength detached. `magnitude`: pairs by dot product, norms trained."""
     topk: Fraction = 0.1
     """K: a latent's most similar fraction of the others that counts as pointing the same way."""
+    select: Literal["union", "row", "mutual"] = "union"
+    """Pairs in the top K of either latent, of the first (which is the mean of the other two), or of both."""
     weighted: bool = True
     """Weigh each pair by how strongly both fire; without it, every selected pair counts the same."""
+    every: PositiveInt = 1
+    """Compute the penalty on every n-th step only, n times as strong: the same on average."""
+    pair_refresh: PositiveInt = 1
+    """Steps after which a latent's threshold of similarity, its k-th largest, is computed anew; 1 is exact."""
+    precision: Dtype = "float32"
+    """Dtype of the products of latents and decoder rows. Similarities, which select the pairs, are always float32."""
+    literal: bool = False
+    """The penalty as first written down: summed over rows and ordered pairs with the diagonal, norms multiplied into the
+    encoder. Kept to be shown, not used: it is expected to degenerate."""
+
+    @model_validator(mode="after")
+    def _literal_has_no_variants(self) -> Self:
+        changed = self.model_fields_set - {"coefficient", "topk", "literal"}
+        changed = {name for name in changed if getattr(self, name) != type(self).model_fields[name].default}
+        if self.literal and changed:
+            raise ValueError(f"the literal penalty has no variants: remove {', '.join(sorted(changed))}")
+        return self
 
 
 class Resets(Section):
@@ -133,6 +152,8 @@ class TrainConfig(Section):
     steps: PositiveInt
     batch_size: PositiveInt = 2048
     """B, rows per step."""
+    precision: Dtype = "float32"
+    """Dtype of the operands of matrix products. Weights, gradients' sums and Adam are float32 in either case."""
     learning_rate: PositiveFloat = 3e-4
     lr_warmup: Annotated[int, Field(ge=0)] = 500
     """Steps over which the learning rate rises from 0."""

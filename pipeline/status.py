@@ -43,8 +43,9 @@ def next_command(plan: Plan, workspace: Workspace) -> str:
         return f"next: dasae train {argument}"
     if not all(workspace.manifest(sae.evaluation) for sae in plan.saes):
         return f"next: dasae evaluate {argument}"
-    page = workspace.report_folder(plan.experiment.name) / "index.html"
-    return f"all done; report: {page}" if page.is_file() else f"next: dasae report {argument}"
+    report = workspace.report(plan.experiment.name)
+    done = report.size("index.html") is not None
+    return f"all done; report: {report}/index.html" if done else f"next: dasae report {argument}"
 
 
 def _state(artefact: Artefact, workspace: Workspace) -> tuple[str, str]:

@@ -4,8 +4,11 @@ Names are relative, with forward slashes. A write is whole or not at all, and du
 """
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -15,6 +18,12 @@ import numpy as np
 from pipeline.errors import BadInputError, PipelineError
 
 SCHEME = "s3://"
+# obstore by itself tries for three minutes before it says what is wrong.
+RETRIES: Any = {
+    "max_retries": 6,
+    "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
+    "retry_timeout": timedelta(seconds=60),
+}
 
 
 class Storage(Protocol):
@@ -101,34 +110,20 @@ class LocalStorage:
     def write(self, name: str, content: bytes | memoryview) -> None:
         """Write a temporary beside the file, sync it, and rename it over the file."""
         final = self.root / name
-        self._temporary(final, content).replace(final)
-        fsync(final.parent)
+        with explained(final), _temporary(final, content) as temporary:
+            temporary.replace(final)
+            fsync(final.parent)
 
     def create(self, name: str, content: bytes) -> bool:
         """The same, but by `link`, which never replaces anything: of two writers the first wins."""
         final = self.root / name
-        temporary = self._temporary(final, content)
-        try:
-            os.link(temporary, final)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink()
-        fsync(final.parent)
+        with explained(final), _temporary(final, content) as temporary:
+            try:
+                os.link(temporary, final)
+            except FileExistsError:
+                return False
+            fsync(final.parent)
         return True
-
-    def _temporary(self, final: Path, content: bytes | memoryview) -> Path:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(f".{final.name}.{uuid4().hex}.partial")
-        try:
-            temporary.write_bytes(content)
-            fsync(temporary)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise PipelineError(
-                f"{final} cannot be written: {error.strerror}; make room and run the same command again"
-            ) from error
-        return temporary
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -156,6 +151,38 @@ class LocalStorage:
         return LocalStore(self.root, read_only=True)
 
 
+@contextmanager
+def _temporary(final: Path, content: bytes | memoryview) -> Iterator[Path]:
+    """A synced file beside `final` with some content, removed at the end if it is still there."""
+    _make_folder(final.parent)
+    temporary = final.with_name(f".{final.name}.{uuid4().hex}.partial")
+    try:
+        temporary.write_bytes(content)
+        fsync(temporary)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Like mkdir with parents, but what was made is still there after the power failed."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        fsync(folder.parent)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Say in one line why a file could not be written, such as for want of room."""
+    try:
+        yield
+    except OSError as error:
+        raise PipelineError(
+            f"{path} cannot be written: {error.strerror}; once that is put right, the same command goes on"
+        ) from error
+
+
 class ObjectStorage:
     """A prefix of an S3-compatible object store. Credentials, region and endpoint come from the `AWS_...` variables."""
 
@@ -168,8 +195,9 @@ class ObjectStorage:
             raise BadInputError(
                 f"{url}: object stores need the package obstore: pip install 'direction-aware-sae[s3]'"
             ) from None
-        self.url = url.rstrip("/")
-        self.store = obstore.store.from_url(self.url)
+        self.url = SCHEME + url.removeprefix(SCHEME).strip("/")
+        with self._explained():
+            self.store = obstore.store.from_url(self.url, retry_config=RETRIES)
 
     def __str__(self) -> str:
         return self.url
@@ -178,14 +206,16 @@ class ObjectStorage:
         """All of an object by one GET. Raises FileNotFoundError."""
         import obstore
 
-        return obstore.get(self.store, name).bytes().to_bytes()
+        with self._explained():
+            return obstore.get(self.store, name).bytes().to_bytes()
 
     def read_into(self, name: str, offset: int, buffers: list[np.ndarray]) -> None:
         """Fill uint8 arrays from one ranged GET."""
         import obstore
 
         wanted = sum(buffer.nbytes for buffer in buffers)
-        content = np.frombuffer(memoryview(obstore.get_range(self.store, name, start=offset, length=wanted)), np.uint8)
+        with self._explained():
+            content = np.frombuffer(memoryview(obstore.get_range(self.store, name, start=offset, length=wanted)), np.uint8)
         if len(content) != wanted:
             raise EOFError(f"{self.url}/{name} ends before byte {offset + wanted}")
         for buffer in buffers:
@@ -195,39 +225,45 @@ class ObjectStorage:
         """PUT an object, in several parts when it is large; it appears when all of it has arrived."""
         import obstore
 
-        obstore.put(self.store, name, content)
+        with self._explained():
+            obstore.put(self.store, name, content)
 
     def create(self, name: str, content: bytes) -> bool:
         """PUT with `If-None-Match: *`: of two writers the first wins."""
         import obstore
         from obstore.exceptions import AlreadyExistsError
 
-        try:
-            obstore.put(self.store, name, content, mode="create", use_multipart=False)
-        except AlreadyExistsError:
-            return False
+        with self._explained():
+            try:
+                obstore.put(self.store, name, content, mode="create", use_multipart=False)
+            except AlreadyExistsError:
+                return False
         return True
 
     def delete(self, name: str) -> None:
         """Remove an object if it is there."""
         import obstore
 
-        obstore.delete(self.store, name)
+        with self._explained():
+            obstore.delete(self.store, name)
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of every object below a prefix."""
         import obstore
 
-        return {meta["path"]: meta["size"] for page in obstore.list(self.store, prefix, chunk_size=1000) for meta in page}
+        with self._explained():
+            pages = obstore.list(self.store, prefix, chunk_size=1000)
+            return {meta["path"]: meta["size"] for page in pages for meta in page}
 
     def size(self, name: str) -> int | None:
         """Bytes of one object, None when there is none."""
         import obstore
 
-        try:
-            return obstore.head(self.store, name)["size"]
-        except FileNotFoundError:
-            return None
+        with self._explained():
+            try:
+                return obstore.head(self.store, name)["size"]
+            except FileNotFoundError:
+                return None
 
     def sweep(self) -> None:
         """Nothing to do: an upload that did not end left no object."""
@@ -237,6 +273,32 @@ class ObjectStorage:
         from zarr.storage import ObjectStore
 
         return ObjectStore(self.store, read_only=True)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say in one line what the object store objects to, without the request, which may carry credentials."""
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, FileNotFoundError) as error:
+            reason = _reason(str(error))
+            if isinstance(error, FileNotFoundError) and reason != "NoSuchBucket":
+                raise
+            raise PipelineError(
+                f"{self.url}: {reason}; check the URL, AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and "
+                f"AWS_SECRET_ACCESS_KEY, then run the same command again"
+            ) from None
+
+
+def _reason(message: str) -> str:
+    if code := re.search(r"<Code>(\w+)</Code>", message):
+        return code[1]
+    if "/latest/api/token" in message or "/latest/meta-data" in message:  # where a machine at Amazon would find some
+        return "there are no credentials"
+    if "error sending request" in message:
+        return "the object store cannot be reached"
+    return message.split("\n", 1)[0].rpartition(" - ")[2]
 
 
 def fsync(path: Path) -> None:

@@ -17,14 +17,14 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import pipeline
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError
 from pipeline.identity import key_of, sha256, sha256_file
-from pipeline.storage import SCHEME, LocalStorage, Storage, fsync, open_storage
+from pipeline.storage import SCHEME, LocalStorage, Storage, explained, fsync, open_storage
 
 Kind = Literal["models", "stores", "probes", "saes", "evaluations"]
 MANIFEST = "manifest.json"
@@ -92,6 +92,8 @@ class Workspace:
         """Where artefacts lie, or are made before they are copied to the object store."""
         if self.local.exists() and not self.local.is_dir():
             raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
+        if self.remote:
+            open_storage(str(root)).sizes("none")  # so that a wrong bucket is known before hours of work
 
     def folder(self, artefact: Artefact) -> Path:
         """Where the artefact lies on this machine, whether or not it exists yet."""
@@ -104,9 +106,9 @@ class Workspace:
     def _storage(self, path: str) -> Storage:
         return open_storage(f"{self.root}/{path}" if self.remote else self.local / path)
 
-    def report_folder(self, experiment: str) -> Path:
+    def report(self, experiment: str) -> Storage:
         """Where the report of an experiment lies."""
-        return self.local / "reports" / experiment
+        return self._storage(f"reports/{experiment}")
 
     def manifest(self, artefact: Artefact) -> Manifest | None:
         """The manifest of a finished, unchanged and current artefact; None when it is still to be made.
@@ -120,7 +122,7 @@ class Workspace:
         except FileNotFoundError:
             return None
         except ValidationError:
-            raise CorruptArtefactError(f"{storage}/{MANIFEST} cannot be read; {_remedy(storage)}") from None
+            raise CorruptArtefactError(f"{storage}/{MANIFEST} cannot be read; {_remedy(artefact, storage)}") from None
         if manifest.key != artefact.key:
             raise BadInputError(
                 f"{storage} holds the artefact {manifest.key}, which does not belong to this experiment; "
@@ -131,7 +133,7 @@ class Workspace:
         for name, record in manifest.files.items():
             if sizes.get(name) != record.bytes:
                 found = "is missing" if sizes.get(name) is None else f"has {sizes[name]} bytes instead of {record.bytes}"
-                raise CorruptArtefactError(f"{storage}/{name} {found}; {_remedy(storage)}")
+                raise CorruptArtefactError(f"{storage}/{name} {found}; {_remedy(artefact, storage)}")
         if any((self.fingerprint(path) or "") != known for path, known in manifest.parents.items()):
             return None
         return manifest
@@ -160,7 +162,8 @@ class Workspace:
         if self.remote and not (path.is_file() and sha256_file(path) == known):
             write_atomically(path, self.storage(artefact).read(name))
         if sha256_file(path) != known:
-            raise CorruptArtefactError(f"{path} was changed after it was made; {_remedy(self.storage(artefact))}")
+            remedy = _remedy(artefact, self.storage(artefact))
+            raise CorruptArtefactError(f"{path} was changed after it was made; {remedy}")
         return path
 
     def fetched(self, artefact: Artefact) -> Path:
@@ -176,7 +179,7 @@ class Workspace:
 
         The kernel drops the lock when its holder dies, however it dies.
         """
-        with self._lock_file(f"{artefact.kind}-{artefact.name}").open("w") as file:
+        with self._lock_file(f"{artefact.kind}-{artefact.name}") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             folder = self.folder(artefact)
             folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +188,7 @@ class Workspace:
     @contextmanager
     def claim(self, artefact: Artefact, part: str) -> Iterator[bool]:
         """Claim a part of an artefact that several processes make together; False when another one has it now."""
-        with self._lock_file(f"{artefact.kind}-{artefact.name}.parts/{part}").open("w") as file:
+        with self._lock_file(f"{artefact.kind}-{artefact.name}.parts/{part}") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -193,10 +196,11 @@ class Workspace:
                 return
             yield True
 
-    def _lock_file(self, name: str) -> Path:
+    def _lock_file(self, name: str) -> IO[str]:
         path = self.local / ".locks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("w")
 
     def publish(
         self,
@@ -266,5 +270,7 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _remedy(storage: Storage) -> str:
+def _remedy(artefact: Artefact, storage: Storage) -> str:
+    if artefact.kind in ("stores", "probes"):  # too large to be thrown away for one file
+        return "repair it with `dasae extract EXPERIMENT --deep`"
     return f"delete {storage} and run the same command again"

@@ -1,14 +1,15 @@
 """One store from its layout to its manifest: resumed where it was left, repaired where damaged, shared by processes."""
 
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
-from pipeline.errors import CorruptArtefactError, InterruptedRunError
+from pipeline.errors import BadInputError, CorruptArtefactError, InterruptedRunError
 from pipeline.extract.shards import ShardRows
-from pipeline.identity import sha256
+from pipeline.identity import key_of
 from pipeline.interrupt import stop_on_sigterm
 from pipeline.progress import progress
 from pipeline.storage import Storage
@@ -16,7 +17,7 @@ from pipeline.store import format as fmt
 from pipeline.store.reader import ActivationStore
 from pipeline.store.verify import damages, store_norms
 from pipeline.store.writer import ShardWriter, commit_name
-from pipeline.workspace import Artefact, Manifest, Workspace
+from pipeline.workspace import MANIFEST, Artefact, Workspace
 
 SECONDS_BETWEEN_LOOKS = 0.5
 """How long to wait before looking again whether other processes have finished their shards."""
@@ -56,26 +57,30 @@ def _mend(artefact: Artefact, workspace: Workspace, deep: bool) -> bool:
     """Whether the store is whole. If it is not, only what is intact is left of it."""
     storage = workspace.storage(artefact)
     try:
-        manifest = workspace.manifest(artefact)
-        intact = not (manifest and deep) or _layout_intact(storage, manifest)
+        finished = workspace.manifest(artefact) is not None
+        if not finished:
+            _refuse_another(artefact, storage)
     except CorruptArtefactError:
-        manifest, intact = None, False
-    if not intact:
-        # Made again from the same inputs, the layout has the same bytes: shards that were committed stay valid.
-        workspace.reopen(artefact)
-        storage.delete(fmt.ROOT)
+        finished = False
     if not fmt.is_laid_out(storage):
-        return False
-    damaged = {damage.shard for damage in damages(storage, deep=deep)}
-    if damaged:
         workspace.reopen(artefact)
-        for shard in damaged:
-            storage.delete(commit_name(shard))
-    return manifest is not None and not damaged
+        return False
+    found = damages(storage, deep=deep)
+    if found:
+        workspace.reopen(artefact)
+    for damage in found:
+        print(f"repairing {storage}: {damage}", file=sys.stderr)
+        if damage.shard is not None:
+            storage.delete(commit_name(damage.shard))
+        elif damage.file != MANIFEST:
+            # Made again from the same inputs, the layout has the same bytes: shards that were committed stay valid.
+            storage.delete(fmt.ROOT)
+    return finished and not found
 
 
-def _layout_intact(storage: Storage, manifest: Manifest) -> bool:
-    return all(sha256(storage.read(name)) == record.sha256 for name, record in manifest.files.items())
+def _refuse_another(artefact: Artefact, storage: Storage) -> None:
+    if fmt.is_laid_out(storage) and (key := key_of(fmt.read_layout(storage).provenance)) != artefact.key:
+        raise BadInputError(f"{storage} holds the unfinished artefact {key}, not this one; move it away and run again")
 
 
 def _write_shards(artefact: Artefact, workspace: Workspace, rows_of: Callable[[fmt.Layout, fmt.Sequences], RowsOf]) -> None:
@@ -85,10 +90,9 @@ def _write_shards(artefact: Artefact, workspace: Workspace, rows_of: Callable[[f
     missing = writer.missing()
     if not missing:
         return
-    group, layout = fmt.open_group(storage)
-    make_rows = rows_of(layout, fmt.read_sequences(group))
+    make_rows = rows_of(writer.layout, fmt.read_sequences(storage))
     with (
-        progress(f"extract {artefact.label}", len(missing) * layout.shard_rows, "tokens") as advance,
+        progress(f"extract {artefact.label}", len(missing) * writer.layout.shard_rows, "tokens") as advance,
         stop_on_sigterm() as stop,
         ThreadPoolExecutor(1) as pool,
     ):
@@ -107,7 +111,7 @@ def _write_shards(artefact: Artefact, workspace: Workspace, rows_of: Callable[[f
                             writing.result()
                         # Written while the next shard goes through the model.
                         writing = pool.submit(_write, writer, shard, rows, claim.pop_all())
-                        advance(layout.shard_rows)
+                        advance(writer.layout.shard_rows)
                 if stop.is_set():
                     break
             if writing:

@@ -72,8 +72,8 @@ def _without_massive(rows: ShardRows, max_norm: float | None) -> ShardRows:
     if max_norm is None:
         return rows
     norms = [row_norms(rows_RD) for rows_RD in rows.layers.values()]
-    # Written so that NaN is kept: the writer is who names the sequence that it came from.
-    massive_R = torch.stack([norm_R > max_norm * norm_R.median() for norm_R in norms]).any(dim=0)
+    # NaN and infinity are kept: the writer is who names the sequence that they came from.
+    massive_R = torch.stack([(norm_R > max_norm * norm_R.median()) & norm_R.isfinite() for norm_R in norms]).any(dim=0)
     kept = (~massive_R).nonzero().squeeze(1)
     return ShardRows(
         layers={layer: rows_RD[kept] for layer, rows_RD in rows.layers.items()},

@@ -29,7 +29,7 @@ def extract(plan: Plan, workspace: Workspace, *, deep: bool = False) -> list[Art
     A finished store whose files are not all there in their right sizes is repaired; with `deep`, so is one in which a
     checksum does not match.
     """
-    if workspace.manifest(plan.store) is None:
+    if not fmt.is_laid_out(workspace.storage(plan.store)):
         print(describe(plan), file=sys.stderr)
     keep_freed_memory()
     source = _Source(plan, workspace)

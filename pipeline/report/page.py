@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.report import latent_plots, plots, tables, text
 from pipeline.report.differences import COLUMNS, summary
 from pipeline.report.metrics import F1, FOUND, ONE_TO_ONE, SILENT, TRUTH, Results, by_arm, pick
-from pipeline.workspace import write_atomically
+from pipeline.storage import Storage, open_storage
 
 SCALARS = ("arm", "seed", "layer", "sae", "steps", "tokens", "seconds", "degenerate")
 METRICS = ("fvu", "cosine", "l0", "dead_fraction", "max_decoder_cosine", "resets")
@@ -23,20 +23,19 @@ BPCR = ("row", "column", "union", "mutual", "chance", "random_tied", "lift", "ka
 BPCR += ("permuted", "permuted_std", "phi_union", "phi_chance", "phi_lift", "phi_random_tied", "live", "pairs", "reason")
 
 
-def write_report(results: Results, folder: Path) -> Path:
-    """Write index.html and its numbers into `folder`, each file whole or not at all; returns the page's path.
+def write_report(results: Results, place: Path | Storage) -> str:
+    """Write index.html and its numbers to a place, each file whole or not at all; returns where the page is.
 
     results.json has everything; results.csv a line per SAE, differences.csv a line per difference between two arms.
     Raises ValueError when `results` holds NaN or an infinity, which JSON cannot say.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
+    storage = open_storage(place)
     data = json.dumps(dict(results), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    write_atomically(folder / "results.json", data.encode())
-    write_atomically(folder / "results.csv", as_csv(_columns(results), results["rows"]).encode())
-    write_atomically(folder / "differences.csv", as_csv([(name,) for name in COLUMNS], results["differences"]).encode())
-    write_atomically(page, _html(results).encode())
-    return page
+    storage.write("results.json", data.encode())
+    storage.write("results.csv", as_csv(_columns(results), results["rows"]).encode())
+    storage.write("differences.csv", as_csv([(name,) for name in COLUMNS], results["differences"]).encode())
+    storage.write("index.html", _html(results).encode())
+    return f"{storage}/index.html"
 
 
 def environment() -> Environment:

@@ -7,7 +7,7 @@ from rich import box
 from rich.table import Table
 
 Row = Mapping[str, Any]
-TRUTH_COLUMNS = ("found", "1 to 1", "F1", "silent", "captured")
+TRUTH_COLUMNS = ("found", "F1", "silent", "alone", "captured")
 """What stands in place of probing and pair capture where the true features are known."""
 
 
@@ -61,8 +61,10 @@ def _truth_cells(truths: Sequence[Row]) -> list[str]:
     features = [truth["features"]["all"] for truth in truths]
     pairs = [truth["pairs"]["all"] for truth in truths]
     return [
-        *(_mean([measured[name] for measured in features], 2) for name in ("recovered", "one_to_one", "f1")),
+        _mean([measured["one_to_one"] for measured in features]),
+        _mean([measured["f1"] for measured in features], 2),
         _mean([truth["absorption"]["with_child"] for truth in truths], 2),
+        _mean([truth["absorption"]["alone"] for truth in truths], 2, spread=False),
         f"{_mean([rates['captured'] for rates in pairs], 2, spread=False)} of "
         f"{_mean([rates['matched'] for rates in pairs], 0, spread=False)}",
     ]
@@ -71,9 +73,10 @@ def _truth_cells(truths: Sequence[Row]) -> list[str]:
 def _caption(results: Mapping[str, Any], k: str | None) -> str:
     if results["is_synthetic"]:
         return (
-            "FVU: variance unexplained. found: true features that a latent matches, cosine > 0.8; 1 to 1: if no latent may "
-            "match two. F1: of the matching latents' firing. silent: rows where a child's latent fires and its parent's "
-            "does not. captured: of the planted pairs with two latents, how many the mask captures; not a score."
+            "FVU: variance unexplained. found: true features that have a latent of their own, cosine > 0.8. F1: of the "
+            "matching latents' firing. silent: rows where a child's latent fires and its parent's does not; alone: rows "
+            "where the parent fires without a child and its latent does not. captured: of the planted pairs with two "
+            "latents, how many the mask captures; not a score."
         )
     return (
         f"FVU: variance unexplained. {f'top 1, top {k}: sparse probing accuracy. ' if k else ''}"

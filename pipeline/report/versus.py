@@ -13,7 +13,7 @@ from pipeline.report import text
 from pipeline.report.differences import PLANNED, compared_metrics
 from pipeline.report.metrics import Metric, Results, Rows, by_arm, mean
 from pipeline.report.page import as_csv, environment
-from pipeline.workspace import write_atomically
+from pipeline.storage import Storage, open_storage
 
 COLUMNS = (
     "metric", "arm", "layer_a", "layer_b", "mean_a", "mean_b", "seeds_a", "seeds_b", "level_difference", "reference",
@@ -31,9 +31,7 @@ def compare(a: Results, b: Results) -> dict[str, Any]:
     if not arms or not metrics:
         what = "arm" if not arms else "metric"
         raise BadInputError(f"{a['experiment']} and {b['experiment']} have no {what} in common, there is nothing to compare")
-    lines = [
-        _line(a, b, layers, arm, metric) for layers in _layers(a, b) for metric in metrics for arm in arms
-    ]  # fmt: skip
+    lines = [_line(a, b, layers, arm, metric) for layers in _layers(a, b) for metric in metrics for arm in arms]
     return {
         "a": a["experiment"],
         "b": b["experiment"],
@@ -49,18 +47,17 @@ def compare(a: Results, b: Results) -> dict[str, Any]:
     }
 
 
-def write_comparison(a: Results, b: Results, folder: Path) -> Path:
-    """Write index.html, comparison.json and comparison.csv into `folder`; returns the page's path."""
+def write_comparison(a: Results, b: Results, place: Path | Storage) -> str:
+    """Write index.html, comparison.json and comparison.csv to a place; returns where the page is."""
     comparison = compare(a, b)
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
+    storage = open_storage(place)
     data = json.dumps(comparison, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    write_atomically(folder / "comparison.json", data.encode())
-    write_atomically(folder / "comparison.csv", as_csv([(name,) for name in COLUMNS], comparison["lines"]).encode())
+    storage.write("comparison.json", data.encode())
+    storage.write("comparison.csv", as_csv([(name,) for name in COLUMNS], comparison["lines"]).encode())
     tables = _tables(comparison, {metric.name: metric for metric in compared_metrics(a)})
     html = environment().get_template("versus.html.j2").render(comparison, tables=tables)
-    write_atomically(page, html.encode())
-    return page
+    storage.write("index.html", html.encode())
+    return f"{storage}/index.html"
 
 
 def _layers(a: Results, b: Results) -> list[tuple[int, int]]:

@@ -34,7 +34,13 @@ class ShardedArray:
     @classmethod
     def open(cls, storage: Storage, name: str) -> "ShardedArray | None":
         """The array, or None when its codecs are not those of docs/store-format.md: then zarr-python has to read it."""
-        metadata = json.loads(storage.read(f"{name}/zarr.json"))
+        try:
+            return cls._parsed(storage, name, json.loads(storage.read(f"{name}/zarr.json")))
+        except (FileNotFoundError, ValueError, TypeError, LookupError) as error:
+            raise CorruptArtefactError(f"{storage}/{name}/zarr.json cannot be read: {error!r}") from None
+
+    @classmethod
+    def _parsed(cls, storage: Storage, name: str, metadata: dict[str, Any]) -> "ShardedArray | None":
         sharding, *others = metadata["codecs"]
         if others or sharding["name"] != "sharding_indexed":
             return None
@@ -42,7 +48,7 @@ class ShardedArray:
         inner = [codec["name"] for codec in options["codecs"]]
         index = [codec["name"] for codec in options["index_codecs"]]
         if (
-            inner[0] != "bytes"
+            options["codecs"][0] != {"name": "bytes", "configuration": {"endian": "little"}}
             or inner[-1] != "crc32c"
             or index != ["bytes", "crc32c"]
             or options["index_location"] != "end"

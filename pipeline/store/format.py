@@ -3,13 +3,14 @@
 Shapes: S sequences, L tokens per sequence, N documents, D d_in.
 """
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import zarr
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
@@ -19,6 +20,9 @@ from pipeline.sources import Dtype
 from pipeline.storage import Storage, read_many
 
 FORMAT = "dasae-activations/2"
+REMEDY = "repair it with the command that made it, `dasae extract EXPERIMENT --deep`"
+UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError)
+"""What zarr and the parsers raise for metadata, checksums and compressed bytes that are not as they were written."""
 COMMITS = "commits"
 ROOT = "zarr.json"
 ROW_FIELDS = {"doc_id": "int64", "sequence": "int32", "position": "int32", "token_id": "int32"}
@@ -112,7 +116,18 @@ def create(storage: Storage, new: NewStore) -> None:
     The root's `zarr.json` is written last, so that a store interrupted here is recognised as not laid out yet. Equal
     arguments write equal files: several processes may do it at once.
     """
-    layout = new.layout
+    group, files = skeleton(new.layout)
+    text = new.sequences
+    whole = {"tokens": text.tokens_SL, "row_offsets": text.row_offsets, "doc_starts": text.doc_starts}
+    for name, values in (whole | new.labels).items():
+        chunks = (min(len(values), 8192), *values.shape[1:])
+        group.create_array(name, data=values, chunks=chunks, compressors=[ZstdCodec(level=1), Crc32cCodec()])
+    for name in sorted(files, key=lambda name: (name == ROOT, name)):
+        storage.write(name, files[name].as_numpy_array().data)
+
+
+def skeleton(layout: Layout) -> tuple[zarr.Group, dict[str, Buffer]]:
+    """The group and the row arrays of a store without any data, in memory, and the files that writing to it makes."""
     files: dict[str, Buffer] = {}
     attributes = layout.model_dump(mode="json")
     group = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3, attributes=attributes)
@@ -142,21 +157,30 @@ def create(storage: Storage, new: NewStore) -> None:
             fill_value=-1,
             compressors=[ZstdCodec(level=1), Crc32cCodec()],
         )
-    for name, values in (_sequence_arrays(new.sequences) | new.labels).items():
-        chunks = (min(len(values), 8192), *values.shape[1:])
-        group.create_array(name, data=values, chunks=chunks, compressors=[ZstdCodec(level=1), Crc32cCodec()])
-    for name in sorted(files, key=lambda name: (name == ROOT, name)):
-        storage.write(name, files[name].as_numpy_array().data)
+    return group, files
 
 
-def _sequence_arrays(sequences: Sequences) -> dict[str, np.ndarray]:
-    return {"tokens": sequences.tokens_SL, "row_offsets": sequences.row_offsets, "doc_starts": sequences.doc_starts}
+def read_sequences(storage: Storage) -> Sequences:
+    """The tokens of a laid-out store. Raises CorruptArtefactError."""
+    return Sequences(
+        tokens_SL=read_whole(storage, "tokens"),
+        row_offsets=read_whole(storage, "row_offsets"),
+        doc_starts=read_whole(storage, "doc_starts"),
+    )
 
 
-def read_sequences(group: zarr.Group) -> Sequences:
-    """The tokens of a laid-out store."""
-    whole = {name: np.asarray(array(group, name)[:]) for name in ("tokens", "row_offsets", "doc_starts")}
-    return Sequences(tokens_SL=whole["tokens"], row_offsets=whole["row_offsets"], doc_starts=whole["doc_starts"])
+def read_whole(storage: Storage, name: str) -> np.ndarray:
+    """All of an array that has an entry per sequence or per document. Raises CorruptArtefactError."""
+    names = list(storage.sizes(name))
+    as_buffer = default_buffer_prototype().buffer.from_bytes
+    files = {file: as_buffer(content) for file, content in zip(names, read_many(storage, names), strict=True)}
+    try:
+        whole = zarr.open_array(MemoryStore(files), path=name, mode="r")
+        if whole.nchunks_initialized < whole.nchunks:  # zarr would fill the gap with zeros
+            raise ValueError("a chunk is missing")
+        return np.asarray(whole[:])
+    except UNREADABLE as error:
+        raise CorruptArtefactError(f"{storage}/{name} cannot be read: {error}; {REMEDY}") from None
 
 
 def is_laid_out(storage: Storage) -> bool:
@@ -164,24 +188,19 @@ def is_laid_out(storage: Storage) -> bool:
     return storage.size(ROOT) is not None
 
 
-def open_group(storage: Storage) -> tuple[zarr.Group, Layout]:
-    """The Zarr group of a store, for reading, and its parsed attributes.
-
-    Raises CorruptArtefactError when there is no store of this format.
-    """
+def read_layout(storage: Storage) -> Layout:
+    """What a store's root says of it. Raises CorruptArtefactError when there is no store of this format."""
     try:
-        group = zarr.open_group(storage.zarr_store(), mode="r")
-        return group, Layout.model_validate(dict(group.attrs))
-    except (FileNotFoundError, ValidationError) as error:
-        raise CorruptArtefactError(f"{storage} is not an activation store of format {FORMAT}: {error}") from None
+        return Layout.model_validate(json.loads(storage.read(ROOT))["attributes"])
+    except UNREADABLE:
+        raise CorruptArtefactError(
+            f"{storage} is not an activation store of format {FORMAT}: its {ROOT} is missing, damaged or of another format"
+        ) from None
 
 
-def metadata_in_memory(storage: Storage, layout: Layout) -> tuple[zarr.Group, dict[str, Buffer]]:
-    """A writable group in memory with the same row arrays but no data, and the files that writing to it makes."""
-    names = [ROOT, *(f"{name}/{ROOT}" for name in (*map(layer_array, layout.layers), *ROW_FIELDS))]
-    as_buffer = default_buffer_prototype().buffer.from_bytes
-    files = {name: as_buffer(content) for name, content in zip(names, read_many(storage, names), strict=True)}
-    return zarr.open_group(MemoryStore(files), mode="r+"), files
+def text_arrays(layout: Layout) -> list[str]:
+    """Names of the arrays that are there before any row."""
+    return ["tokens", "row_offsets", "doc_starts", *(("label", "split") if layout.classes else ())]
 
 
 def array(group: zarr.Group, name: str) -> zarr.Array:

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import zarr
 from pydantic import ValidationError
 
 from pipeline.errors import CorruptArtefactError
+from pipeline.identity import sha256
 from pipeline.storage import Storage, open_storage, read_many
 from pipeline.store import format as fmt
 from pipeline.store.direct import ShardedArray
+from pipeline.store.verify import recorded
 from pipeline.store.writer import Commit, commit_name
-
-REMEDY = "repair it with the command that made it, `dasae extract EXPERIMENT --deep`"
 
 
 class ActivationStore:
@@ -30,28 +31,47 @@ class ActivationStore:
 
     def __init__(self, place: Path | str | Storage, *, partial: bool = False):
         self.storage = open_storage(place)
-        self.group, self.layout = fmt.open_group(self.storage)
+        self._recorded = recorded(self.storage)
+        self._check_metadata()
+        self.layout = fmt.read_layout(self.storage)
         self.commits = self._commits(partial)
         """By shard."""
         self._direct: dict[str, ShardedArray | None] = {}
 
+    def _check_metadata(self) -> None:
+        """Compare Zarr's metadata with the manifest, because nothing in it would tell a changed number."""
+        names = [name for name in self._recorded if name.endswith(fmt.ROOT)]
+        try:
+            for name, content in zip(names, read_many(self.storage, names), strict=True):
+                self._compare(name, content)
+        except FileNotFoundError as error:
+            raise CorruptArtefactError(
+                f"{self.storage}: {error.filename or 'a zarr.json'} is missing; {fmt.REMEDY}"
+            ) from None
+
+    def _compare(self, name: str, content: bytes) -> None:
+        if name in self._recorded and sha256(content) != self._recorded[name].sha256:
+            raise CorruptArtefactError(f"{self.storage}/{name} does not match its checksum; {fmt.REMEDY}")
+
     def _commits(self, partial: bool) -> dict[int, Commit]:
-        sizes = self.storage.sizes()
+        records = self.storage.sizes(fmt.COMMITS)
+        sizes = self.storage.sizes()  # afterwards, so that it has all files of a shard committed meanwhile
         names = {shard: commit_name(shard) for shard in range(self.layout.shards)}
-        there = {shard: name for shard, name in names.items() if name in sizes}
+        there = {shard: name for shard, name in names.items() if name in records}
         if not partial and len(there) < len(names):
             lost = sorted(names.keys() - there.keys())
-            raise CorruptArtefactError(f"{self.storage}: shards {_few(lost)} are not committed; {REMEDY}")
+            raise CorruptArtefactError(f"{self.storage}: shards {_few(lost)} are not committed; {fmt.REMEDY}")
         commits: dict[int, Commit] = {}
         for (shard, name), content in zip(there.items(), read_many(self.storage, there.values()), strict=True):
+            self._compare(name, content)
             try:
                 commits[shard] = Commit.model_validate_json(content)
             except ValidationError:
-                raise CorruptArtefactError(f"{self.storage}/{name} cannot be read; {REMEDY}") from None
+                raise CorruptArtefactError(f"{self.storage}/{name} cannot be read; {fmt.REMEDY}") from None
             for file, check in commits[shard].files.items():
                 if sizes.get(file) != check.bytes:
                     found = f"has {sizes[file]} bytes instead of {check.bytes}" if file in sizes else "is missing"
-                    raise CorruptArtefactError(f"{self.storage}/{file} {found}; {REMEDY}")
+                    raise CorruptArtefactError(f"{self.storage}/{file} {found}; {fmt.REMEDY}")
         return commits
 
     @property
@@ -100,7 +120,7 @@ class ActivationStore:
 
     def whole(self, name: str) -> np.ndarray:
         """All of one of the arrays that have an entry per sequence or per document."""
-        return self._by_zarr(name, None, None)
+        return fmt.read_whole(self.storage, name)
 
     def _read_rows(self, name: str, start: int, stop: int, out: np.ndarray) -> None:
         if name not in self._direct:
@@ -117,16 +137,16 @@ class ActivationStore:
                 try:
                     direct.read(position, part, file_bytes)
                 except CorruptArtefactError as error:
-                    raise CorruptArtefactError(f"{error}; {REMEDY}") from None
+                    raise CorruptArtefactError(f"{error}; {fmt.REMEDY}") from None
             else:
                 part[:] = self._by_zarr(name, position, end)
             position = end
 
-    def _by_zarr(self, name: str, start: int | None, stop: int | None) -> np.ndarray:
+    def _by_zarr(self, name: str, start: int, stop: int) -> np.ndarray:
         try:
-            return np.asarray(fmt.array(self.group, name)[start:stop])
-        except (ValueError, RuntimeError) as error:  # what zarr's codecs raise for a bad checksum or a torn index
-            raise CorruptArtefactError(f"{self.storage}/{name}: cannot be read: {error}; {REMEDY}") from error
+            return np.asarray(zarr.open_array(self.storage.zarr_store(), path=name, mode="r")[start:stop])
+        except fmt.UNREADABLE as error:
+            raise CorruptArtefactError(f"{self.storage}/{name} cannot be read: {error}; {fmt.REMEDY}") from None
 
 
 def _few(numbers: list[int]) -> str:

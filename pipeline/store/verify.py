@@ -1,55 +1,126 @@
 """Whether a store is what it was when it was committed, and what there is to say about it."""
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import google_crc32c
 from pydantic import ValidationError
 
+from pipeline.errors import CorruptArtefactError
+from pipeline.identity import sha256
 from pipeline.progress import progress
 from pipeline.storage import Storage
 from pipeline.store import format as fmt
 from pipeline.store.writer import Commit, LayerNorms, commit_name
+from pipeline.workspace import MANIFEST, FileRecord, Manifest
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One file of a store that is not as it was committed."""
+    """One file of a store that is not as it was written."""
 
-    shard: int
     file: str
     what: str
+    shard: int | None = None
+    """The shard whose record or rows these are; None for the manifest and for what there is before any shard."""
 
     def __str__(self) -> str:
         return f"{self.file} {self.what}"
 
 
-def damages(storage: Storage, *, deep: bool) -> list[Damage]:
-    """Files of committed shards that are missing or have another size; with `deep`, also those with another checksum.
+def recorded(storage: Storage) -> dict[str, FileRecord]:
+    """What the manifest of a finished store says of its files, the shards' data left out; nothing for an unfinished one.
 
-    A record that cannot be read counts as damage of its shard. Shards without a record are not damaged but missing.
+    Raises CorruptArtefactError when there is a manifest that cannot be read.
     """
-    _, layout = fmt.open_group(storage)
-    sizes = storage.sizes()
-    found: list[Damage] = []
-    committed = [shard for shard in range(layout.shards) if commit_name(shard) in sizes]
-    total = sum(sizes[file] for shard in committed for file in fmt.shard_files(layout, shard) if file in sizes)
-    with progress("verify", total if deep else len(sizes), "bytes" if deep else "files") as advance:
-        for shard in committed:
+    try:
+        return Manifest.model_validate_json(storage.read(MANIFEST)).files
+    except FileNotFoundError:
+        return {}
+    except ValidationError:
+        raise CorruptArtefactError(f"{storage}/{MANIFEST} cannot be read; {fmt.REMEDY}") from None
+
+
+def damages(storage: Storage, *, deep: bool) -> list[Damage]:
+    """Files that are missing, have another size or cannot be read; with `deep`, also those with another checksum.
+
+    A shard without a record is damage only if there is a manifest, which says that the store was finished.
+    """
+    committed = storage.sizes(fmt.COMMITS)
+    sizes = storage.sizes()  # afterwards, so that it has all files of a shard committed meanwhile
+    found: dict[str, Damage] = {}
+    everything = chain(
+        _unlike_manifest(storage, sizes, deep), _in_layout(storage, sizes, deep), _in_shards(storage, committed, sizes, deep)
+    )
+    for damage in everything:
+        found.setdefault(damage.file, damage)
+    return list(found.values())
+
+
+def _unlike_manifest(storage: Storage, sizes: dict[str, int], deep: bool) -> Iterator[Damage]:
+    try:
+        files = recorded(storage)
+    except CorruptArtefactError:
+        yield Damage(MANIFEST, "cannot be read")
+        return
+    for name, record in files.items():
+        shard = re.fullmatch(rf"{fmt.COMMITS}/(\d+)\.json", name)
+        what = _size_damage(name, record.bytes, sizes)
+        if not what and deep and sha256(storage.read(name)) != record.sha256:
+            what = "does not match its checksum"
+        if what:
+            yield Damage(name, what, int(shard[1]) if shard else None)
+
+
+def _in_layout(storage: Storage, sizes: dict[str, int], deep: bool) -> Iterator[Damage]:
+    try:
+        layout = fmt.read_layout(storage)
+    except CorruptArtefactError:
+        yield Damage(fmt.ROOT, "is missing or cannot be read")
+        return
+    if MANIFEST in sizes:
+        return  # which knows it better
+    for name, content in fmt.skeleton(layout)[1].items():
+        if name not in sizes or storage.read(name) != content.to_bytes():
+            yield Damage(name, "is not as it was written")
+    for name in fmt.text_arrays(layout) if deep else ():
+        try:
+            fmt.read_whole(storage, name)
+        except CorruptArtefactError:
+            yield Damage(name, "cannot be read")
+
+
+def _in_shards(storage: Storage, committed: dict[str, int], sizes: dict[str, int], deep: bool) -> Iterator[Damage]:
+    try:
+        layout = fmt.read_layout(storage)
+    except CorruptArtefactError:
+        return
+    shards = [shard for shard in range(layout.shards) if commit_name(shard) in committed]
+    total = sum(sizes.get(file, 0) for shard in shards for file in fmt.shard_files(layout, shard))
+    with progress("verify", total if deep else len(shards), "bytes" if deep else "shards") as advance:
+        for shard in shards:
             try:
                 commit = Commit.model_validate_json(storage.read(commit_name(shard)))
             except ValidationError:
-                found.append(Damage(shard, commit_name(shard), "cannot be read"))
+                yield Damage(commit_name(shard), "cannot be read", shard)
                 continue
             for file, check in commit.files.items():
-                if file not in sizes:
-                    found.append(Damage(shard, file, "is missing"))
-                elif sizes[file] != check.bytes:
-                    found.append(Damage(shard, file, f"has {sizes[file]} bytes instead of {check.bytes}"))
-                elif deep and google_crc32c.value(storage.read(file)) != check.crc32c:
-                    found.append(Damage(shard, file, "does not match its checksum"))
-                advance(sizes.get(file, 0) if deep else 1)
-    return found
+                what = _size_damage(file, check.bytes, sizes)
+                if not what and deep and google_crc32c.value(storage.read(file)) != check.crc32c:
+                    what = "does not match its checksum"
+                if what:
+                    yield Damage(file, what, shard)
+                advance(sizes.get(file, 0) if deep else 0)
+            advance(0 if deep else 1)
+
+
+def _size_damage(file: str, known: int, sizes: dict[str, int]) -> str:
+    if file not in sizes:
+        return "is missing"
+    return "" if sizes[file] == known else f"has {sizes[file]} bytes instead of {known}"
 
 
 def store_norms(commits: dict[int, Commit], layer: int) -> dict[str, float]:

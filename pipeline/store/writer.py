@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import PipelineError
+from pipeline.errors import CorruptArtefactError, PipelineError
 from pipeline.identity import canonical_json
 from pipeline.storage import Storage
 from pipeline.store import format as fmt
@@ -75,9 +75,9 @@ class ShardWriter:
 
     def __init__(self, storage: Storage):
         self.storage = storage
-        _, self.layout = fmt.open_group(storage)
+        self.layout = fmt.read_layout(storage)
         # zarr encodes a shard into memory, and `Storage.write` puts it down whole and synced, which zarr would not.
-        self.group, self.files = fmt.metadata_in_memory(storage, self.layout)
+        self.group, self.files = fmt.skeleton(self.layout)
 
     def missing(self) -> list[int]:
         """Shards that are not committed yet."""
@@ -93,7 +93,7 @@ class ShardWriter:
 
         `layers` maps each layer to its rows [R, D] in the store's dtype on the CPU, `row_fields` each name of ROW_FIELDS to
         [R]. Raises TypeError for another dtype, because Zarr would convert the bits by value without a word, and
-        PipelineError for values that are not finite or a disk that is full.
+        PipelineError for values that are not finite, a disk that is full, or a record of other bytes by another writer.
         """
         layout = self.layout
         start, stop = layout.shard_range(shard)
@@ -110,8 +110,12 @@ class ShardWriter:
         for name, dtype in fmt.ROW_FIELDS.items():
             checks |= self._put(name, start, row_fields[name].astype(dtype, casting="same_kind"))
         commit = Commit(shard=shard, rows=rows, files=checks, norms=norms)
-        # Never replaces a record: of two writers the first wins, and both wrote the same bytes.
-        self.storage.create(commit_name(shard), canonical_json(json.loads(commit.model_dump_json())).encode())
+        record = canonical_json(json.loads(commit.model_dump_json())).encode()
+        # Never replaces a record: of two writers the first wins, and on equal machines both wrote the same bytes.
+        if not self.storage.create(commit_name(shard), record) and self.storage.read(commit_name(shard)) != record:
+            raise CorruptArtefactError(
+                f"{self.storage}: shard {shard} was written by two machines that compute different bytes; {fmt.REMEDY}"
+            )
         return commit
 
     def _put(self, name: str, start: int, values: np.ndarray) -> dict[str, FileCheck]:

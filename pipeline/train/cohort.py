@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TextIO
+from functools import partial
+from typing import Any, TextIO
 
 import torch
 
+from pipeline.errors import InterruptedRunError
+from pipeline.interrupt import stop_on_sigterm
 from pipeline.progress import progress
 from pipeline.train.step import StepMetrics, Trainer
 from pipeline.train.track import Tracker
@@ -41,55 +44,74 @@ class Member:
     """The last record of its log."""
 
 
-def train_cohort(members: Sequence[Member], batches: Iterator[torch.Tensor], steps: int, title: str) -> None:
-    """Take `steps` steps with every member, each batch read once. Writes a JSON line per member every LOG_EVERY steps."""
+def train_cohort(
+    members: Sequence[Member],
+    batches: Iterator[torch.Tensor],
+    steps: int,
+    title: str,
+    *,
+    save: Callable[[Sequence[Member]], None] = lambda _: None,
+    save_every: float = math.inf,
+) -> None:
+    """Take every member to step `steps`, each batch read once. Writes a JSON line per member every LOG_EVERY steps.
+
+    The members have taken equally many steps, and `batches` begins with the next one. Those still in training are handed to
+    `save` every `save_every` seconds, and after SIGTERM, upon which InterruptedRunError is raised.
+    """
     active = list(members)
-    device = members[0].trainer.device
-    logged, logged_at = 0, time.perf_counter()
-    with progress(title, steps, "steps") as advance, _side_by_side(device) as step_all:
-        for step, x_BD in enumerate(itertools.islice(batches, steps), start=1):
-            metrics = step_all(active, x_BD.to(device))
+    done, device = members[0].trainer.done, members[0].trainer.device
+    logged, logged_at = done, time.perf_counter()
+    saved_at = time.monotonic()
+    with progress(title, steps - done, "steps") as advance, stop_on_sigterm() as stop, _side_by_side(device) as for_each:
+        for step, x_BD in enumerate(itertools.islice(batches, steps - done), start=done + 1):
+            x_BD = x_BD.to(device)
+            metrics = for_each(lambda member, x_BD=x_BD: member.trainer.step(x_BD), active)
             remark = ""
             if step % LOG_EVERY == 0 or step == steps:
                 now = time.perf_counter()
                 pace = (step - logged) * len(x_BD) / (now - logged_at)
                 logged, logged_at = step, now
-                for member, measured in zip(active, metrics, strict=True):
-                    _log(member, measured, len(x_BD), pace)
+                for_each(partial(_log, x_BD=x_BD, pace=pace), active, metrics)
                 active = [member for member in active if member.diverged_at is None]
                 if not active:
                     break
                 fvu = [member.last["fvu"] for member in active]
                 remark = f"FVU {statistics.median(fvu):.3f} median, {max(fvu):.3f} worst"
+            if stop.is_set() or time.monotonic() - saved_at >= save_every:
+                save(active)
+                saved_at = time.monotonic()
+            if stop.is_set():
+                raise InterruptedRunError(f"stopped on request after step {step}; training goes on with the same command")
             advance(1, remark)
 
 
 @contextmanager
-def _side_by_side(device: torch.device) -> Iterator[Callable[[Sequence[Member], torch.Tensor], list[StepMetrics]]]:
-    """Yields a function that steps all members on one batch."""
+def _side_by_side(device: torch.device) -> Iterator[Callable[..., list[Any]]]:
+    """Yields what `map` is, as a list: on a CPU with a thread for each item."""
     if device.type != "cpu":
-        yield lambda members, x_BD: [member.trainer.step(x_BD) for member in members]
+        yield lambda function, *items: list(map(function, *items))
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            yield lambda members, x_BD: list(pool.map(lambda member: member.trainer.step(x_BD), members))
+            yield lambda function, *items: list(pool.map(function, *items))
     finally:
         torch.set_num_threads(threads)
 
 
-def _log(member: Member, measured: StepMetrics, rows: int, pace: float) -> None:
+def _log(member: Member, measured: StepMetrics, x_BD: torch.Tensor, pace: float) -> None:
     """Add a record to the log. `pace` is that of the whole cohort, and all in it that differs from run to run."""
     trainer = member.trainer
-    values = {name: float(value) for name, value in vars(measured).items()}
+    values = {name: float(value) for name, value in vars(measured).items() if name != "reset_now"}
     if not all(math.isfinite(value) for value in values.values()):
         member.diverged_at = trainer.done
         return
     member.last = {
         "step": trainer.done,
-        "tokens": trainer.done * rows,
+        "tokens": trainer.done * len(x_BD),
         **values,
+        **{name: float(value) for name, value in vars(trainer.diagnose(x_BD)).items()},
         "dead_fraction": trainer.dead(DEAD_WINDOW).float().mean().item(),
         "resets": trainer.resets,
         "new_resets": trainer.resets - member.last.get("resets", 0),

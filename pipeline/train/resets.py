@@ -6,6 +6,7 @@ Shapes: B rows, D d_in, F d_sae.
 import torch
 
 from pipeline.experiment import TrainConfig
+from pipeline.train.weights import Weights
 
 ENCODER_SHARE = 0.2
 """Encoder norm of a reset latent, as a share of the mean encoder norm of the living: small, so that it starts quietly."""
@@ -26,12 +27,7 @@ def reset_due(done: int, config: TrainConfig) -> bool:
 
 @torch.no_grad()
 def reset_dead(
-    W_enc_DF: torch.Tensor,
-    b_enc_F: torch.Tensor,
-    W_dec_FD: torch.Tensor,
-    dead_F: torch.Tensor,
-    residual_BD: torch.Tensor,
-    generator: torch.Generator,
+    weights: Weights, dead_F: torch.Tensor, residual_BD: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """Point dead latents at what is reconstructed worst; returns the indices that were reset.
 
@@ -47,8 +43,8 @@ def reset_dead(
     drawn = torch.multinomial((loss_B / loss_B.max()).square(), len(dead), generator=generator)
     direction_KD = torch.nn.functional.normalize(residual_BD[drawn], dim=1)
     alive_F = ~dead_F
-    norm = W_enc_DF[:, alive_F].norm(dim=0).mean() if alive_F.any() else torch.tensor(INITIAL_ENCODER_NORM)
-    W_dec_FD[dead] = direction_KD
-    W_enc_DF[:, dead] = direction_KD.T * (ENCODER_SHARE * norm)
-    b_enc_F[dead] = 0
+    norm = weights.W_enc_DF[:, alive_F].norm(dim=0).mean() if alive_F.any() else torch.tensor(INITIAL_ENCODER_NORM)
+    weights.W_dec_FD[dead] = direction_KD
+    weights.W_enc_DF[:, dead] = direction_KD.T * (ENCODER_SHARE * norm)
+    weights.b_enc_F[dead] = 0
     return dead

@@ -39,8 +39,8 @@ class Tracker(Protocol):
 
 def connect(
     service: Service, experiment: "Experiment", workspace: "Workspace"
-) -> Callable[["PlannedSAE"], AbstractContextManager[Tracker]]:
-    """How to open the tracker of an SAE. It writes below the workspace.
+) -> Callable[["PlannedSAE", int], AbstractContextManager[Tracker]]:
+    """How to open the tracker of an SAE that goes on from a step. It writes below the workspace.
 
     Raises BadInputError when the service's library is not installed; opening, when Weights & Biases lets nobody in.
     """
@@ -65,10 +65,10 @@ class _TensorBoard:
 
 
 @contextmanager
-def _tensorboard(library: Any, _: "Experiment", workspace: "Workspace", sae: "PlannedSAE") -> Iterator[Tracker]:
+def _tensorboard(library: Any, _: "Experiment", workspace: "Workspace", sae: "PlannedSAE", done: int) -> Iterator[Tracker]:
     folder = workspace.local / "tensorboard" / f"layer{sae.layer}" / sae.artefact.name
-    # Training begins at its first step: what an interrupted run wrote is no longer shown.
-    with closing(library.SummaryWriter(str(folder), purge_step=0, flush_secs=10)) as writer:
+    # What an interrupted run wrote of later steps is no longer shown.
+    with closing(library.SummaryWriter(str(folder), purge_step=done and done + 1, flush_secs=10)) as writer:
         yield _TensorBoard(writer)
 
 
@@ -81,8 +81,10 @@ class _WandB:
 
 
 @contextmanager
-def _wandb(library: Any, experiment: "Experiment", workspace: "Workspace", sae: "PlannedSAE") -> Iterator[Tracker]:
-    identity = {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer, "key": sae.artefact.key}
+def _wandb(
+    library: Any, experiment: "Experiment", workspace: "Workspace", sae: "PlannedSAE", done: int
+) -> Iterator[Tracker]:
+    identity = {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer, "key": sae.artefact.key, "from_step": done}
     try:
         run = library.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),

@@ -1,7 +1,6 @@
 """Extraction on the small study: what is stored is what the model computes, and every row knows where it comes from."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from pipeline.model import ResidualStream, open_model
 from pipeline.plan import make_plan
 from pipeline.sources import FilesCorpus, HuggingFaceModel
 from pipeline.store.reader import ActivationStore
-from pipeline.store.writer import commit_name
-from pipeline.workspace import MANIFEST, Workspace
+from pipeline.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -90,30 +88,6 @@ def test_rows_are_shuffled_inside_their_shard_and_shards_are_not(study: Study) -
     assert (np.diff(sequence[:size]) < 0).any()
     for start in range(size, store.rows, size):
         assert sequence[:start].max() <= sequence[start : start + size].min()
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != MANIFEST
-    }
-
-
-def test_an_interrupted_extraction_goes_on_and_ends_with_the_same_bytes(study: Study, tmp_path: Path) -> None:
-    copy = Workspace(tmp_path / "workspace")
-    shutil.copytree(study.workspace.root, copy.root)
-    folder = copy.folder(study.plan.store)
-    before = files_of(folder)
-    # As kill -9 leaves it: no manifest, one shard without commit and half written, a partial file of the next record.
-    (folder / MANIFEST).unlink()
-    (folder / commit_name(1)).unlink()
-    (folder / "layer_01/c/1/0").write_bytes(b"torn")
-    (folder / "layer_02/c/1/0").unlink()
-    (folder / "commits/.000001.json.4711.partial").write_bytes(b"{")
-    assert extract(study.plan, copy) == [study.plan.store]
-    assert files_of(folder) == before
-    assert extract(study.plan, copy) == []
 
 
 def test_a_model_that_is_not_what_the_experiment_declares_is_refused(model_folder: str) -> None:

@@ -26,6 +26,10 @@ DEGENERATE = "no latent fires on any held-out token"
 NO_PAIRS = "no two latents fire together on 5 rows or more"
 
 
+def _written(results: dict[str, Any], folder: Path) -> Path:
+    return Path(write_report(results, folder))
+
+
 def _accuracies(rng: np.random.Generator, top: float) -> dict[str, float]:
     return {str(k): float(top - 0.27 / (1 + 0.6 * k) + rng.normal(0, 0.006)) for k in KS} | {"all": top}
 
@@ -239,7 +243,7 @@ class _Page(HTMLParser):
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the report of `_troubled`."""
-    return write_report(_troubled(), tmp_path_factory.mktemp("report") / "demo").parent
+    return _written(_troubled(), tmp_path_factory.mktemp("report") / "demo").parent
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +269,7 @@ def test_page_is_one_small_self_contained_file(troubled: str) -> None:
 
 
 def test_every_id_is_unique_and_every_reference_resolves(tmp_path: Path) -> None:
-    text = write_report(_results(layers=(1, 2)), tmp_path).read_text()
+    text = _written(_results(layers=(1, 2)), tmp_path).read_text()
     page = _Page(text)
     ids = page.all("id")
     assert len(ids) == len(set(ids))
@@ -301,7 +305,7 @@ def test_means_and_half_ranges_over_seeds(tmp_path: Path) -> None:
     for row in results["rows"]:
         if row["arm"] == "full":
             row["fvu"] = 0.1 if row["seed"] == 0 else 0.2
-    cells = re.findall(r"<td>(.*?)</td>", _table_row(write_report(results, tmp_path).read_text(), "full"))
+    cells = re.findall(r"<td>(.*?)</td>", _table_row(_written(results, tmp_path).read_text(), "full"))
     assert len(cells) == 4 + len(KS) + 1 + 1 + 3
     assert cells[0] == '0.150 <span class="spread">±0.050</span>'
 
@@ -342,7 +346,7 @@ def test_reported_accuracies_stand_beside_ours_only_for_that_model(troubled: str
     results = _results() | {"reported_llm_probing": REPORTED_LLM_PROBING}
     for row in results["rows"]:
         row["llm_probing"] = row["llm_probing"] | {"1": 0.674275, "all": 0.939825}
-    text = write_report(results, tmp_path).read_text()
+    text = _written(results, tmp_path).read_text()
     rows = {
         name: re.findall(r"<td>(.*?)</td>", re.search(rf'<th scope="row">{name}</th>(.*?)</tr>', text, re.DOTALL)[1])  # pyright: ignore
         for name in ("measured here", "reported", "difference")
@@ -358,7 +362,7 @@ def test_verdicts_stand_in_the_tables_of_planned_comparisons(tmp_path: Path) -> 
         # Exactly alike in `no-contrast`, and in `topk-0.2` different beyond doubt.
         shift = {"no-contrast": 0.0, "full": 0.0, "topk-0.2": 0.1 + 0.001 * row["seed"]}[row["arm"]]
         row["sparse_probing"] = row["sparse_probing"] | {"1": 0.7 + shift}
-    text = write_report(_with_rows(results, results["rows"]), tmp_path).read_text()
+    text = _written(_with_rows(results, results["rows"]), tmp_path).read_text()
     assert "Exactly the same in every seed: the two arms never differed." in text
     table = re.search(r'class="verdicts">.*?</table>', text, re.DOTALL)
     assert table
@@ -367,7 +371,7 @@ def test_verdicts_stand_in_the_tables_of_planned_comparisons(tmp_path: Path) -> 
 
 
 def test_one_seed_shows_no_spread_and_says_so(tmp_path: Path) -> None:
-    text = write_report(_results(seeds=(0,)), tmp_path).read_text()
+    text = _written(_results(seeds=(0,)), tmp_path).read_text()
     assert "One seed cannot tell an arm from luck." in text
     assert "±" not in text
 
@@ -375,14 +379,14 @@ def test_one_seed_shows_no_spread_and_says_so(tmp_path: Path) -> None:
 def test_banner_only_on_the_demonstration(troubled: str, tmp_path: Path) -> None:
     warning = "Small demonstration model: nothing here says anything about Gemma."
     assert troubled.index(warning) < troubled.index("<h1>")
-    assert warning not in write_report(_results(seeds=(0,)) | {"is_demo": False}, tmp_path).read_text()
+    assert warning not in _written(_results(seeds=(0,)) | {"is_demo": False}, tmp_path).read_text()
 
 
 def test_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:
     results = _results(arms=("full", "no-contrast"))
     results["missing"] = ["no-contrast seed 0 layer 2", "no-contrast seed 1 layer 2"]
     results = _with_rows(results, [row for row in results["rows"] if row["arm"] == "full"])
-    text = write_report(results, tmp_path).read_text()
+    text = _written(results, tmp_path).read_text()
     assert "2 of its SAEs are not evaluated yet: no-contrast seed 0 layer 2, no-contrast seed 1 layer 2." in text
     assert "not evaluated yet</td>" in _table_row(text, "no-contrast")
 
@@ -390,7 +394,7 @@ def test_unfinished_study_says_what_is_missing(tmp_path: Path) -> None:
 def test_every_sae_degenerate_still_makes_a_page(tmp_path: Path) -> None:
     results = _results() | {"curves": []}
     results = _with_rows(results, [_degenerate(row) for row in results["rows"]])
-    text = write_report(results, tmp_path).read_text()
+    text = _written(results, tmp_path).read_text()
     _Page(text)
     assert "<svg" not in text
 
@@ -444,5 +448,5 @@ def test_csv_columns_do_not_depend_on_the_rows(report: Path, tmp_path: Path) -> 
 
 def test_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        write_report(_results() | {"k_values": [math.nan]}, tmp_path)
+        _written(_results() | {"k_values": [math.nan]}, tmp_path)
     assert list(tmp_path.iterdir()) == []

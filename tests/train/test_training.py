@@ -10,6 +10,7 @@ from pipeline.experiment import Contrast, Resets, TrainConfig
 from pipeline.train.cohort import Member, train_cohort
 from pipeline.train.resets import reset_dead, reset_due
 from pipeline.train.step import Trainer
+from pipeline.train.weights import Weights
 
 D_IN, D_SAE = 12, 20
 
@@ -54,16 +55,15 @@ def run(configs: dict[str, TrainConfig], seed: int = 0) -> dict[str, Member]:
     return members
 
 
-def weights(member: Member) -> list[torch.Tensor]:
-    trainer = member.trainer
-    return [trainer.W_enc_DF, trainer.b_enc_F, trainer.W_dec_FD, trainer.b_dec_D]
+def tensors(member: Member) -> list[torch.Tensor]:
+    return member.trainer.weights.tensors()
 
 
 def test_a_cohort_is_its_members_alone_bit_for_bit() -> None:
     together = run(VARIANTS)
     for name, recipe in VARIANTS.items():
         alone = run({name: recipe})[name]
-        for one, other in zip(weights(together[name]), weights(alone), strict=True):
+        for one, other in zip(tensors(together[name]), tensors(alone), strict=True):
             assert torch.equal(one, other), name
 
 
@@ -75,30 +75,30 @@ def test_every_arm_learns_and_no_two_are_the_same() -> None:
         assert records[-1]["tokens"] == 60 * 32
         assert records[-1]["fvu"] < 0.9
     for one, other in itertools.combinations(members.values(), 2):
-        assert not torch.equal(one.trainer.W_dec_FD, other.trainer.W_dec_FD)
+        assert not torch.equal(one.trainer.weights.W_dec_FD, other.trainer.weights.W_dec_FD)
 
 
 def test_unit_norm_holds_and_free_norms_move() -> None:
     members = run(VARIANTS)
-    torch.testing.assert_close(members["baseline"].trainer.W_dec_FD.norm(dim=1), torch.ones(D_SAE))
-    assert not torch.allclose(members["full"].trainer.W_dec_FD.norm(dim=1), torch.ones(D_SAE), atol=1e-3)
+    torch.testing.assert_close(members["baseline"].trainer.weights.W_dec_FD.norm(dim=1), torch.ones(D_SAE))
+    assert not torch.allclose(members["full"].trainer.weights.W_dec_FD.norm(dim=1), torch.ones(D_SAE), atol=1e-3)
 
 
 def test_seeds_differ_in_initialisation() -> None:
     one, other = (Trainer(config=config(), d_in=D_IN, seed=seed) for seed in (0, 1))
-    assert not torch.equal(one.W_dec_FD, other.W_dec_FD)
-    torch.testing.assert_close(one.W_dec_FD.norm(dim=1), torch.ones(D_SAE))
-    torch.testing.assert_close(one.W_enc_DF, 0.1 * one.W_dec_FD.T)
+    assert not torch.equal(one.weights.W_dec_FD, other.weights.W_dec_FD)
+    torch.testing.assert_close(one.weights.W_dec_FD.norm(dim=1), torch.ones(D_SAE))
+    torch.testing.assert_close(one.weights.W_enc_DF, 0.1 * one.weights.W_dec_FD.T)
 
 
 def test_the_first_step_moves_nothing_because_the_learning_rate_starts_at_zero() -> None:
     trainer = Trainer(config=config(), d_in=D_IN, seed=0)
-    before = trainer.W_dec_FD.clone()
+    before = trainer.weights.W_dec_FD.clone()
     stream = batches()
     trainer.step(next(stream))
-    assert torch.equal(trainer.W_dec_FD, before)
+    assert torch.equal(trainer.weights.W_dec_FD, before)
     trainer.step(next(stream))
-    assert not torch.equal(trainer.W_dec_FD, before)
+    assert not torch.equal(trainer.weights.W_dec_FD, before)
 
 
 def test_folding_changes_nothing_but_the_units() -> None:
@@ -108,10 +108,10 @@ def test_folding_changes_nothing_but_the_units() -> None:
     sae = trainer.finished(scale)
     with torch.no_grad():
         scaled_BD = x_BD * scale
-        f_BF = torch.relu((scaled_BD - trainer.b_dec_D) @ trainer.W_enc_DF + trainer.b_enc_F)
-        reconstructed_BD = (f_BF @ trainer.W_dec_FD + trainer.b_dec_D) / scale
+        f_BF = torch.relu((scaled_BD - trainer.weights.b_dec_D) @ trainer.weights.W_enc_DF + trainer.weights.b_enc_F)
+        reconstructed_BD = (f_BF @ trainer.weights.W_dec_FD + trainer.weights.b_dec_D) / scale
     torch.testing.assert_close(sae.W_dec_FD.norm(dim=1), torch.ones(D_SAE))
-    torch.testing.assert_close(sae.encode(x_BD), f_BF * trainer.W_dec_FD.detach().norm(dim=1) / scale)
+    torch.testing.assert_close(sae.encode(x_BD), f_BF * trainer.weights.W_dec_FD.detach().norm(dim=1) / scale)
     torch.testing.assert_close(sae.decode(sae.encode(x_BD)), reconstructed_BD)
 
 
@@ -130,12 +130,11 @@ def test_resets_come_after_their_warmup_and_not_at_the_end(done: int, due: bool)
     assert not reset_due(done, config(resets=None))
 
 
-def reset(dead_F: torch.Tensor, residual_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def reset(dead_F: torch.Tensor, residual_BD: torch.Tensor) -> tuple[torch.Tensor, Weights]:
     generator = torch.Generator().manual_seed(0)
     W_dec_FD = torch.randn(D_SAE, D_IN, generator=generator)
-    W_enc_DF, b_enc_F = W_dec_FD.T.clone(), torch.ones(D_SAE)
-    indices = reset_dead(W_enc_DF, b_enc_F, W_dec_FD, dead_F, residual_BD, generator)
-    return indices, W_enc_DF, b_enc_F, W_dec_FD
+    weights = Weights(W_enc_DF=W_dec_FD.T.clone(), b_enc_F=torch.ones(D_SAE), W_dec_FD=W_dec_FD, b_dec_D=torch.zeros(D_IN))
+    return reset_dead(weights, dead_F, residual_BD, generator), weights
 
 
 def test_dead_latents_get_the_worst_residuals_and_small_encoders() -> None:
@@ -143,24 +142,24 @@ def test_dead_latents_get_the_worst_residuals_and_small_encoders() -> None:
     residual_BD[2, 3], residual_BD[4, 5] = 2.0, -1.0
     dead_F = torch.zeros(D_SAE, dtype=torch.bool)
     dead_F[[1, 7]] = True
-    indices, W_enc_DF, b_enc_F, W_dec_FD = reset(dead_F, residual_BD)
+    indices, weights = reset(dead_F, residual_BD)
     assert indices.tolist() == [1, 7]
     expected = {tuple(torch.eye(D_IN)[3].tolist()), tuple((-torch.eye(D_IN)[5]).tolist())}
-    assert {tuple(row) for row in W_dec_FD[indices].tolist()} == expected
-    alive_norm = W_enc_DF[:, ~dead_F].norm(dim=0).mean()
-    torch.testing.assert_close(W_enc_DF[:, indices].norm(dim=0), (0.2 * alive_norm).expand(2))
-    assert b_enc_F[indices].tolist() == [0, 0]
-    assert bool((b_enc_F[~dead_F] == 1).all())
+    assert {tuple(row) for row in weights.W_dec_FD[indices].tolist()} == expected
+    alive_norm = weights.W_enc_DF[:, ~dead_F].norm(dim=0).mean()
+    torch.testing.assert_close(weights.W_enc_DF[:, indices].norm(dim=0), (0.2 * alive_norm).expand(2))
+    assert weights.b_enc_F[indices].tolist() == [0, 0]
+    assert bool((weights.b_enc_F[~dead_F] == 1).all())
 
 
 @pytest.mark.parametrize("rows", [4, 64])
 def test_all_dead_is_no_special_case(rows: int) -> None:
-    indices, W_enc_DF, _, W_dec_FD = reset(torch.ones(D_SAE, dtype=torch.bool), torch.randn(rows, D_IN))
+    indices, weights = reset(torch.ones(D_SAE, dtype=torch.bool), torch.randn(rows, D_IN))
     assert len(indices) == min(rows, D_SAE)
-    assert W_enc_DF.isfinite().all()
-    torch.testing.assert_close(W_dec_FD[indices].norm(dim=1), torch.ones(len(indices)))
+    assert weights.W_enc_DF.isfinite().all()
+    torch.testing.assert_close(weights.W_dec_FD[indices].norm(dim=1), torch.ones(len(indices)))
     if len(indices) == D_SAE:
-        torch.testing.assert_close(W_enc_DF.norm(dim=0), torch.full((D_SAE,), 0.02))
+        torch.testing.assert_close(weights.W_enc_DF.norm(dim=0), torch.full((D_SAE,), 0.02))
 
 
 def test_nothing_dead_or_nothing_left_to_explain_resets_nothing() -> None:
@@ -173,13 +172,13 @@ def test_a_reset_latent_starts_with_clean_moments() -> None:
     # Nothing fires with so large a bias, so that every latent is dead when the first reset comes.
     trainer = Trainer(config=config(l1=0.0), d_in=D_IN, seed=0)
     with torch.no_grad():
-        trainer.b_enc_F.fill_(-100.0)
+        trainer.weights.b_enc_F.fill_(-100.0)
     stream = batches()
     for _ in range(20):
         trainer.step(next(stream))
     assert trainer.resets == D_SAE
-    for parameter, dim in ((trainer.W_dec_FD, 1), (trainer.W_enc_DF, 0)):
-        moments = trainer.optimizer.state[parameter]
-        assert not moments["exp_avg"].any(dim=dim).any()
-        assert not moments["exp_avg_sq"].any(dim=dim).any()
+    for moment in (trainer.first_moment, trainer.second_moment):
+        assert not moment.W_enc_DF.any()
+        assert not moment.b_enc_F.any()
+        assert not moment.W_dec_FD.any()
     assert not trainer.dead(10).any()

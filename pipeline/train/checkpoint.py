@@ -1,0 +1,65 @@
+"""Checkpoints of SAEs in training: safetensors beside a JSON record that is written last and holds the checksum.
+
+A cohort writes those of all its members before it removes the ones before: killed in between, its members still have a step
+in common, from which they go on together.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from pipeline.identity import sha256, sha256_file
+from pipeline.storage import LocalStorage
+
+FOLDER = "checkpoint"
+
+
+def save(folder: Path, state: Mapping[str, torch.Tensor], step: int, facts: Mapping[str, Any]) -> None:
+    """Write a checkpoint into an SAE's folder, whole or not at all. `facts` is what JSON can hold."""
+    content = safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in state.items()})
+    storage = LocalStorage(folder / FOLDER)
+    storage.write(f"{step:09d}.safetensors", content)
+    storage.write(f"{step:09d}.json", json.dumps({"step": step, "sha256": sha256(content), **facts}).encode())
+
+
+def load(folder: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """State and facts of a checkpoint that `steps` named."""
+    facts = json.loads((folder / FOLDER / f"{step:09d}.json").read_text(encoding="utf-8"))
+    return safetensors.torch.load_file(folder / FOLDER / f"{step:09d}.safetensors"), facts
+
+
+def steps(folder: Path) -> set[int]:
+    """Steps of which there is a complete and unchanged checkpoint."""
+    return {int(record.stem) for record in (folder / FOLDER).glob("*.json") if _intact(record)}
+
+
+def _intact(record: Path) -> bool:
+    content = record.with_suffix(".safetensors")
+    return content.is_file() and sha256_file(content) == json.loads(record.read_text(encoding="utf-8"))["sha256"]
+
+
+def remove(folder: Path, *, but: int | None = None) -> None:
+    """Remove an SAE's checkpoints, all or all but one."""
+    for path in (folder / FOLDER).glob("*"):
+        if path.stem != f"{but:09d}" if but is not None else True:
+            path.unlink()
+    if but is None and (folder / FOLDER).is_dir():
+        (folder / FOLDER).rmdir()
+
+
+def resume_points(folders: Sequence[Path]) -> dict[int, list[int]]:
+    """From which step each of a cohort's folders (by index) can go on, those with the same step together.
+
+    That is the last step that all which have checkpoints have in common, else each one's own last.
+    """
+    there = [steps(folder) for folder in folders]
+    common = set[int].intersection(*(found for found in there if found)) if any(there) else set()
+    points: dict[int, list[int]] = {}
+    for index, found in enumerate(there):
+        point = max(common) if found and common else max(found, default=0)
+        points.setdefault(point, []).append(index)
+    return points

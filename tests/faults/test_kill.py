@@ -1,0 +1,59 @@
+"""An extraction killed at any moment goes on where it was and ends with the same bytes."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from faulty import Extraction, files_of, started
+
+from pipeline.extract.stage import extract
+from pipeline.store.writer import ShardWriter, commit_name
+from pipeline.workspace import MANIFEST
+
+
+def killed_and_resumed(fresh: Extraction, finished: Extraction, seconds: float, moments: int, folder: Path) -> None:
+    generator = random.Random(moments)
+    expected = files_of(finished.workspace.local)
+    alive = committed_before_the_kill = 0
+    for number in range(moments):
+        extraction = fresh.copy(folder / str(number))
+        process = started(extraction)
+        # Spread over the whole time that an extraction takes: reading text, laying out, filling, publishing.
+        time.sleep((number + generator.random()) / moments * seconds)
+        alive += process.is_alive()
+        process.kill()
+        process.join()
+        if (extraction.store / "zarr.json").is_file():
+            writer = ShardWriter(extraction.workspace.storage(extraction.plan.store))
+            committed_before_the_kill += 0 < len(writer.missing()) < writer.layout.shards
+        resumed = started(extraction)
+        resumed.join()
+        assert resumed.exitcode == 0
+        assert files_of(extraction.workspace.local) == expected
+        assert extraction.workspace.manifest(extraction.plan.store)
+    assert alive > moments / 2
+    assert committed_before_the_kill > 0
+
+
+def test_what_a_killed_writer_left_is_no_shard(finished: Extraction, tmp_path: Path) -> None:
+    extraction = finished.copy(tmp_path / "ws")
+    (extraction.store / MANIFEST).unlink()
+    (extraction.store / commit_name(1)).unlink()
+    (extraction.store / "layer_01/c/1/0").write_bytes(b"torn")
+    (extraction.store / "layer_02/c/1/0").unlink()
+    (extraction.store / "commits/.000001.json.4711.partial").write_bytes(b"{")
+    assert extract(extraction.plan, extraction.workspace) == [extraction.plan.store]
+    assert files_of(extraction.workspace.local) == files_of(finished.workspace.local)
+    assert extract(extraction.plan, extraction.workspace) == []
+
+
+def test_a_killed_extraction_goes_on(fresh: Extraction, finished: Extraction, seconds: float, tmp_path: Path) -> None:
+    killed_and_resumed(fresh, finished, seconds, 6, tmp_path)
+
+
+@pytest.mark.slow
+def test_an_extraction_killed_at_twenty_moments(
+    fresh: Extraction, finished: Extraction, seconds: float, tmp_path: Path
+) -> None:
+    killed_and_resumed(fresh, finished, seconds, 20, tmp_path)

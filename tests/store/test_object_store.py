@@ -1,0 +1,230 @@
+"""A workspace on an object store, which is a moto server on the loopback interface."""
+
+import shutil
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_store import SHARD_ROWS, new_store, numbered, numbers, rows_of
+from small_study import SMALL, Study
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.errors import CorruptArtefactError, PipelineError
+from pipeline.experiment import load
+from pipeline.plan import make_plan
+from pipeline.storage import ObjectStorage, open_storage
+from pipeline.store import format as fmt
+from pipeline.store.batches import shuffled_batches
+from pipeline.store.reader import ActivationStore
+from pipeline.store.writer import ShardWriter, commit_name
+from pipeline.workspace import MANIFEST, Workspace
+
+SECRET = "a-secret-that-nobody-may-see"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """URL of a server with an empty bucket called `bucket`."""
+    from moto.server import ThreadedMotoServer
+
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    url = "http://{}:{}".format(*moto.get_host_and_port())
+    urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT")).close()
+    yield url
+    moto.stop()
+
+
+@pytest.fixture(autouse=True)
+def _account(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> str:
+    """A prefix of its own for every test."""
+    return f"s3://bucket/{request.node.name}/study"
+
+
+def objects(place: str) -> dict[str, bytes]:
+    storage = open_storage(place)
+    return {name: storage.read(name) for name in storage.sizes() if not name.endswith(MANIFEST)}
+
+
+def copied(study: Study, place: str, *kinds: str) -> Workspace:
+    """A workspace there with the study's artefacts of some kinds."""
+    storage = open_storage(place)
+    for kind in kinds:
+        for path in (study.workspace.local / kind).rglob("*"):
+            if path.is_file():
+                storage.write(path.relative_to(study.workspace.local).as_posix(), path.read_bytes())
+    return Workspace(place)
+
+
+def filled(storage: Any, values_RD: torch.Tensor) -> ActivationStore:
+    fmt.create(storage, new_store(len(values_RD), chunk_rows=SHARD_ROWS))
+    writer = ShardWriter(storage)
+    for shard in writer.missing():
+        start, stop = writer.layout.shard_range(shard)
+        writer.write(shard, {3: values_RD[start:stop]}, rows_of(start, stop))
+    return ActivationStore(storage)
+
+
+def test_the_same_objects_as_files(study: Study, place: str) -> None:
+    from pipeline.extract.stage import extract
+
+    workspace = copied(study, place, "models")
+    assert extract(study.plan, workspace) == [study.plan.store, *study.plan.probes.values()]
+    local = {
+        path.relative_to(study.workspace.local).as_posix(): path.read_bytes()
+        for kind in ("models", "stores", "probes")
+        for path in (study.workspace.local / kind).rglob("*")
+        if path.is_file() and path.name != MANIFEST
+    }
+    assert objects(place) == local
+    assert extract(study.plan, workspace) == []
+    here, there = (
+        ActivationStore(study.workspace.storage(study.plan.store)),
+        ActivationStore(f"{place}/{study.plan.store.path}"),
+    )
+    assert torch.equal(here.read(2, 4000, 9000), there.read(2, 4000, 9000))
+
+    # One damaged object is named, and made again alone.
+    storage, file = workspace.storage(study.plan.store), "layer_02/c/2/0"
+    content = bytearray(storage.read(file))
+    content[1000] ^= 8
+    storage.write(file, bytes(content))
+    with pytest.raises(CorruptArtefactError, match=f"{file}: chunk 0 does not match its checksum"):
+        there.read(2, 8192, 9000)
+    shown = CliRunner().invoke(app, ["store", "verify", f"{place}/{study.plan.store.path}", "--deep"])
+    assert (shown.exit_code, f"damaged: {file} does not match its checksum" in shown.output) == (1, True)
+    storage.delete("layer_02/c/3/0")
+    with pytest.raises(CorruptArtefactError, match="layer_02/c/3/0 is missing"):
+        ActivationStore(storage)
+    assert extract(study.plan, workspace, deep=True) == [study.plan.store]
+    assert objects(place) == local
+
+
+def test_the_whole_study_runs_there(study: Study, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied(study, place, "models", "stores", "probes")
+    toml = tmp_path / "small.toml"
+    toml.write_text(SMALL)
+    result = CliRunner().invoke(app, ["ablate", str(toml), "--workspace", place])
+    assert result.exit_code == 0, result.output
+    plan = make_plan(load(str(toml)))
+    workspace = Workspace(place)
+    for sae in plan.saes:
+        assert workspace.manifest(sae.artefact)
+        assert workspace.manifest(sae.evaluation)
+        weights = f"{sae.artefact.path}/sae_weights.safetensors"
+        assert open_storage(place).read(weights) == (study.workspace.local / weights).read_bytes()
+    assert b"<html" in open_storage(place).read("reports/small/index.html")
+    assert f"report: {place}/reports/small/index.html" in result.output
+    # Another machine has nothing but the object store.
+    shutil.rmtree(tmp_path / "cache")
+    again = CliRunner().invoke(app, ["ablate", str(toml), "--workspace", place])
+    assert again.exit_code == 0, again.output
+    assert "train: 0 SAEs trained" in again.output
+    assert "evaluate: 0 SAEs evaluated" in again.output
+    status = CliRunner().invoke(app, ["status", str(toml), "--workspace", place])
+    assert f"all done; report: {place}/reports/small/index.html" in status.output
+
+
+def test_of_two_writers_the_first_commits(place: str) -> None:
+    storage = open_storage(place)
+    assert [storage.create("record", content) for content in (b"first", b"second")] == [True, False]
+    assert storage.read("record") == b"first"
+    # Many at once: exactly one.
+    won: list[bytes] = []
+    writers = [
+        threading.Thread(target=lambda mark=mark: won.append(mark) if storage.create("race", mark) else None)
+        for mark in (b"1", b"2", b"3", b"4", b"5", b"6")
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert won == [storage.read("race")]
+
+    values_RD, fields = numbered(SHARD_ROWS), rows_of(0, SHARD_ROWS)
+    fmt.create(storage, new_store(SHARD_ROWS))
+    commit = ShardWriter(storage).write(0, {3: values_RD}, fields)
+    assert ShardWriter(storage).write(0, {3: values_RD}, fields) == commit
+    with pytest.raises(CorruptArtefactError, match="written by two machines"):
+        ShardWriter(storage).write(0, {3: values_RD + 1}, fields)
+    assert storage.size(commit_name(0))
+
+
+class Watched(ObjectStorage):
+    """Counts the reads under way."""
+
+    now = most = 0
+    lock = threading.Lock()
+    lengths: list[int] = []  # noqa: RUF012
+
+    def read_into(self, name: str, offset: int, buffers: list[np.ndarray]) -> None:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self.lengths.append(sum(buffer.nbytes for buffer in buffers))
+        time.sleep(0.05)  # as a real object store would take
+        super().read_into(name, offset, buffers)
+        with self.lock:
+            self.now -= 1
+
+
+def test_batches_read_whole_shards_a_dozen_at_once(place: str) -> None:
+    storage = Watched(place)
+    store = filled(storage, numbered(24 * SHARD_ROWS))
+    batches = list(islice(shuffled_batches(store, 3, store.shards, batch_size=64, buffer_chunks=24, seed=0), 24))
+    assert sorted(numbers(torch.cat(batches), store.scale(3))) == list(range(24 * SHARD_ROWS))
+    assert 2 < storage.most <= 12
+    whole = SHARD_ROWS * 8 * 2 + 4
+    assert {length for length in storage.lengths if length > 100} == {whole}
+
+
+def test_what_an_object_store_objects_to_is_one_line(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal(url: str) -> str:
+        with pytest.raises(PipelineError) as refused:
+            Workspace(url)
+        message = str(refused.value)
+        assert "\n" not in message
+        assert SECRET not in message
+        assert "somebody" not in message
+        assert message.startswith(f"{url}: ")
+        assert "check the URL, AWS_ENDPOINT_URL, AWS_REGION" in message
+        return message
+
+    assert "NoSuchBucket" in refusal("s3://another/study")
+    storage = open_storage("s3://another/study")
+    for ask in (lambda: storage.read("x"), lambda: storage.write("x", b""), lambda: storage.create("x", b"")):
+        with pytest.raises(PipelineError, match="NoSuchBucket"):
+            ask()
+    with pytest.raises(FileNotFoundError):
+        open_storage(place).read("x")
+    assert "URL" in refusal("s3://")
+    monkeypatch.setattr("pipeline.storage.RETRIES", {"max_retries": 1})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert "the object store cannot be reached" in refusal("s3://bucket/study")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert "Missing SecretAccessKey" in refusal("s3://bucket/study")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
+    assert "there are no credentials" in refusal("s3://bucket/study")

@@ -1,0 +1,169 @@
+"""The closed form and its contrast kernels against the definition differentiated by autograd, in float64."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.experiment import Contrast, TrainConfig
+from pipeline.train import losses, pairs
+from pipeline.train.diagnostics import geometry
+from pipeline.train.gradients import closed_form, row_norms
+from pipeline.train.losses import Pass
+from pipeline.train.step import Trainer
+from pipeline.train.weights import Weights
+
+shapes = st.tuples(st.integers(1, 7), st.integers(2, 6), st.integers(4, 12)).filter(lambda shape: shape[1] != shape[2])
+seeds = st.integers(0, 2**31)
+contrasts = st.builds(
+    Contrast,
+    by=st.sampled_from(["direction", "magnitude"]),
+    select=st.sampled_from(["union", "row", "mutual"]),
+    topk=st.floats(0.01, 1.0),
+    weighted=st.booleans(),
+)
+
+
+def random_weights(d_in: int, d_sae: int, generator: torch.Generator) -> Weights:
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return Weights(
+        W_enc_DF=normal(d_in, d_sae),
+        b_enc_F=0.3 * normal(d_sae),
+        W_dec_FD=normal(d_sae, d_in),
+        b_dec_D=0.2 * normal(d_in),
+    )
+
+
+def both(weights: Weights, x_BD: torch.Tensor, contrast: Contrast | None, **precision: Any) -> tuple[Pass, Pass]:
+    """The definition's and the closed form's view of a batch."""
+    threshold_F = contrast and pairs.thresholds(weights.W_dec_FD, row_norms(weights.W_dec_FD), contrast)[0]
+    return (
+        losses.differentiated(weights, x_BD, l1=0.3, contrast=contrast, weight=0.7),
+        closed_form(weights, x_BD, l1=0.3, contrast=contrast, weight=0.7, threshold_F=threshold_F, **precision),
+    )
+
+
+def assert_same(one: Pass, other: Pass, **tolerance: float) -> None:
+    for term in ("reconstruction", "sparsity", "contrast"):
+        torch.testing.assert_close(getattr(other, term), getattr(one, term), **tolerance)
+    for (name, expected), actual in zip(one.gradient.named(), other.gradient.tensors(), strict=True):
+        torch.testing.assert_close(actual, expected, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+    torch.testing.assert_close(other.firings_F.long(), one.firings_F)
+
+
+@given(shapes, seeds, st.none() | contrasts, st.booleans())
+def test_losses_and_gradients_are_those_of_autograd(
+    shape: tuple[int, int, int], seed: int, contrast: Contrast | None, few_fire: bool
+) -> None:
+    rows, d_in, d_sae = shape
+    generator = torch.Generator().manual_seed(seed)
+    weights = random_weights(d_in, d_sae, generator)
+    x_BD = torch.randn(rows, d_in, generator=generator, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        # Either kernel, whichever would be chosen; unweighted pairs are all pairs, which only one of them knows.
+        patch.setattr(pairs, "_few_fire", lambda latents: few_fire and latents.config.weighted)
+        patch.setattr(pairs, "SMALL", 2)
+        patch.setattr(pairs, "TALL", 3)
+        patch.setattr(pairs, "WIDE", 4)
+        patch.setattr(pairs, "GATHERED", 3 * d_in * d_sae)
+        assert_same(*both(weights, x_BD, contrast), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kernel", ["by_rows", "by_blocks"])
+@pytest.mark.parametrize("select", ["union", "row", "mutual"])
+def test_kernels_are_the_definition_beyond_one_block(kernel: str, select: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = random_weights(24, 500, generator)
+    x_BD = torch.randn(60, 24, generator=generator, dtype=torch.float64)
+    monkeypatch.setattr(pairs, "_few_fire", lambda _: kernel == "by_rows")
+    contrast = Contrast.model_validate({"select": select})
+    assert_same(*both(weights, x_BD, contrast), rtol=1e-9, atol=1e-10)
+
+
+@given(seeds, contrasts)
+def test_selecting_by_row_is_the_mean_of_union_and_mutual(seed: int, contrast: Contrast) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weights = random_weights(5, 9, generator)
+    x_BD = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    row, union, mutual = (
+        losses.differentiated(weights, x_BD, l1=0.0, contrast=contrast.model_copy(update={"select": select}), weight=1.0)
+        for select in ("row", "union", "mutual")
+    )
+    assert row.contrast is not None
+    assert union.contrast is not None
+    assert mutual.contrast is not None
+    torch.testing.assert_close(row.contrast, (union.contrast + mutual.contrast) / 2)
+    for one, other, third in zip(row.gradient.tensors(), union.gradient.tensors(), mutual.gradient.tensors(), strict=True):
+        torch.testing.assert_close(one, (other + third) / 2)
+
+
+def test_which_kernel_is_cheaper_depends_on_how_many_fire() -> None:
+    def few_fire(firing: int, d_sae: int, **changes: object) -> bool:
+        W_dec_FD = torch.ones(d_sae, 64)
+        return pairs._few_fire(
+            pairs.Latents(
+                f_BF=torch.ones(32, 1).expand(32, d_sae),
+                firing_B=torch.full((32,), firing),
+                W_dec_FD=W_dec_FD,
+                norm_F=W_dec_FD[:, 0],
+                threshold_F=W_dec_FD[:, 0],
+                config=Contrast.model_validate(changes),
+            )
+        )
+
+    assert few_fire(10, 2048)
+    assert not few_fire(1000, 2048)
+    assert not few_fire(10, 128)
+    assert not few_fire(10, 2048, weighted=False)
+
+
+@pytest.mark.parametrize("part", ["step", "contrast"])
+def test_bfloat16_products_are_near_and_not_the_same(part: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = random_weights(64, 96, generator)
+    weights = Weights(**{name: tensor.float() for name, tensor in weights.named()})
+    x_BD = torch.randn(256, 64, generator=generator)
+    contrast = Contrast(precision="bfloat16" if part == "contrast" else "float32")
+    expected, actual = both(weights, x_BD, contrast, precision="bfloat16" if part == "step" else "float32")
+    for one, other in zip(expected.gradient.tensors(), actual.gradient.tensors(), strict=True):
+        assert other.dtype == torch.float32
+        assert 1e-6 < float((one - other).norm() / one.norm()) < 0.02
+
+
+def test_latents_that_are_zero_or_never_fire_have_finite_gradients() -> None:
+    weights = random_weights(5, 9, torch.Generator().manual_seed(0))
+    weights.W_dec_FD[2] = 0
+    weights.b_enc_F[3] = -1e3
+    silent = Weights(**dict(weights.named()) | {"b_enc_F": torch.full_like(weights.b_enc_F, -1e3)})
+    x_BD = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for case in (weights, silent):
+        for contrast in (Contrast(), Contrast(by="magnitude"), Contrast(weighted=False)):
+            _, actual = both(case, x_BD, contrast)
+            assert all(bool(gradient.isfinite().all()) for gradient in actual.gradient.tensors())
+
+
+def test_thresholds_are_the_kth_largest_similarities_to_others() -> None:
+    W_dec_FD = random_weights(6, 400, torch.Generator().manual_seed(0)).W_dec_FD
+    cosine_FF = torch.nn.functional.normalize(W_dec_FD) @ torch.nn.functional.normalize(W_dec_FD).T
+    ordered_FF = cosine_FF.fill_diagonal_(-torch.inf).sort(dim=1, descending=True).values
+    threshold_F, nearest_F = pairs.thresholds(W_dec_FD, row_norms(W_dec_FD), Contrast(topk=0.1))
+    torch.testing.assert_close(threshold_F, ordered_FF[:, 38])  # k = int(0.1 x 399)
+    torch.testing.assert_close(nearest_F, ordered_FF[:, 0])
+    everything_F, _ = pairs.thresholds(W_dec_FD, row_norms(W_dec_FD), Contrast(topk=1.0))
+    assert bool((everything_F == -torch.inf).all())
+
+
+def test_geometry_is_what_it_says_for_an_arm_without_contrast() -> None:
+    trainer = Trainer(config=TrainConfig(d_sae=30, steps=10, contrast=None, resets=None), d_in=7, seed=0)
+    x_BD = torch.randn(40, 7, generator=torch.Generator().manual_seed(0))
+    weights = trainer.weights
+    weights.W_dec_FD.mul_(torch.linspace(0.5, 2, 30)[:, None])
+    f_BF = torch.relu((x_BD - weights.b_dec_D) @ weights.W_enc_DF + weights.b_enc_F)
+    cosine_FF = torch.nn.functional.normalize(weights.W_dec_FD) @ torch.nn.functional.normalize(weights.W_dec_FD).T
+    measured = geometry(weights, x_BD, literal=False)
+    torch.testing.assert_close(measured.interference, losses.contrastive(f_BF, weights.W_dec_FD, Contrast()))
+    torch.testing.assert_close(measured.nearest, cosine_FF.fill_diagonal_(-1).amax(dim=1).mean())

@@ -1,0 +1,149 @@
+"""Training that is killed or asked to stop, by real signals, and ends with the weights of an undisturbed run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_study import Study
+
+from pipeline.experiment import Experiment
+from pipeline.plan import TRAINING_LOG, Plan, make_plan
+from pipeline.sae import WEIGHTS
+from pipeline.train import checkpoint
+from pipeline.train.stage import train
+from pipeline.workspace import Workspace
+
+STEPS = 2000
+TRAIN = """
+import sys
+from pipeline.cli import main
+import pipeline.train.stage as stage
+stage.train.__kwdefaults__["save_every"] = 0.1
+sys.argv = ["dasae", "train", sys.argv[1], "--workspace", sys.argv[2]]
+main()
+"""
+
+
+def longer(study: Study, folder: Path) -> tuple[Path, Plan, Workspace]:
+    """The small study with more steps, in a workspace of its own that has the same store."""
+    from small_study import SMALL
+
+    from pipeline.experiment import load
+
+    toml = folder / "small.toml"
+    toml.write_text(SMALL.replace("steps = 120", f"steps = {STEPS}"))
+    workspace = Workspace(folder / "workspace")
+    workspace.local.mkdir()
+    for kind in ("models", "stores", "probes"):
+        (workspace.local / kind).symlink_to(study.workspace.local.resolve() / kind)
+    experiment: Experiment = load(str(toml))
+    return toml, make_plan(experiment), workspace
+
+
+def start(toml: Path, workspace: Workspace) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", TRAIN, str(toml), str(workspace.root)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
+
+
+def reached(plan: Plan, workspace: Workspace) -> int:
+    """The last step that every SAE of the plan has a checkpoint of."""
+    found = [
+        {int(path.stem) for path in (workspace.folder(sae.artefact) / checkpoint.FOLDER).glob("*.json")} for sae in plan.saes
+    ]
+    return max(set[int].intersection(*found), default=0)
+
+
+def until(process: subprocess.Popen[str], plan: Plan, workspace: Workspace, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while reached(plan, workspace) < step:
+        assert process.poll() is None, f"training ended before step {step}: {process.communicate()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def results(plan: Plan, workspace: Workspace) -> dict[str, tuple[bytes, list[dict[str, float]]]]:
+    """Weights and log of every SAE; the pace is the only part of a log that differs between runs."""
+    found = {}
+    for sae in plan.saes:
+        folder = workspace.folder(sae.artefact)
+        records = [json.loads(line) for line in (folder / TRAINING_LOG).read_text().splitlines()]
+        for record in records:
+            del record["tokens_per_second"]
+        found[sae.arm] = ((folder / WEIGHTS).read_bytes(), records)
+    return found
+
+
+def test_killed_and_stopped_training_ends_with_the_same_weights(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "undisturbed").mkdir()
+    (tmp_path / "disturbed").mkdir()
+    _, plan, calm = longer(study, tmp_path / "undisturbed")
+    train(plan, calm)
+    toml, plan, workspace = longer(study, tmp_path / "disturbed")
+    for step in (200, 900):
+        process = start(toml, workspace)
+        until(process, plan, workspace, step)
+        process.kill()
+        process.communicate()
+    before = reached(plan, workspace)
+    process = start(toml, workspace)
+    until(process, plan, workspace, before + 100)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "error: stopped on request after step" in errors
+    assert f"from step {before}" in errors or reached(plan, workspace) > before
+    assert not any(workspace.manifest(sae.artefact) for sae in plan.saes)
+
+    assert len(train(plan, workspace).made) == 3
+    assert results(plan, workspace) == results(plan, calm)
+    assert not list(workspace.local.glob(f"saes/*/{checkpoint.FOLDER}"))
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
+    state = {"a": torch.arange(4.0)}
+    checkpoint.save(tmp_path, state, 10, {"seconds": 1.5})
+    checkpoint.save(tmp_path, state, 20, {"seconds": 3})
+    assert checkpoint.steps(tmp_path) == {10, 20}
+    loaded, facts = checkpoint.load(tmp_path, 10)
+    assert torch.equal(loaded["a"], state["a"])
+    assert facts["seconds"] == 1.5
+    path = tmp_path / checkpoint.FOLDER / "000000020.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    assert checkpoint.steps(tmp_path) == {10}
+    (tmp_path / checkpoint.FOLDER / "000000010.safetensors").unlink()
+    assert checkpoint.steps(tmp_path) == set()
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        ([{100, 200}, {100}], {100: [0, 1]}),
+        ([{100, 200}, {200}, set()], {200: [0, 1], 0: [2]}),
+        ([{100}, {200}], {100: [0], 200: [1]}),
+        ([set(), set()], {0: [0, 1]}),
+    ],
+)
+def test_a_cohort_goes_on_together_where_it_can(
+    tmp_path: Path, there: list[set[int]], expected: dict[int, list[int]]
+) -> None:
+    folders = [tmp_path / str(index) for index in range(len(there))]
+    for folder, steps in zip(folders, there, strict=True):
+        for step in steps:
+            checkpoint.save(folder, {"a": torch.zeros(1)}, step, {})
+    assert checkpoint.resume_points(folders) == expected
+
+
+def test_all_but_the_last_checkpoint_are_removed(tmp_path: Path) -> None:
+    for step in (10, 20):
+        checkpoint.save(tmp_path, {"a": torch.zeros(1)}, step, {})
+    checkpoint.remove(tmp_path, but=20)
+    assert checkpoint.steps(tmp_path) == {20}
+    checkpoint.remove(tmp_path)
+    assert not (tmp_path / checkpoint.FOLDER).exists()
+    checkpoint.remove(tmp_path)
