@@ -212,15 +212,17 @@ class Workspace:
     ) -> Manifest:
         """Write the manifest, after which the artefact exists. Call it with the lock held and every file complete.
 
-        `files` are the paths to record, relative to the folder; by default all files of the folder on this machine, which
-        are first copied to the object store if the workspace is one.
+        `files` are the paths to record, relative to the folder; by default all files of the folder on this machine. Those
+        that lie there are first copied to the object store if the workspace is one.
         """
         folder, storage = self.folder(artefact), self.storage(artefact)
         if files is None:
             files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-            for name in files if self.remote else ():
+        names = sorted(set(files) - {MANIFEST})
+        for name in names if self.remote else ():
+            if (folder / name).is_file():
                 storage.write(name, (folder / name).read_bytes())
-        records = {name: _record(folder / name, storage, name) for name in sorted(set(files) - {MANIFEST})}
+        records = {name: _record(folder / name, storage, name) for name in names}
         manifest = Manifest(
             kind=artefact.kind,
             key=artefact.key,

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 from faulty import Extraction, many_shards, started
 from small_study import Study
@@ -19,13 +17,3 @@ def finished(fresh: Extraction, tmp_path_factory: pytest.TempPathFactory) -> Ext
     process.join()
     assert process.exitcode == 0
     return extraction
-
-
-@pytest.fixture(scope="session")
-def seconds(fresh: Extraction, finished: Extraction, tmp_path_factory: pytest.TempPathFactory) -> float:
-    """How long an undisturbed extraction takes, once its parent process is there."""
-    extraction = fresh.copy(tmp_path_factory.mktemp("timed") / "ws")
-    begin = time.monotonic()
-    process = started(extraction)
-    process.join()
-    return time.monotonic() - begin
