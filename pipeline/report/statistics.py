@@ -47,9 +47,9 @@ def paired(differences: Sequence[float]) -> Paired:
         return known
     if sd <= 1e-12 * abs(values).max():  # equal but for rounding, of which a t test would make certainty
         return replace(known, sd=0.0, low=mean, high=mean)
-    _, p = stats.ttest_1samp(values, 0)
-    low, high = stats.t.interval(CONFIDENCE, n - 1, loc=mean, scale=sd / n**0.5)
-    known = replace(known, low=float(low), high=float(high), p=float(p))
+    error = sd / n**0.5
+    low, high = stats.t.interval(CONFIDENCE, n - 1, loc=mean, scale=error)
+    known = replace(known, low=float(low), high=float(high), p=float(2 * stats.t.sf(abs(mean) / error, n - 1)))
     if n < BOOTSTRAP_FROM:
         return known
     rng = np.random.default_rng(BOOTSTRAP_SEED)
