@@ -235,7 +235,7 @@ def test_an_arm_of_the_experiment_s_own_is_all_that_is_trained_and_the_report_sa
     assert [sae.arm for sae in train(plan, own.workspace).made] == ["dense"]
     assert [sae.arm for sae in evaluate(plan, own.workspace).made] == ["dense"]
     results = collect(plan, own.workspace)
-    assert results["arms"][-1] == {"arm": "dense", "run": None, "question": "Is it the sparsity?"}
+    assert results["arms"][-1] == {"arm": "dense", "run": None, "question": "Is it the sparsity?", "base": "baseline"}
     # The baseline's recipe and its initial weights, with less of the sparsity term.
     baseline, _, dense = results["rows"]
     assert dense["l0"] > baseline["l0"]
