@@ -60,7 +60,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(n: int) -> None:
     samples = np.random.default_rng(n).normal(0.4, 1.3, size=(800, n))
     found = [paired(sample) for sample in samples]
     covered = np.mean([one.low <= 0.4 <= one.high for one in found if one.low is not None and one.high is not None])
-    # Four standard errors of a share of 800 at .95 are .031. A percentile bootstrap of 3 covers .75.
+    # Four standard errors of a share of 800 at .95 are .031. A percentile bootstrap of 3 covers at most .75.
     assert covered == pytest.approx(0.95, abs=0.031)
 
 
