@@ -366,7 +366,7 @@ def test_verdicts_stand_in_the_tables_of_planned_comparisons(tmp_path: Path) -> 
     assert "Exactly the same in every seed: the two arms never differed." in text
     table = re.search(r'class="verdicts">.*?</table>', text, re.DOTALL)
     assert table
-    assert re.search(r"topk-0.2</span>.*?\+0.101</td>.*?\+0.099 to \+0.103.*?Better\.</td>", table[0], re.DOTALL)
+    assert re.search(r"topk-0.2</span>.*?Better\.</td>.*?\+0.101</td>.*?\+0.099 to \+0.103", table[0], re.DOTALL)
     assert "Of the 8 planned comparisons, 1 can be told from the luck of 3 seeds." in text
 
 
