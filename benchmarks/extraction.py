@@ -30,6 +30,7 @@ from pipeline.extract import corpus
 from pipeline.extract.fill import fill
 from pipeline.extract.shards import run_shard
 from pipeline.model import ResidualStream, transformers
+from pipeline.storage import Storage
 from pipeline.store import format as fmt
 from pipeline.workspace import Artefact, Workspace
 
@@ -45,8 +46,8 @@ def texts_of(path: str) -> Iterator[str]:
         yield from batch.column("text").to_pylist()
 
 
-def extract(model: ResidualStream, sequences: Any, rows: int, batch: int, dtype: str, folder: Path) -> int:
-    """Fill and publish a store; `sequences` makes its tokens. Returns its bytes on disk."""
+def extract(model: ResidualStream, sequences: Any, rows: int, batch: int, dtype: str, folder: Path) -> Storage:
+    """Fill and publish a store in a new workspace below `folder`; `sequences` makes its tokens."""
 
     def new_store() -> fmt.NewStore:
         made: fmt.Sequences = sequences()
@@ -64,10 +65,9 @@ def extract(model: ResidualStream, sequences: Any, rows: int, batch: int, dtype:
     def rows_of(layout: fmt.Layout, tokens: fmt.Sequences) -> Any:
         return partial(run_shard, layout=layout, sequences=tokens, model=model, forward_batch=batch)
 
-    with tempfile.TemporaryDirectory(dir=folder) as fresh:
-        workspace = Workspace(fresh)
-        fill(artefact, workspace, new_store=new_store, rows_of=rows_of)
-        return sum(workspace.storage(artefact).sizes().values())
+    workspace = Workspace(tempfile.mkdtemp(dir=folder))
+    fill(artefact, workspace, new_store=new_store, rows_of=rows_of)
+    return workspace.storage(artefact)
 
 
 def gemma_width(folder: Path) -> str:
@@ -126,8 +126,9 @@ def ours(args: argparse.Namespace, folder: Path, dtype: str, batch: int) -> dict
     pack = partial(corpus.pack, tokenizer=model.tokenizer, context=CONTEXT, rows=args.tokens)
     reset_peak_memory()
     began = time.perf_counter()
-    size = extract(model, lambda: pack(texts_of(args.corpus)), args.tokens, batch, dtype, folder)
-    return {"seconds": time.perf_counter() - began, "rows": args.tokens, "peak": peak_memory(), "bytes": size}
+    store = extract(model, lambda: pack(texts_of(args.corpus)), args.tokens, batch, dtype, folder)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "rows": args.tokens, "peak": peak_memory(), "bytes": sum(store.sizes().values())}
 
 
 def saelens(args: argparse.Namespace, folder: Path) -> dict[str, float]:
