@@ -41,9 +41,12 @@ def pool(
     pooled: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
     for name, acts_NLD in batches:
         acts_NLD = acts_NLD.float()
-        counts_NL = (acts_NLD.sum(dim=2) != 0).float()
-        latents_NLF = encode(acts_NLD) if encode else acts_NLD
-        pooled[name].append((latents_NLF * counts_NL[:, :, None]).sum(dim=1) / counts_NL.sum(dim=1)[:, None])
+        counts_NL = acts_NLD.sum(dim=2) != 0
+        latents_RF = encode(acts_NLD[counts_NL]) if encode else acts_NLD[counts_NL]
+        # Summed in their places among zeros, because a sum over another number of tokens would round differently.
+        latents_NLF = torch.zeros(*counts_NL.shape, latents_RF.shape[1])
+        latents_NLF[counts_NL] = latents_RF
+        pooled[name].append(latents_NLF.sum(dim=1) / counts_NL.sum(dim=1)[:, None])
     return {name: torch.cat(features) for name, features in pooled.items()}
 
 
