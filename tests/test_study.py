@@ -161,7 +161,7 @@ def test_an_arm_of_the_experiment_s_own_is_all_that_is_trained_and_the_report_sa
     # The baseline's recipe and its initial weights, with less of the sparsity term.
     baseline, _, dense = results["rows"]
     assert dense["l0"] > baseline["l0"]
-    page = write_report(results, own.workspace.report_folder("small")).read_text()
+    page = Path(write_report(results, own.workspace.report("small"))).read_text()
     assert ">Is it the sparsity?<" in page
     assert ">None<" not in page
 

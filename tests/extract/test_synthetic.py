@@ -297,7 +297,7 @@ def test_the_study_is_whole_without_probes(finished: tuple[Plan, Workspace], tmp
         cfg = json.loads((workspace.folder(sae.artefact) / "cfg.json").read_text())
         assert cfg["metadata"]["model_name"] == "synthetic"
         assert "hook_name" not in cfg["metadata"]
-    page = write_report(results, tmp_path).read_text()
+    page = Path(write_report(results, tmp_path)).read_text()
     assert "There is no sparse probing in this study" in page
     assert "nothing here says anything about a language model" in page
     assert "Sparse probing accuracy with k latents" not in page
@@ -334,7 +334,7 @@ def test_a_dead_sae_is_degenerate_without_probes_too(finished: tuple[Plan, Works
     assert evaluate(plan, own).degenerate == {"baseline seed 0 layer 0": "no latent fires on any held-out row"}
     results = collect(plan, own)
     assert results["rows"][0]["degenerate"] == "no latent fires on any held-out row"
-    assert "degenerate: no latent fires" in write_report(results, tmp_path).read_text()
+    assert "degenerate: no latent fires" in Path(write_report(results, tmp_path)).read_text()
     assert results_table(results).row_count == 3
 
 
