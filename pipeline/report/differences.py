@@ -38,13 +38,15 @@ REFERENCES = ("full", "no-contrast", "baseline")
 ALPHA = 1 - CONFIDENCE
 L0_TOLERANCE = 0.05
 """Two arms whose L0 differs by a larger share are not comparable in what more active latents improve by themselves."""
+SAME_LATENT = 0.5
+"""Mean cosine to the baseline's latents of the same index, below which the baseline's pairs are no longer an arm's."""
 GROWS_WITH_L0 = ("fvu", "cosine", "loss_recovered_zero", "loss_recovered_mean")
 
 
 COLUMNS = (
     "layer", "metric", "arm", "reference", "planned", "better", "seeds", "difference", "sd", "low", "high", "p",
-    "bootstrap_low", "bootstrap_high", "l0_ratio", "tasks", "tasks_higher", "p_holm", "family", "seeds_for_this",
-    "seeds_for_worth", "verdict",
+    "bootstrap_low", "bootstrap_high", "l0_ratio", "same_direction", "tasks", "tasks_higher", "p_holm", "family",
+    "seeds_for_this", "seeds_for_worth", "verdict",
 )  # fmt: skip
 """What every entry of `differences` has."""
 
@@ -134,6 +136,7 @@ def _difference(rows: Rows, metric: Metric, arm: str, reference: str, *, planned
         "difference": statistics.pop("mean"),
         **statistics,
         "l0_ratio": _ratio(pairs) if metric.name in GROWS_WITH_L0 else None,
+        "same_direction": _same_direction(pairs) if metric == INTERFERENCE else None,
         **_tasks(pairs, metric),
         **dict.fromkeys(("p_holm", "family", "seeds_for_this", "seeds_for_worth", "verdict")),
     }
@@ -153,6 +156,13 @@ def _ratio(pairs: Sequence[tuple[Row, Row]]) -> float | None:
     if not pairs or not all(theirs["l0"] for _, theirs in pairs):
         return None
     return mean([ours["l0"] for ours, _ in pairs]) / mean([theirs["l0"] for _, theirs in pairs])
+
+
+def _same_direction(pairs: Sequence[tuple[Row, Row]]) -> float | None:
+    """How far the indices of the less faithful of two arms still mean the baseline's latents."""
+    if not pairs:
+        return None
+    return min(mean([row["interference"]["fixed"]["same_direction"] for row in side]) for side in zip(*pairs, strict=True))
 
 
 def _tasks(pairs: Sequence[tuple[Row, Row]], metric: Metric) -> dict[str, int | None]:
@@ -204,6 +214,8 @@ def _verdict(entry: Mapping[str, Any], metric: Metric, worth: float | None) -> s
     if ratio is not None and abs(ratio - 1) > L0_TOLERANCE:
         change = signed(f"{100 * (ratio - 1):.0f}%")
         return f"{direction.capitalize()}, but at another L0 ({change}): which of the two is better, this does not tell."
+    if entry["same_direction"] is not None and entry["same_direction"] < SAME_LATENT:
+        return f"{direction.capitalize()}, but the latents have turned away from the baseline’s: its pairs mean others now."
     return "Better." if direction == metric.better else "Worse."
 
 

@@ -76,7 +76,8 @@ def test_no_arm_is_ranked_by_the_pair_capture_rate() -> None:
 def test_the_baseline_is_not_compared_on_pairs_chosen_in_it() -> None:
     study = results({"baseline": [0.7, 0.7], "full": [0.7, 0.71], "magnitude": [0.7, 0.72]})
     for row in study["rows"]:
-        row["interference"] = {"own": None, "fixed": {"interference": 0.1 + 0.01 * row["seed"]}}
+        fixed = {"interference": 0.1 + 0.01 * row["seed"], "same_direction": 0.9}
+        row["interference"] = {"own": None, "fixed": fixed}
     metric = "interference_fixed_interference"
     assert {one["arm"] for one in differences(study) if one["planned"] and one["metric"] == metric} == {"magnitude"}
 
@@ -128,6 +129,19 @@ def test_fvu_at_another_l0_is_not_called_better() -> None:
     assert entry(differences(results(arms, fvu, far)), "magnitude", metric="fvu")["verdict"] == (
         "Lower, but at another L0 (+25%): which of the two is better, this does not tell."
     )
+
+
+@pytest.mark.parametrize(("same_direction", "verdict"), [(0.9, "Better."), (0.1, "Lower, but the latents have turned away")])
+def test_interference_says_nothing_where_indices_mean_other_latents(same_direction: float, verdict: str) -> None:
+    study = results({"full": [0.7, 0.7, 0.7], "magnitude": [0.7, 0.7, 0.7]})
+    for row in study["rows"]:
+        full = row["arm"] == "full"
+        value = (0.5 if full else 0.2) + 0.001 * row["seed"] ** (2 if full else 1)
+        fixed = {"interference": value, "same_direction": 0.9 if full else same_direction}
+        row["interference"] = {"own": None, "fixed": fixed}
+    found = entry(differences(study), "magnitude", metric="interference_fixed_interference")
+    assert found["same_direction"] == pytest.approx(same_direction)
+    assert found["verdict"].startswith(verdict)
 
 
 def test_tasks_are_counted_and_not_resampled() -> None:
