@@ -1,39 +1,72 @@
-"""The method's original command: `python experiment.py --out_dir=run_3` runs the arm of run 3 and reports into run_3/.
+"""The method's original command: `python experiment.py --out_dir=run_3` runs the arm of run 3, into run_3/final_info.json.
 
-The run numbers are those of `pipeline.arms`. `--experiment demo` does the same on the demonstration model.
+Runs 0 to 10 are the arms of the method's plan (`pipeline.arms`). Only what is missing is made. The study is the
+demonstration, or the one that DASAE_EXPERIMENT names; artefacts lie in DASAE_WORKSPACE, or else in workspace/.
 """
 
 import argparse
-import re
-import shutil
+import json
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.arms import ARMS
-from pipeline.cli import main
+from pipeline.errors import BadInputError, PipelineError
+from pipeline.workspace import write_atomically
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument(
-    "--out_dir", type=Path, required=True, help="run_0 to run_10; results.json and the page are copied there"
-)
-parser.add_argument("--experiment", default="gemma-2-2b")
-parser.add_argument("--workspace", type=Path, default=Path("workspace"))
+RUNS = {f"run_{arm.run}": name for name, arm in ARMS.items() if arm.run is not None}
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Run one arm of the study and copy the report of what exists so far into the folder asked for."""
-    runs = {str(arm.run): name for name, arm in ARMS.items() if arm.run is not None}
-    number = re.fullmatch(r"run_(\d+)", arguments.out_dir.name)
-    if not number or number[1] not in runs:
-        parser.error(f"--out_dir {arguments.out_dir}: name it run_0 to run_{len(runs) - 1}")
-    sys.argv = ["dasae", "ablate", arguments.experiment, "--arms", runs[number[1]], "--workspace", str(arguments.workspace)]
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the rest of the project does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises BadInputError."""
+        raise BadInputError(f"{message}; say: python experiment.py --out_dir=run_3")
+
+
+def run(out_dir: Path) -> bool:
+    """Extract, train and evaluate what one arm lacks, and write its metrics; returns whether some SAE failed."""
+    if out_dir.name not in RUNS:
+        raise BadInputError(f"--out_dir {out_dir}: its name must be one of {', '.join(RUNS)}, which chooses the arm")
+    from pipeline.evaluate.stage import evaluate
+    from pipeline.experiment import load
+    from pipeline.extract.stage import extract
+    from pipeline.plan import make_plan
+    from pipeline.report.collect import collect
+    from pipeline.report.final_info import final_info
+    from pipeline.train.stage import train
+    from pipeline.workspace import Workspace
+
+    plan = make_plan(load(os.environ.get("DASAE_EXPERIMENT", "demo")), arms=[RUNS[out_dir.name]])
+    workspace = Workspace(os.environ.get("DASAE_WORKSPACE", "workspace"))
+    extract(plan, workspace)
+    diverged = train(plan, workspace).diverged
+    if len(diverged) == len(plan.saes):
+        raise PipelineError("every SAE of the arm diverged: its loss was no longer finite; lower train.learning_rate")
+    degenerate = evaluate(plan, workspace).degenerate
+    out_dir.mkdir(parents=True, exist_ok=True)
+    info = final_info(collect(plan, workspace))
+    write_atomically(out_dir / "final_info.json", json.dumps(info, indent=1, allow_nan=False).encode())
+    for sae in (*diverged, *degenerate):
+        print(f"failed: {sae}", file=sys.stderr)
+    return bool(diverged or degenerate)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 when every SAE is sound, 1 when one is not or a stage failed, 2 for bad input."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out_dir", type=Path, required=True, help="run_0 to run_10; final_info.json is written there")
     try:
-        main()
-    finally:
-        report = arguments.workspace / "reports" / Path(arguments.experiment).stem
-        if report.is_dir():
-            shutil.copytree(report, arguments.out_dir, dirs_exist_ok=True)
+        return int(run(parser.parse_args(arguments).out_dir))
+    except PipelineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with what is not finished", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
-    run(parser.parse_args())
+    sys.exit(main())

@@ -28,8 +28,8 @@ from measure import interleaved, peak_memory, reset_peak_memory, show
 from pipeline.compatibility import importing_sae_bench, keep_freed_memory
 from pipeline.extract import corpus
 from pipeline.extract.fill import fill
-from pipeline.extract.model import ResidualStream, transformers
 from pipeline.extract.shards import run_shard
+from pipeline.model import ResidualStream, transformers
 from pipeline.storage import Storage
 from pipeline.store import format as fmt
 from pipeline.workspace import Artefact, Workspace

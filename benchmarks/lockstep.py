@@ -29,7 +29,7 @@ from pipeline.arms import ARMS, recipe
 from pipeline.compatibility import importing_sae_bench
 from pipeline.experiment import TrainConfig
 from pipeline.extract import corpus
-from pipeline.extract.model import ResidualStream
+from pipeline.model import ResidualStream
 from pipeline.store.batches import shuffled_batches
 from pipeline.store.reader import ActivationStore
 from pipeline.train.cohort import Member, train_cohort

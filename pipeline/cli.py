@@ -116,9 +116,16 @@ def evaluate(
 
 
 @app.command()
-def report(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPACE) -> None:
-    """Write the comparison: a page, and the same as JSON and CSV."""
-    _report(_plan(experiment), workspace)
+def report(
+    experiment: ExperimentArgument,
+    other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second experiment, to stand beside it.")] = None,
+    workspace: WorkspaceOption = WORKSPACE,
+) -> None:
+    """Write the comparison of the arms, or of two experiments: a page, and the same as JSON and CSV."""
+    if other is None:
+        _report(_plan(experiment), workspace)
+    else:
+        _report_both(_plan(experiment), _plan(other), workspace)
 
 
 @app.command()
@@ -231,6 +238,17 @@ def _report(plan: "Plan", workspace: str) -> None:
     results = collect(plan, opened)
     page = write_report(results, opened.report(plan.experiment.name))
     console.print(results_table(results))
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def _report_both(plan: "Plan", other: "Plan", workspace: str) -> None:
+    from pipeline.report.collect import collect
+    from pipeline.report.versus import write_comparison
+    from pipeline.workspace import Workspace
+
+    opened = Workspace(workspace)
+    place = opened.report(f"{plan.experiment.name}-beside-{other.experiment.name}")
+    page = write_comparison(collect(plan, opened), collect(other, opened), place)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 

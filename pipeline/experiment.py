@@ -219,6 +219,8 @@ class EvaluateConfig(Section):
     """Held-out tokens on which a latent must fire to take part in the pair capture rate."""
     joint_firings: PositiveInt = 5
     """Held-out tokens on which both latents of a co-firing pair must fire."""
+    loss_tokens: Annotated[int, Field(ge=0)] = 8192
+    """Held-out tokens on which the model's loss with an SAE spliced in is measured. Takes the whole model; 0 leaves it."""
 
     @model_validator(mode="after")
     def _known_to_sae_bench(self) -> Self:

@@ -23,16 +23,23 @@ MODEL_FORMAT = 1
 STORE_FORMAT = 2
 PROBES_FORMAT = 2
 SAE_FORMAT = 2
-EVALUATION_FORMAT = 1
+EVALUATION_FORMAT = 2
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
 """What of a model's folder counts: configuration, weights, and every form of tokenizer."""
+
+BASELINE = "baseline"
+"""The arm on whose pairs every arm is measured."""
 
 # Files inside artefacts that another stage reads.
 TRAINING_LOG = "training.jsonl"
 SPARSE_PROBING = "sparse_probing.json"
 CAPTURE = "capture.json"
 RECONSTRUCTION = "reconstruction.json"
+LOSS = "loss.json"
+INTERFERENCE = "interference.json"
+EXAMPLES = "examples.json"
+GROUND_TRUTH = "ground_truth.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,8 @@ class PlannedSAE:
     recipe: TrainConfig
     artefact: Artefact
     evaluation: Artefact
+    baseline: Artefact | None
+    """The SAE of the arm `baseline` with the same seed and layer, on whose pairs it is measured; None in a study without."""
 
     def __str__(self) -> str:
         return f"{self.arm} seed {self.seed} layer {self.layer}"
@@ -199,21 +208,30 @@ def _llm_probing(experiment: Experiment, probe_keys: list[str], layer: int) -> A
 
 
 def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: str, seed: int, layer: int) -> PlannedSAE:
-    config = recipe(arm, experiment.train, experiment.arms)
-    sae = Artefact(
-        kind="saes",
-        label=f"{arm}-s{seed}",
-        inputs={"format": SAE_FORMAT, "store": store.key, "layer": layer, "recipe": config.model_dump(), "seed": seed},
-    )
+    def artefact(name: str) -> Artefact:
+        fields = recipe(name, experiment.train, experiment.arms).model_dump()
+        inputs = {"format": SAE_FORMAT, "store": store.key, "layer": layer, "recipe": fields, "seed": seed}
+        return Artefact(kind="saes", label=f"{name}-s{seed}", inputs=inputs)
+
+    sae, baseline = artefact(arm), artefact(BASELINE) if BASELINE in experiment.study.arms else None
     evaluation = Artefact(
         kind="evaluations",
         label=f"{arm}-s{seed}",
         inputs={
             "format": EVALUATION_FORMAT,
             "sae": sae.key,
+            "baseline": baseline.key if baseline else None,
             "probes": probe_keys,
             "seed": experiment.probes.seed,
             "evaluate": experiment.evaluate.model_dump(),
         },
     )
-    return PlannedSAE(arm=arm, seed=seed, layer=layer, recipe=config, artefact=sae, evaluation=evaluation)
+    return PlannedSAE(
+        arm=arm,
+        seed=seed,
+        layer=layer,
+        recipe=recipe(arm, experiment.train, experiment.arms),
+        artefact=sae,
+        evaluation=evaluation,
+        baseline=baseline,
+    )

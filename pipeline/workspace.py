@@ -73,7 +73,8 @@ class Manifest(BaseModel):
     inputs: dict[str, Any]
     files: dict[str, FileRecord]
     parents: dict[str, str] = {}
-    """Manifest hashes of the very artefacts this one speaks of; it is out of date when one of them was made again."""
+    """Manifest hashes of the very artefacts this one speaks of, "" for one that did not exist; this one is out of date when
+    one of them was made since."""
     facts: dict[str, Any] = {}
     """Numbers worth knowing without opening the artefact: rows, bytes, steps, seconds."""
     versions: dict[str, str]
@@ -133,7 +134,7 @@ class Workspace:
             if sizes.get(name) != record.bytes:
                 found = "is missing" if sizes.get(name) is None else f"has {sizes[name]} bytes instead of {record.bytes}"
                 raise CorruptArtefactError(f"{storage}/{name} {found}; {_remedy(artefact, storage)}")
-        if any(self.fingerprint(path) != known for path, known in manifest.parents.items()):
+        if any((self.fingerprint(path) or "") != known for path, known in manifest.parents.items()):
             return None
         return manifest
 

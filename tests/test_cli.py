@@ -116,3 +116,22 @@ def test_status_knows_a_half_filled_store(study: Study, tmp_path: Path) -> None:
 def test_a_part_of_the_study_is_trained_alone(study: Study, small_toml: Path) -> None:
     plan = make_plan(study.experiment, arms=["full"])
     assert [sae.artefact.key for sae in plan.saes] == [sae.artefact.key for sae in study.plan.saes if sae.arm == "full"]
+
+
+def test_two_experiments_stand_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], study: Study, tmp_path: Path
+) -> None:
+    workspace = tmp_path / "workspace"
+    shutil.copytree(study.workspace.root, workspace)
+    other = tmp_path / "other.toml"
+    other.write_text(Path(study.experiment.argument).read_text().replace('"full", "magnitude"]', '"full"]'))
+    monkeypatch.setattr("pipeline.cli.console", Console(width=200))
+    monkeypatch.setattr(
+        sys, "argv", ["dasae", "report", study.experiment.argument, str(other), "--workspace", str(workspace)]
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    page = (workspace / "reports" / "small-beside-other" / "index.html").read_text()
+    assert "Both studies read the same activations" in page
+    assert "Only in small: magnitude." in page

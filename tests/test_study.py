@@ -3,15 +3,28 @@
 import json
 import math
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from small_study import Study
 
+from pipeline import cli
 from pipeline.evaluate.stage import evaluate
 from pipeline.experiment import load
-from pipeline.plan import CAPTURE, RECONSTRUCTION, SPARSE_PROBING, TRAINING_LOG, make_plan
+from pipeline.plan import (
+    CAPTURE,
+    EXAMPLES,
+    INTERFERENCE,
+    LOSS,
+    RECONSTRUCTION,
+    SPARSE_PROBING,
+    TRAINING_LOG,
+    PlannedSAE,
+    make_plan,
+)
 from pipeline.report.collect import collect
 from pipeline.report.page import write_report
 from pipeline.sae import CONFIG, SAE, WEIGHTS
@@ -41,7 +54,7 @@ def test_every_sae_is_trained_and_evaluated(study: Study) -> None:
         assert trained.facts["steps"] == 120
         assert set(trained.files) == {CONFIG, WEIGHTS, TRAINING_LOG}
         assert evaluated.facts["degenerate"] is None
-        assert set(evaluated.files) == {SPARSE_PROBING, CAPTURE, RECONSTRUCTION}
+        assert set(evaluated.files) == {SPARSE_PROBING, CAPTURE, RECONSTRUCTION, LOSS, INTERFERENCE, EXAMPLES}
 
 
 def test_results_have_a_row_for_every_arm_and_seed(study: Study) -> None:
@@ -115,23 +128,88 @@ def test_a_deleted_sae_is_made_again_bit_for_bit_with_its_evaluation_and_nothing
     assert changed == {str(own.workspace.folder(artefact)) for artefact in (lost.artefact, lost.evaluation)}
 
 
-def test_a_dead_sae_is_called_degenerate_and_not_one_half(own: Study) -> None:
-    dead = own.plan.saes[0]
-    folder = own.workspace.folder(dead.artefact)
-    sae = SAE.load(folder / WEIGHTS)
-    silent = SAE(
-        W_enc_DF=sae.W_enc_DF, b_enc_F=torch.full_like(sae.b_enc_F, -1e9), W_dec_FD=sae.W_dec_FD, b_dec_D=sae.b_dec_D
-    )
-    silent.save(folder, json.loads((folder / CONFIG).read_text())["metadata"])
-    manifest = own.workspace.manifest(dead.artefact)
+def replace_weights(study: Study, planned: PlannedSAE, change: Callable[[SAE], SAE]) -> None:
+    """Publish another SAE in the place of a finished one."""
+    folder = study.workspace.folder(planned.artefact)
+    metadata = json.loads((folder / CONFIG).read_text())["metadata"]
+    change(SAE.load(folder / WEIGHTS)).save(folder, metadata)
+    manifest = study.workspace.manifest(planned.artefact)
     assert manifest is not None
-    own.workspace.publish(dead.artefact, facts=manifest.facts)
+    study.workspace.publish(planned.artefact, facts=manifest.facts)
+
+
+@pytest.mark.parametrize(
+    ("bias", "message"),
+    [
+        (-1e9, "no latent fires on class source of python/text-kind"),
+        (float("nan"), "its reconstructions of held-out rows are not finite"),
+    ],
+)
+def test_a_dead_or_broken_sae_is_called_degenerate_and_not_one_half(own: Study, bias: float, message: str) -> None:
+    broken = own.plan.saes[1]
+    replace_weights(own, broken, lambda sae: replace(sae, b_enc_F=torch.full_like(sae.b_enc_F, bias)))
     result = evaluate(own.plan, own.workspace)
-    assert result.made == [dead]
-    assert result.degenerate == {"baseline seed 0 layer 2": "no latent fires on class source of python/text-kind"}
-    row = collect(own.plan, own.workspace)["rows"][0]
-    assert row["degenerate"].startswith("no latent fires")
+    assert result.made == [broken]
+    assert result.degenerate == {"full seed 0 layer 2": message}
+    row = collect(own.plan, own.workspace)["rows"][1]
+    assert row["degenerate"] == message
     assert row["sparse_probing"] is None
+
+
+def test_the_command_fails_when_an_sae_is_degenerate(
+    own: Study, small_toml: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["dasae", "evaluate", str(small_toml), "--workspace", str(own.workspace.root)]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as sound:
+        cli.main()
+    assert sound.value.code == 0
+    replace_weights(own, own.plan.saes[1], lambda sae: replace(sae, b_enc_F=torch.full_like(sae.b_enc_F, -1e9)))
+    with pytest.raises(SystemExit) as failed:
+        cli.main()
+    assert failed.value.code == 1
+    assert "degenerate: full seed 0 layer 2: no latent fires" in " ".join(capsys.readouterr().out.split())
+
+
+def test_every_arm_is_measured_on_the_pairs_of_the_baseline(study: Study) -> None:
+    baseline = study.plan.saes[0]
+    by_arm = {
+        planned.arm: json.loads((study.workspace.folder(planned.evaluation) / INTERFERENCE).read_text())
+        for planned in study.plan.saes
+    }
+    assert {sets["fixed"]["pairs"] for sets in by_arm.values()} == {by_arm["baseline"]["own"]["pairs"]}
+    assert by_arm["baseline"]["fixed"] == by_arm["baseline"]["own"] | {"same_direction": pytest.approx(1)}
+    for planned in study.plan.saes:
+        manifest = study.workspace.manifest(planned.evaluation)
+        assert manifest
+        assert set(manifest.parents) == {planned.artefact.path, baseline.artefact.path}
+        assert by_arm[planned.arm]["reason"] is None
+
+
+def test_an_evaluation_without_a_baseline_says_so_and_is_made_again_when_there_is_one(own: Study) -> None:
+    baseline, full = own.plan.saes[0], own.plan.saes[1]
+    shutil.rmtree(own.workspace.folder(baseline.artefact))
+    assert full in evaluate(own.plan, own.workspace).made
+    without = json.loads((own.workspace.folder(full.evaluation) / INTERFERENCE).read_text())
+    assert without["fixed"] is None
+    assert without["reason"] == "the arm `baseline` of this seed is not trained"
+    assert evaluate(own.plan, own.workspace).made == []
+    train(own.plan, own.workspace)
+    assert full in evaluate(own.plan, own.workspace).made
+    assert json.loads((own.workspace.folder(full.evaluation) / INTERFERENCE).read_text())["fixed"]
+
+
+def test_a_study_without_the_arm_baseline_says_so(own: Study, small_toml: Path) -> None:
+    text = small_toml.read_text().replace('"baseline", ', "").replace("k_values = [1, 5]", "k_values = [1]\nloss_tokens = 0")
+    small_toml.write_text(text)
+    plan = make_plan(load(str(small_toml)))
+    assert all(planned.baseline is None for planned in plan.saes)
+    made = evaluate(plan, own.workspace).made
+    assert [planned.arm for planned in made] == ["full", "magnitude"]
+    read = {name: json.loads((own.workspace.folder(made[0].evaluation) / name).read_text()) for name in (INTERFERENCE, LOSS)}
+    assert read[INTERFERENCE]["reason"] == "the study has no arm `baseline`"
+    assert read[LOSS]["clean"] is None
+    assert read[LOSS]["reason"] == "evaluate.loss_tokens is 0"
 
 
 def test_an_untrained_arm_is_named_and_the_others_are_evaluated(own: Study) -> None:
@@ -157,7 +235,7 @@ def test_an_arm_of_the_experiment_s_own_is_all_that_is_trained_and_the_report_sa
     assert [sae.arm for sae in train(plan, own.workspace).made] == ["dense"]
     assert [sae.arm for sae in evaluate(plan, own.workspace).made] == ["dense"]
     results = collect(plan, own.workspace)
-    assert results["arms"][-1] == {"arm": "dense", "run": None, "question": "Is it the sparsity?"}
+    assert results["arms"][-1] == {"arm": "dense", "run": None, "question": "Is it the sparsity?", "base": "baseline"}
     # The baseline's recipe and its initial weights, with less of the sparsity term.
     baseline, _, dense = results["rows"]
     assert dense["l0"] > baseline["l0"]

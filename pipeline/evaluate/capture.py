@@ -1,86 +1,147 @@
 """The bidirectional pair capture rate: of the pairs that fire together most, how many does the top-K mask select?
 
 Defined in docs/method.md, "Pair capture". The rate says how well the mask aims at co-firing pairs: it must fall when the
-penalty works, and is no score. Shapes: B rows, D d_in, F d_sae, n live latents.
+penalty works, and is no score. Shapes: B rows, D d_in, F d_sae, n (in suffixes N) live latents, P pairs.
 """
 
+from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from pipeline.evaluate.pairs import Together, TopPairs, blocks_of
 from pipeline.experiment import EvaluateConfig
 from pipeline.sae import SAE
 
 NULL_SEED = 1_000_003
 """Seed of the random SAE, away from the small numbers that training seeds are: it must share no direction with them."""
-
-
-class CoActivation:
-    """How often and how strongly latents fire, alone and in pairs. `update`, then read the means."""
-
-    def __init__(self, d_sae: int):
-        self.rows = 0
-        self.fired_F = torch.zeros(d_sae, dtype=torch.float64)
-        self.joint_FF = torch.zeros(d_sae, d_sae)
-        self.strength_FF = torch.zeros(d_sae, d_sae)
-
-    def update(self, f_BF: torch.Tensor) -> None:
-        """Take in the latents of some rows; with unit decoder rows a latent is its own strength."""
-        fired_BF = (f_BF > 0).float()
-        self.rows += len(f_BF)
-        self.fired_F += fired_BF.sum(dim=0)
-        self.joint_FF += fired_BF.T @ fired_BF  # exact: float32 counts to 2^24 rows
-        self.strength_FF += f_BF.T @ f_BF
+TOPK_CURVE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+"""K of the curve over masks."""
+PAIRS_CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Sizes of Q, in n, of the curve over pairs."""
+PERMUTATIONS = 100
+RATES = ("row", "column", "union", "mutual", "chance", "lift", "kappa")
 
 
 def topk_mask(direction_ND: torch.Tensor, fraction: float) -> torch.Tensor:
     """bool [n, n]: row i holds its k = max(1, round(fraction (n - 1))) most similar others, ties to the lower index."""
-    latents = len(direction_ND)
-    k = max(1, round(fraction * (latents - 1)))
-    cosine_NN = (direction_ND @ direction_ND.T).fill_diagonal_(-torch.inf)
-    nearest = cosine_NN.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return torch.zeros(latents, latents, dtype=torch.bool).scatter_(1, nearest, True)
+    return TopK(direction_ND, [fraction]).level_NN < 1
 
 
-def capture(W_dec_FD: torch.Tensor, seen: CoActivation, config: EvaluateConfig) -> dict[str, Any]:
-    """Capture rates of one SAE.
+class TopK:
+    """The masks of several fractions at once: for every ordered pair the first fraction whose mask holds it."""
 
-    live: latents that fire on at least `live_firings` rows, n of them. Q: the n pairs of live latents with the largest mean
-    product of strengths among those that fire together on at least `joint_firings` rows. row, column: share of Q, as ordered
-    pairs, in the row's or column's top-K, which are equal because cosine is symmetric. union, mutual: share of Q in either
-    or both; row = (union + mutual) / 2. chance: share of all live pairs in the union, which is what random labels capture.
-    Where something is undefined the value is None and `reason` says why.
+    def __init__(self, direction_ND: torch.Tensor, fractions: Iterable[float]):
+        latents = len(direction_ND)
+        self.fractions = sorted(set(fractions))
+        k_G = torch.tensor([max(1, round(fraction * (latents - 1))) for fraction in self.fractions])
+        ranks = torch.arange(max(0, min(int(k_G[-1]), latents - 1)))
+        level_of_rank = torch.searchsorted(k_G, ranks, right=True).to(torch.uint8)
+        self.level_NN = torch.full((latents, latents), len(k_G), dtype=torch.uint8)
+        for block in blocks_of(latents):
+            cosine_bN = direction_ND[block] @ direction_ND.T
+            cosine_bN.diagonal(block.start).fill_(-torch.inf)
+            nearest = cosine_bN.sort(dim=1, descending=True, stable=True).indices[:, : len(ranks)]
+            self.level_NN[block].scatter_(1, nearest, level_of_rank.expand(len(nearest), -1))
+
+    @cached_property
+    def _chances(self) -> list[float]:
+        latents = len(self.level_NN)
+        held = torch.zeros(len(self.fractions) + 1, dtype=torch.int64)
+        for block in blocks_of(latents):
+            either_bN = torch.minimum(self.level_NN[block], self.level_NN[:, block].T)
+            held += torch.bincount(either_bN.flatten(), minlength=len(held))
+        return (held[:-1].cumsum(dim=0) / (latents * (latents - 1))).tolist()
+
+    def chance(self, fraction: float) -> float:
+        """Share of all pairs that the union of row and column holds."""
+        return self._chances[self.fractions.index(fraction)]
+
+    def holds(self, pair_P2: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """bool [P], twice, for pairs (i, j): whether j is in the top-K of i, and whether i is in that of j."""
+        level, (i_P, j_P) = self.fractions.index(fraction), pair_P2.T
+        return self.level_NN[i_P, j_P] <= level, self.level_NN[j_P, i_P] <= level
+
+    def union(self, pair_P2: torch.Tensor, fraction: float) -> torch.Tensor:
+        """bool [P]: whether either is in the top-K of the other."""
+        row_P, column_P = self.holds(pair_P2, fraction)
+        return row_P | column_P
+
+
+class Capture:
+    """Capture rates of one SAE, given its decoder directions [F, D] and what fires together.
+
+    Q is the n pairs of live latents that fire together most. row, column: share of Q, as ordered pairs, in the row's or
+    column's top-K, which are equal because cosine is symmetric. union, mutual: share of Q in either or both; row = (union +
+    mutual) / 2. chance: share of all live pairs in the union. Where something is undefined the value is None and `reason`
+    says why.
     """
-    live = (seen.fired_F >= config.live_firings).nonzero().squeeze(1)
-    n = len(live)
-    undefined = dict.fromkeys(("row", "column", "union", "mutual", "chance", "lift", "kappa"))
-    if n < 3:
-        return undefined | {"live": n, "pairs": 0, "reason": f"{n} latents fire on {config.live_firings} rows or more"}
-    top_NN = topk_mask(W_dec_FD[live], config.capture_topk)
-    union_NN, mutual_NN = top_NN | top_NN.T, top_NN & top_NN.T
-    upper_NN = torch.ones(n, n, dtype=torch.bool).triu(diagonal=1)
-    chance = float(union_NN[upper_NN].double().mean())
 
-    together_NN = (seen.joint_FF[live][:, live] >= config.joint_firings) & upper_NN
-    row, column = together_NN.nonzero(as_tuple=True)
-    if len(row) == 0:
-        reason = f"no two latents fire together on {config.joint_firings} rows or more"
-        return undefined | {"chance": chance, "live": n, "pairs": 0, "reason": reason}
-    strongest = seen.strength_FF[live[row], live[column]].sort(descending=True, stable=True).indices[:n]
-    row, column = row[strongest], column[strongest]
-    union = float(union_NN[row, column].double().mean())
-    return {
-        "row": float((top_NN[row, column].double() + top_NN[column, row].double()).mean() / 2),
-        "column": float((top_NN.T[row, column].double() + top_NN.T[column, row].double()).mean() / 2),
-        "union": union,
-        "mutual": float(mutual_NN[row, column].double().mean()),
-        "chance": chance,
-        "lift": union / chance,
-        "kappa": (union - chance) / (1 - chance) if chance < 1 else None,
-        "live": n,
-        "pairs": len(row),
-        "reason": None,
-    }
+    def __init__(self, W_dec_FD: torch.Tensor, together: Together, config: EvaluateConfig):
+        self.together, self.config, self.n = together, config, len(together.live)
+        self.topk = TopK(W_dec_FD[together.live], (*TOPK_CURVE, config.capture_topk))
+
+    def compute(self) -> dict[str, Any]:
+        """What docs/evaluation-files.md lists for `capture.json`, but for the random SAE."""
+        config, by_strength = self.config, self.together.by_strength
+        result = {"live": self.n, **self._rates(by_strength), "strength_weighted": None}
+        permuted = None
+        if result["union"] is not None:
+            strength_P = by_strength.strength_P[: self.n].double()
+            captured = strength_P[self.topk.union(self._pairs(by_strength), config.capture_topk)]
+            result["strength_weighted"] = float(captured.sum() / strength_P.sum())
+            permuted = self._permuted()
+        return result | {
+            "phi": self._rates(self.together.by_phi),
+            "by_topk": [{"topk": topk} | self._rates(by_strength, topk) for topk in TOPK_CURVE],
+            "by_pairs": [{"q": q} | self._rates(by_strength, config.capture_topk, q) for q in PAIRS_CURVE],
+            "permuted": permuted,
+        }
+
+    def by_latent(self, d_sae: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64 [F], twice: how many pairs of Q each latent is in, and how many of those the union holds."""
+        pair_P2 = self.together.by_strength.pair_P2[: self.n]
+        captured_P = self.topk.union(self._pairs(self.together.by_strength), self.config.capture_topk)
+        return pair_P2.flatten().bincount(minlength=d_sae), pair_P2[captured_P].flatten().bincount(minlength=d_sae)
+
+    def _pairs(self, pairs: TopPairs, q: float = 1.0) -> torch.Tensor:
+        """The first q n pairs, as places among the live latents."""
+        return torch.searchsorted(self.together.live, pairs.pair_P2[: max(1, round(q * self.n))])
+
+    def _rates(self, pairs: TopPairs, topk: float | None = None, q: float = 1.0) -> dict[str, Any]:
+        """RATES at one K and one size of Q."""
+        topk = self.config.capture_topk if topk is None else topk
+        undefined = dict.fromkeys(RATES) | {"pairs": 0}
+        if self.n < 3:
+            return undefined | {"reason": f"{self.n} latents fire on {self.config.live_firings} rows or more"}
+        chance = self.topk.chance(topk)
+        if not len(pairs):
+            reason = f"no two latents fire together on {self.config.joint_firings} rows or more"
+            return undefined | {"chance": chance, "reason": reason}
+        row_P, column_P = self.topk.holds(self._pairs(pairs, q), topk)
+        # As ordered pairs each counts twice, as (i, j) and (j, i), and what is the row of one is the column of the other.
+        ordered = float(torch.cat([row_P, column_P]).double().mean())
+        union = float((row_P | column_P).double().mean())
+        return {
+            "row": ordered,
+            "column": ordered,
+            "union": union,
+            "mutual": float((row_P & column_P).double().mean()),
+            "chance": chance,
+            "lift": union / chance,
+            "kappa": (union - chance) / (1 - chance) if chance < 1 else None,
+            "pairs": len(row_P),
+            "reason": None if chance < 1 else "no kappa: the mask holds every pair",
+        }
+
+    def _permuted(self) -> dict[str, Any]:
+        """Mean and standard deviation of the union's rate when the live latents are relabelled at random."""
+        generator = torch.Generator().manual_seed(NULL_SEED)
+        pair_P2 = self._pairs(self.together.by_strength)
+        relabelled = (torch.randperm(self.n, generator=generator)[pair_P2] for _ in range(PERMUTATIONS))
+        drawn = [self.topk.union(pairs, self.config.capture_topk).double().mean() for pairs in relabelled]
+        return {"draws": PERMUTATIONS, "mean": float(torch.stack(drawn).mean()), "std": float(torch.stack(drawn).std())}
 
 
 def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:

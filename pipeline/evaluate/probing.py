@@ -5,11 +5,14 @@ Shapes: N documents, L tokens, D d_in, F d_sae (or D, when the residual stream i
 
 import contextlib
 import io
+import os
 import random
 import time
 import uuid
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -28,20 +31,23 @@ Accuracies = dict[str, dict[str, float]]
 """`all` or the number of latents used, to class name, to test accuracy."""
 
 
-def pool(activations: Mapping[str, torch.Tensor], encode: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Features:
-    """Mean features of each document over the tokens that count: per class [N, L, D] to [N, F].
+def pool(
+    batches: Iterable[tuple[str, torch.Tensor]], encode: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> Features:
+    """Mean features of each document over the tokens that count, of batches [N, L, D] of one class each: per class [N, F].
 
     A token counts when its activations do not sum to exactly 0 (sae-bench's rule; the store's padding does).
     """
-    features: Features = {}
-    for name, acts_NLD in activations.items():
-        pooled: list[torch.Tensor] = []
-        for batch_NLD in acts_NLD.float().split(POOLING_BATCH):
-            counts_NL = (batch_NLD.sum(dim=2) != 0).float()
-            latents_NLF = encode(batch_NLD) if encode else batch_NLD
-            pooled.append((latents_NLF * counts_NL[:, :, None]).sum(dim=1) / counts_NL.sum(dim=1)[:, None])
-        features[name] = torch.cat(pooled)
-    return features
+    pooled: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+    for name, acts_NLD in batches:
+        acts_NLD = acts_NLD.float()
+        counts_NL = acts_NLD.sum(dim=2) != 0
+        latents_RF = encode(acts_NLD[counts_NL]) if encode else acts_NLD[counts_NL]
+        # Summed in their places among zeros, because a sum over another number of tokens would round differently.
+        latents_NLF = torch.zeros(*counts_NL.shape, latents_RF.shape[1])
+        latents_NLF[counts_NL] = latents_RF
+        pooled[name].append(latents_NLF.sum(dim=1) / counts_NL.sum(dim=1)[:, None])
+    return {name: torch.cat(features) for name, features in pooled.items()}
 
 
 def check_not_degenerate(dataset: str, train: Features, k_values: Sequence[int]) -> None:
@@ -49,6 +55,10 @@ def check_not_degenerate(dataset: str, train: Features, k_values: Sequence[int])
     for name, features_NF in train.items():
         if not features_NF.isfinite().all():
             raise DegenerateSAEError(f"some features of class {name} of {dataset} are not finite")
+    first_F = next(iter(train.values()))[0]
+    if first_F.any() and all((features_NF == first_F).all() for features_NF in train.values()):
+        raise DegenerateSAEError(f"every text of {dataset} has the same features")
+    for name, features_NF in train.items():
         others_NF = torch.cat([other for key, other in train.items() if key != name])
         differing = int((features_NF.mean(dim=0) != others_NF.mean(dim=0)).sum())
         if differing == 0 and not features_NF.any():
@@ -63,28 +73,63 @@ def check_not_degenerate(dataset: str, train: Features, k_values: Sequence[int])
 def probe(datasets: Iterable[tuple[str, Features, Features]], k_values: Sequence[int], seed: int) -> dict[str, Accuracies]:
     """Train and test sae-bench's probes on the train and test features of each data set, in order.
 
-    The random numbers are seeded once; per data set come the probe on all features, then one for each k. That is the order
-    of sae-bench's runs that find cached activations, so a score does not depend on what ran before.
+    The random numbers are seeded once; per data set come the probe on all features, then one for each k, each of them class
+    by class. That is the order of sae-bench's runs that find cached activations, so a score does not depend on what ran
+    before. Fitting a sparse probe draws no random numbers, so fits wait for a thread while the next ones are prepared.
     """
     with importing_sae_bench():
-        from sae_bench.evals.sparse_probing.probe_training import train_probe_on_activations
+        from sae_bench.evals.sparse_probing import probe_training as stock
 
     results: dict[str, Accuracies] = {}
+    fits: dict[tuple[str, str, str], Future[float]] = {}
     python_state = random.getstate()
-    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with (
+        torch.random.fork_rng(),
+        torch.enable_grad(),
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         # sae-bench passes `penalty="l2"`, the default, which newer scikit-learn wants left out.
         warnings.filterwarnings("ignore", message=".*penalty.*", category=FutureWarning)
         random.seed(seed)
         torch.manual_seed(seed)
         for dataset, train, test in datasets:
-            _, accuracies = train_probe_on_activations(
+            _, accuracies = stock.train_probe_on_activations(
                 train, test, select_top_k=None, use_sklearn=False, batch_size=250, epochs=100, lr=1e-2
             )
-            results[dataset] = {"all": accuracies}
+            results[dataset] = {"all": accuracies} | {str(k): {} for k in k_values}
             for k in k_values:
-                results[dataset][str(k)] = train_probe_on_activations(train, test, select_top_k=k)[1]
+                for name in train:
+                    fits[dataset, str(k), name] = pool.submit(_fit, _problem(train, test, name, k))
+        for (dataset, k, name), fit in fits.items():
+            results[dataset][k][name] = fit.result()
     random.setstate(python_state)
     return results
+
+
+Problem = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Rows and labels to train on, rows and labels to test with."""
+
+
+def _problem(train: Features, test: Features, name: str, k: int) -> Problem:
+    """One sparse probe's rows of k features and labels, as sae-bench's `train_probe_on_activations` makes them.
+
+    It draws test rows of all features and then drops all but k; here only those k are ever copied, with the same draws.
+    """
+    from sae_bench.evals.sparse_probing import probe_training as stock
+
+    train_NF, train_label_N = stock.prepare_probe_data(train, name, False)
+    kept_F = ~stock.get_top_k_mean_diff_mask(train_NF, train_label_N, k)
+    test_of_kept = {key: features_NF[:, kept_F] for key, features_NF in test.items()}
+    test_NK, test_label_N = stock.prepare_probe_data(test_of_kept, name, False)
+    return train_NF[:, kept_F], train_label_N, test_NK, test_label_N
+
+
+def _fit(problem: Problem) -> float:
+    from sae_bench.evals.sparse_probing import probe_training as stock
+
+    return float(stock.train_sklearn_probe(*problem)[1])
 
 
 def by_dataset(results: Mapping[str, Accuracies]) -> dict[str, dict[str, float]]:

@@ -1,11 +1,19 @@
-"""How well an SAE reconstructs held-out rows, and how many latents it takes.
+"""How well an SAE reconstructs held-out rows, how many latents it takes, and how its decoder directions lie.
 
-Shapes: B rows, D d_in, F d_sae.
+Shapes: B rows, D d_in, F d_sae, b latents of a block.
 """
+
+from typing import Any
 
 import torch
 
+from pipeline.errors import DegenerateSAEError
+from pipeline.evaluate.pairs import blocks_of
 from pipeline.sae import SAE
+
+DENSITY_EDGES = [quarter / 4 for quarter in range(-24, 1)]
+"""log10 of the share of rows on which a latent fires; rarer latents count into the first bin."""
+COSINE_EDGES = [twentieth / 20 for twentieth in range(-20, 21)]
 
 
 class Reconstruction:
@@ -17,6 +25,8 @@ class Reconstruction:
         self.rows = 0
         self.squared_error = torch.zeros((), dtype=torch.float64)
         self.squared_norm = torch.zeros((), dtype=torch.float64)
+        self.reconstructed = torch.zeros((), dtype=torch.float64)
+        """Of ||x^ - b_dec||^2."""
         self.cosine = torch.zeros((), dtype=torch.float64)
         self.sum_D = torch.zeros(d_in, dtype=torch.float64)
         self.fired_F = torch.zeros(d_sae, dtype=torch.int64)
@@ -27,24 +37,66 @@ class Reconstruction:
         self.rows += len(x_BD)
         self.squared_error += (x_BD - reconstructed_BD).square().sum(dtype=torch.float64)
         self.squared_norm += x_BD.square().sum(dtype=torch.float64)
+        self.reconstructed += (reconstructed_BD - self.sae.b_dec_D).square().sum(dtype=torch.float64)
         self.cosine += torch.nn.functional.cosine_similarity(x_BD, reconstructed_BD).sum(dtype=torch.float64)
         self.sum_D += x_BD.sum(dim=0, dtype=torch.float64)
         self.fired_F += (f_BF > 0).sum(dim=0)
 
-    def compute(self) -> dict[str, float]:
+    @property
+    def mean_D(self) -> torch.Tensor:
+        """The mean row, float32."""
+        return (self.sum_D / self.rows).float()
+
+    @property
+    def l0(self) -> float:
+        """Mean number of latents that fire on a row."""
+        return float(self.fired_F.sum() / self.rows)
+
+    def compute(self) -> dict[str, Any]:
         """The metrics, over all rows seen.
 
-        fvu: squared error over variance around the mean row, 0 is perfect and 1 is predicting the mean. cosine: mean cosine
-        of row and reconstruction. l0: mean number of latents that fire on a row. dead_fraction: share of latents that fired
-        on none. max_decoder_cosine: mean over latents of the largest cosine to another latent's decoder direction.
+        fvu: squared error over variance around the mean row, 0 is perfect and 1 is predicting the mean; explained_variance
+        is 1 - fvu. cosine: mean cosine of row and reconstruction. dead_fraction: share of latents that fired on no row.
+        max_decoder_cosine: mean over latents of the largest cosine to another latent's decoder direction. density,
+        decoder_cosine: histograms. Raises DegenerateSAEError when reconstructions are not finite.
         """
+        if not self.squared_error.isfinite():
+            raise DegenerateSAEError("its reconstructions of held-out rows are not finite")
         variance = self.squared_norm - self.sum_D.square().sum() / self.rows
-        cosines_FF = (self.sae.W_dec_FD @ self.sae.W_dec_FD.T).fill_diagonal_(-1)
+        fvu = float(self.squared_error / variance)
         return {
             "rows": self.rows,
-            "fvu": float(self.squared_error / variance),
+            "fvu": fvu,
+            "explained_variance": 1 - fvu,
             "cosine": float(self.cosine / self.rows),
-            "l0": float(self.fired_F.sum() / self.rows),
+            "l0": self.l0,
             "dead_fraction": float((self.fired_F == 0).double().mean()),
-            "max_decoder_cosine": float(cosines_FF.max(dim=1).values.mean()),
+            "density": self._density(),
+            **decoder_cosines(self.sae.W_dec_FD),
         }
+
+    def _density(self) -> dict[str, Any]:
+        alive = self.fired_F[self.fired_F > 0].double()
+        counts = _histogram((alive / self.rows).log10(), DENSITY_EDGES)
+        return {"edges": DENSITY_EDGES, "counts": counts.tolist(), "dead": len(self.fired_F) - len(alive)}
+
+
+def decoder_cosines(W_dec_FD: torch.Tensor) -> dict[str, Any]:
+    """Mean of the largest cosine of every decoder direction to another, and the histogram over unordered pairs."""
+    largest, counts = [], torch.zeros(len(COSINE_EDGES) - 1, dtype=torch.int64)
+    for block in blocks_of(len(W_dec_FD)):
+        cosine_bF = W_dec_FD[block] @ W_dec_FD.T
+        cosine_bF.diagonal(block.start).fill_(-torch.inf)
+        largest.append(cosine_bF.max(dim=1).values)
+        higher_bF = torch.ones_like(cosine_bF, dtype=torch.bool).triu_(block.start + 1)
+        counts += _histogram(cosine_bF[higher_bF], COSINE_EDGES)
+    return {
+        "max_decoder_cosine": float(torch.cat(largest).mean()),
+        "decoder_cosine": {"edges": COSINE_EDGES, "counts": counts.tolist()},
+    }
+
+
+def _histogram(values: torch.Tensor, edges: list[float]) -> torch.Tensor:
+    """int64 counts; a bin holds its lower edge, the last one its upper too, and what lies outside is in the nearest."""
+    bins = torch.bucketize(values, torch.tensor(edges[1:-1], dtype=values.dtype), right=True)
+    return bins.bincount(minlength=len(edges) - 1)

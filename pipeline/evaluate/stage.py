@@ -4,21 +4,39 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.errors import DegenerateSAEError, MissingArtefactError
-from pipeline.evaluate import probing
-from pipeline.evaluate.capture import CoActivation, capture, random_tied
+from pipeline.evaluate import loss, probing
+from pipeline.evaluate.capture import PAIRS_CURVE, Capture, random_tied
+from pipeline.evaluate.examples import Behaviour, Examples
+from pipeline.evaluate.interference import Interference, SimilarPairs, same_direction
+from pipeline.evaluate.pairs import PairBlock, fire_together, firings, pair_blocks
 from pipeline.evaluate.reconstruction import Reconstruction
+from pipeline.evaluate.recovery import Recovery
 from pipeline.experiment import Experiment
-from pipeline.plan import CAPTURE, RECONSTRUCTION, SPARSE_PROBING, Plan, PlannedSAE
+from pipeline.ground_truth import FEATURES, GroundTruth
+from pipeline.model import LanguageModel, check_available, load_tokenizer
+from pipeline.plan import (
+    CAPTURE,
+    EXAMPLES,
+    GROUND_TRUTH,
+    INTERFERENCE,
+    LOSS,
+    RECONSTRUCTION,
+    SPARSE_PROBING,
+    Plan,
+    PlannedSAE,
+)
 from pipeline.progress import progress
 from pipeline.sae import CONFIG, SAE, WEIGHTS
+from pipeline.sources import HuggingFaceModel, SyntheticModel
 from pipeline.store.batches import rows_in_order, split_shards
-from pipeline.store.documents import Documents
+from pipeline.store.documents import SPLITS, Documents
 from pipeline.store.reader import ActivationStore
 from pipeline.workspace import Workspace, write_atomically
 
@@ -81,6 +99,7 @@ class _Bench:
         self.experiment: Experiment = plan.experiment
         self.store = ActivationStore(workspace.storage(plan.store))
         _, self.heldout = split_shards(self.store, self.experiment.train.heldout_shards)
+        self._spliced: loss.SplicedLoss | None = None
         self.documents = {
             dataset: Documents(ActivationStore(workspace.storage(artefact)), layer)
             for dataset, artefact in plan.probes.items()
@@ -106,53 +125,139 @@ class _Bench:
         sae = SAE.load(self.workspace.verified(planned.artefact, WEIGHTS))
         degenerate: str | None = None
         with torch.no_grad():
-            metrics = self._reconstruct(sae, folder)
-            _write(folder, RECONSTRUCTION, metrics)
             try:
+                reconstruction = self._reconstruct(sae, folder)
+                if isinstance(self.experiment.model, SyntheticModel):
+                    _write(folder, GROUND_TRUTH, self._recover(sae))
+                behaviour = self._pairs(planned, sae, reconstruction, folder)
+                _write(folder, LOSS, self._loss(sae, reconstruction))
+                _write(folder, EXAMPLES, self._examples(sae, behaviour))
                 if self.documents:
                     sparse = self._probe(self._sae_features(sae))
                     config = json.loads(self.workspace.verified(planned.artefact, CONFIG).read_text(encoding="utf-8"))
                     _write(folder, SPARSE_PROBING, probing.saebench_output(llm, sparse, self._saebench_config(), config))
-                elif not metrics["l0"]:
+                elif not reconstruction.l0:
                     raise DegenerateSAEError("no latent fires on any held-out row")
             except DegenerateSAEError as error:
                 degenerate = str(error)
         self.workspace.publish(
             planned.evaluation,
-            parents=[planned.artefact],
+            parents=[planned.artefact, *([planned.baseline] if planned.baseline else [])],
             facts={"degenerate": degenerate, "seconds": round(time.monotonic() - started, 1)},
         )
 
-    def _reconstruct(self, sae: SAE, folder: Path) -> dict[str, float]:
-        reconstruction, seen = Reconstruction(sae), CoActivation(sae.d_sae)
+    def _reconstruct(self, sae: SAE, folder: Path) -> Reconstruction:
+        reconstruction = Reconstruction(sae)
         for x_BD in self._heldout_rows():
-            f_BF = sae.encode(x_BD)
-            reconstruction.update(x_BD, f_BF)
-            seen.update(f_BF)
-        metrics = reconstruction.compute()
-        _write(folder, CAPTURE, self._capture(sae, seen, metrics["l0"]))
-        return metrics
+            reconstruction.update(x_BD, sae.encode(x_BD))
+        _write(folder, RECONSTRUCTION, reconstruction.compute())
+        return reconstruction
 
-    def _capture(self, sae: SAE, seen: CoActivation, l0: float) -> dict[str, Any]:
+    def _pairs(self, planned: PlannedSAE, sae: SAE, seen: Reconstruction, folder: Path) -> Behaviour:
+        """Measure pairs of latents: one round through their blocks for both capture and interference."""
         config = self.experiment.evaluate
-        null = random_tied(sae, next(self._heldout_rows()), l0)
-        null_seen = CoActivation(null.d_sae)
-        for x_BD in self._heldout_rows():
-            null_seen.update(null.encode(x_BD))
-        return capture(sae.W_dec_FD, seen, config) | {"null": capture(null.W_dec_FD, null_seen, config)}
+        own = Interference(sae, SimilarPairs(sae.W_dec_FD, config.capture_topk))
+        baseline, reason = self._baseline(planned)
+        fixed = Interference(sae, SimilarPairs(baseline.W_dec_FD, config.capture_topk)) if baseline else None
+
+        def measured() -> Iterator[PairBlock]:
+            for block in pair_blocks(sae, self._heldout_rows):
+                for interference in (own, fixed) if fixed else (own,):
+                    interference.update(block)
+                yield block
+
+        captured = self._captured(sae, measured(), seen.fired_F, seen.rows)
+        null = random_tied(sae, next(self._heldout_rows()), seen.l0)
+        null_fired_F = firings(null, self._heldout_rows)
+        of_null = self._captured(null, pair_blocks(null, self._heldout_rows), null_fired_F, seen.rows).compute()
+        _write(folder, CAPTURE, captured.compute() | {"null": of_null})
+
+        total = float(seen.reconstructed)
+        if not total:
+            reason = "no latent fires on any held-out row"
+        same = {"same_direction": same_direction(sae.W_dec_FD, baseline.W_dec_FD)} if baseline else {}
+        fixed_set = fixed.compute(total) | same if fixed else None
+        _write(folder, INTERFERENCE, {"own": own.compute(total), "fixed": fixed_set, "reason": reason})
+        pairs_F, captured_F = captured.by_latent(sae.d_sae)
+        return Behaviour(density_F=seen.fired_F.double() / seen.rows, pairs_F=pairs_F, captured_F=captured_F)
+
+    def _captured(self, sae: SAE, blocks: Iterator[PairBlock], fired_F: torch.Tensor, rows: int) -> Capture:
+        config = self.experiment.evaluate
+        together = fire_together(
+            blocks,
+            fired_F,
+            rows,
+            live_firings=config.live_firings,
+            joint_firings=config.joint_firings,
+            most=max(PAIRS_CURVE),
+        )
+        return Capture(sae.W_dec_FD, together, config)
+
+    def _baseline(self, planned: PlannedSAE) -> tuple[SAE | None, str | None]:
+        """The SAE on whose pairs all arms of a seed are measured, or why there is none."""
+        if planned.baseline is None:
+            return None, "the study has no arm `baseline`"
+        if self.workspace.manifest(planned.baseline) is None:
+            return None, "the arm `baseline` of this seed is not trained"
+        return SAE.load(self.workspace.verified(planned.baseline, WEIGHTS)), None
+
+    def _loss(self, sae: SAE, seen: Reconstruction) -> dict[str, Any]:
+        tokens = self.experiment.evaluate.loss_tokens
+        if isinstance(self.experiment.model, SyntheticModel):
+            return loss.not_measured("a synthetic model has no loss")
+        if not tokens:
+            return loss.not_measured("evaluate.loss_tokens is 0")
+        if self._spliced is None:
+            tokens_SL = loss.heldout_sequences(self.store, self.heldout, tokens)
+            if not len(tokens_SL):
+                return loss.not_measured("no whole sequence is held out")
+            name, revision = self._model
+            model = LanguageModel(name, revision=revision, dtype=self.experiment.model.dtype)
+            self._spliced = loss.SplicedLoss(model, self.layer, tokens_SL, self.store.layout.special_ids, seen.mean_D)
+        return self._spliced.compute(sae)
+
+    def _examples(self, sae: SAE, behaviour: Behaviour) -> dict[str, Any]:
+        if isinstance(self.experiment.model, SyntheticModel):
+            return {"latents": [], "reason": "a synthetic model reads no text"}
+        return {"latents": self._texts.of(sae, behaviour), "reason": None}
+
+    @cached_property
+    def _texts(self) -> Examples:
+        name, revision = self._model
+        return Examples(self.store, self.layer, self.heldout, load_tokenizer(name, revision))
+
+    @cached_property
+    def _model(self) -> tuple[str, str | None]:
+        """Name or folder of the language model, and its revision."""
+        if self.plan.model:
+            return str(self.workspace.fetched(self.plan.model)), None
+        model = self.experiment.model
+        assert isinstance(model, HuggingFaceModel)
+        check_available(model)
+        return model.name, model.revision
+
+    def _recover(self, sae: SAE) -> dict[str, Any]:
+        assert self.plan.model is not None
+        truth = GroundTruth.load(self.workspace.verified(self.plan.model, FEATURES))
+        true_rows = (f_BT for shard in self.heldout for f_BT, _ in truth.draw(self.store.layout, shard))
+        recovery = Recovery(sae, truth)
+        for x_BD, f_BT in zip(self._heldout_rows(), true_rows, strict=True):
+            recovery.update(sae.encode(x_BD), f_BT)
+        return recovery.compute(self.experiment.evaluate)
 
     def _heldout_rows(self) -> Iterator[torch.Tensor]:
         return rows_in_order(self.store, self.layer, self.heldout)
 
     def _features(self, documents: Documents, sae: SAE | None = None) -> tuple[probing.Features, probing.Features]:
         encode = sae.encode if sae else None
-        return probing.pool(documents.padded("train"), encode), probing.pool(documents.padded("test"), encode)
+        train, test = (probing.pool(documents.padded(split, probing.POOLING_BATCH), encode) for split in SPLITS)
+        return train, test
 
-    def _sae_features(self, sae: SAE) -> list[tuple[str, probing.Features, probing.Features]]:
-        features = [(name, *self._features(documents, sae)) for name, documents in self.documents.items()]
-        for name, train, _ in features:
+    def _sae_features(self, sae: SAE) -> Iterator[tuple[str, probing.Features, probing.Features]]:
+        for name, documents in self.documents.items():
+            train, test = self._features(documents, sae)
             probing.check_not_degenerate(name, train, self.experiment.evaluate.k_values)
-        return features
+            yield name, train, test
 
     def _probe(self, features: Any) -> dict[str, probing.Accuracies]:
         return probing.probe(features, self.experiment.evaluate.k_values, self.experiment.probes.seed)

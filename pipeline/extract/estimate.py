@@ -5,7 +5,7 @@ import time
 import torch
 from rich.filesize import decimal
 
-from pipeline.extract.model import DTYPES
+from pipeline.model import DTYPES
 from pipeline.plan import Plan
 from pipeline.sources import SyntheticModel, TinyModel
 

@@ -12,10 +12,10 @@ from pipeline.compatibility import keep_freed_memory
 from pipeline.extract import corpus, probes
 from pipeline.extract.estimate import describe
 from pipeline.extract.fill import fill
-from pipeline.extract.model import ResidualStream, open_model
 from pipeline.extract.shards import ShardRows, run_shard
 from pipeline.extract.synthetic import make_synthetic_model, open_synthetic_model, synthetic_rows, synthetic_store
 from pipeline.ground_truth import GroundTruth
+from pipeline.model import ResidualStream, open_model
 from pipeline.plan import Plan
 from pipeline.sources import HuggingFaceModel, SyntheticCorpus, SyntheticModel, TinyModel
 from pipeline.store import format as fmt

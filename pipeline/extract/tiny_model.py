@@ -17,7 +17,7 @@ from pipeline.errors import BadInputError
 from pipeline.extract.corpus import pack
 
 # transformers comes from there, where what could break its import is dealt with first.
-from pipeline.extract.model import quiet_transformers, transformers
+from pipeline.model import quiet_transformers, transformers
 from pipeline.progress import progress
 from pipeline.sources import TinyModel
 

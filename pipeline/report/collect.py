@@ -8,7 +8,19 @@ from typing import Any
 import pipeline
 from pipeline.arms import arms_of
 from pipeline.errors import MissingArtefactError
-from pipeline.plan import CAPTURE, RECONSTRUCTION, SPARSE_PROBING, TRAINING_LOG, Plan, PlannedSAE
+from pipeline.plan import (
+    CAPTURE,
+    EXAMPLES,
+    GROUND_TRUTH,
+    INTERFERENCE,
+    LOSS,
+    RECONSTRUCTION,
+    SPARSE_PROBING,
+    TRAINING_LOG,
+    Plan,
+    PlannedSAE,
+)
+from pipeline.report.differences import differences
 from pipeline.sources import HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.store.reader import ActivationStore
 from pipeline.workspace import Artefact, Workspace
@@ -17,8 +29,19 @@ NOT_PROBED: dict[str, Any] = dict.fromkeys(
     ("sparse_probing", "llm_probing", "sparse_probing_by_task", "llm_probing_by_task")
 )
 METRICS = ("fvu", "cosine", "l0", "dead_fraction", "max_decoder_cosine")
+SHAPES = ("density", "decoder_cosine")
+LOSSES = ("clean", "sae", "zero", "mean", "reason")
 CURVES = ("step", "fvu", "l0", "dead_fraction")
-RATES = ("row", "column", "union", "mutual", "chance", "lift", "kappa", "live", "pairs", "reason")
+RATES = ("row", "column", "union", "mutual", "chance", "lift", "kappa", "strength_weighted", "live", "pairs", "reason")
+CAPTURE_CURVES = {"by_topk": "topk", "by_pairs": "q"}
+EXAMPLES_OF = ("full", "baseline")
+"""Arms whose latents the report shows; of a study with neither, the first arm's."""
+
+GEMMA = "google/gemma-2-2b"
+REPORTED_LLM_PROBING = {
+    "1": 0.684275, "2": 0.7260625, "5": 0.774625, "10": 0.82099375, "20": 0.8589375, "50": 0.90028125, "all": 0.939325
+}  # fmt: skip
+"""Sparse probing of GEMMA's own activations in the log that the method comes from; it names no layer for them."""
 
 
 def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
@@ -33,7 +56,7 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
     facts = workspace.require(plan.store, f"dasae extract {experiment.argument}").facts
     known = arms_of(experiment.arms)
     arms = {sae.arm: known[sae.arm] for sae in plan.saes}
-    return {
+    results = {
         "experiment": experiment.name,
         "description": experiment.description,
         "generated": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -41,7 +64,9 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
         "is_demo": isinstance(experiment.model, TinyModel),
         "is_synthetic": isinstance(experiment.model, SyntheticModel),
         "model": _model(plan, workspace),
+        "reported_llm_probing": REPORTED_LLM_PROBING if experiment.model.name == GEMMA else None,
         "store": {
+            "key": plan.store.key,
             "rows": facts["rows"],
             "bytes": facts["bytes"],
             "layers": list(experiment.store.layers),
@@ -52,13 +77,18 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
         },
         "tasks": [_task(plan, name, artefact, workspace) for name, artefact in plan.probes.items()],
         "training": experiment.train.model_dump() | {"heldout_rows": _heldout_rows(plan, facts["rows"])},
-        "arms": [{"arm": name, "run": arm.run, "question": arm.question} for name, arm in arms.items()],
+        "arms": [
+            {"arm": name, "run": arm.run, "question": arm.question, "base": None if name == "full" else arm.base}
+            for name, arm in arms.items()
+        ],
         "k_values": list(experiment.evaluate.k_values),
         "rows": [_row(sae, workspace) for sae in evaluated],
         "curves": [_curve(sae, workspace) for sae in evaluated],
         "missing": [str(sae) for sae in plan.saes if sae not in evaluated],
+        "examples": [_examples(sae, workspace) for sae in _shown(evaluated, workspace)],
         "cost": _cost(plan, evaluated, workspace),
     }
+    return results | {"differences": differences(results)}
 
 
 def _model(plan: Plan, workspace: Workspace) -> dict[str, Any]:
@@ -100,15 +130,58 @@ def _row(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
         "degenerate": evaluated.facts["degenerate"],
     }
     if row["degenerate"]:
-        return row | NOT_PROBED | dict.fromkeys((*METRICS, "bpcr"))
-    reconstruction = _read(sae, RECONSTRUCTION, workspace)
-    capture = _read(sae, CAPTURE, workspace)
+        return row | NOT_PROBED | dict.fromkeys((*METRICS, *SHAPES, "loss", "interference", "bpcr", "ground_truth"))
+    reconstruction, loss, interference = (_read(sae, name, workspace) for name in (RECONSTRUCTION, LOSS, INTERFERENCE))
     probed = SPARSE_PROBING in evaluated.files
     return row | {
-        **{name: reconstruction[name] for name in METRICS},
+        **{name: reconstruction[name] for name in (*METRICS, *SHAPES)},
+        "loss": {name: loss[name] for name in LOSSES}
+        | {f"recovered_{null}": (loss["recovered"] or {}).get(null) for null in ("zero", "mean")},
+        "interference": interference,
         **(_probing(_read(sae, SPARSE_PROBING, workspace)) if probed else NOT_PROBED),
-        "bpcr": {name: capture[name] for name in RATES} | {"random_tied": capture["null"]["union"]},
+        "bpcr": _capture(_read(sae, CAPTURE, workspace)),
+        "ground_truth": _read(sae, GROUND_TRUTH, workspace) if GROUND_TRUTH in evaluated.files else None,
     }
+
+
+def _capture(capture: Mapping[str, Any]) -> dict[str, Any]:
+    """Rates of the SAE with both nulls beside them, at the K and q of the study and along both curves."""
+
+    def curve(name: str, along: str) -> list[dict[str, Any]]:
+        nulls = {point[along]: point["union"] for point in capture["null"][name]}
+        return [
+            {along: at, "union": point["union"], "chance": point["chance"], "random_tied": nulls[at]}
+            for point in capture[name]
+            for at in [point[along]]
+        ]
+
+    return {
+        **{name: capture[name] for name in RATES},
+        "random_tied": capture["null"]["union"],
+        "permuted": (capture["permuted"] or {}).get("mean"),
+        "permuted_std": (capture["permuted"] or {}).get("std"),
+        **{f"phi_{name}": capture["phi"][name] for name in ("union", "chance", "lift")},
+        "phi_random_tied": capture["null"]["phi"]["union"],
+        **{name: curve(name, along) for name, along in CAPTURE_CURVES.items()},
+    }
+
+
+def _shown(evaluated: list[PlannedSAE], workspace: Workspace) -> list[PlannedSAE]:
+    """The SAEs whose latents the report shows: per layer, the first seed of each arm of EXAMPLES_OF that is sound."""
+    sound: dict[tuple[int, str], PlannedSAE] = {}
+    for sae in evaluated:
+        manifest = workspace.manifest(sae.evaluation)
+        if manifest and manifest.facts["degenerate"] is None:
+            sound.setdefault((sae.layer, sae.arm), sae)
+    shown: list[PlannedSAE] = []
+    for layer in dict.fromkeys(layer for layer, _ in sound):
+        arms = {arm: sae for (at, arm), sae in sound.items() if at == layer}
+        shown += [arms[arm] for arm in EXAMPLES_OF if arm in arms] or list(arms.values())[:1]
+    return shown
+
+
+def _examples(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
+    return {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer} | _read(sae, EXAMPLES, workspace)
 
 
 def _probing(bench: Mapping[str, Any]) -> dict[str, Any]:

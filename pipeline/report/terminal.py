@@ -7,6 +7,8 @@ from rich import box
 from rich.table import Table
 
 Row = Mapping[str, Any]
+TRUTH_COLUMNS = ("found", "F1", "silent", "alone", "captured")
+"""What stands in place of probing and pair capture where the true features are known."""
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
@@ -16,17 +18,15 @@ def results_table(results: Mapping[str, Any]) -> Table:
     seeds = len({row["seed"] for row in results["rows"]})
     table = Table(
         title=f"{results['experiment']}: mean over {seeds} seeds, ± half their range",
-        caption=(
-            f"FVU: variance unexplained. {f'top 1, top {k}: sparse probing accuracy. ' if k else ''}"
-            "BPCR: co-firing pairs that the mask "
-            "captures, beside what chance and a random SAE capture; not a score."
-        ),
+        caption=_caption(results, k),
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
     table.add_column("arm", no_wrap=True)
-    for title in ("FVU", "L0", *(["top 1", f"top {k}"] if k else []), "BPCR", "chance", "random"):
+    probed = ["top 1", f"top {k}"] if k else []
+    judged = TRUTH_COLUMNS if results["is_synthetic"] else [*probed, "BPCR", "chance", "random"]
+    for title in ("FVU", "L0", *judged):
         table.add_column(title, justify="right", no_wrap=True)
     for layer in layers:
         of_layer = [row for row in results["rows"] if row["layer"] == layer]
@@ -44,15 +44,44 @@ def _cells(rows: Sequence[Row], k: str | None) -> list[str]:
     sound = [row for row in rows if not row["degenerate"]]
     if not sound:
         return ["degenerate"]
+    reconstruction = [_mean([row["fvu"] for row in sound]), _mean([row["l0"] for row in sound], 1)]
+    if sound[0]["ground_truth"]:
+        return [*reconstruction, *_truth_cells([row["ground_truth"] for row in sound])]
     capture = [row["bpcr"] for row in sound]
     return [
-        _mean([row["fvu"] for row in sound]),
-        _mean([row["l0"] for row in sound], 1),
+        *reconstruction,
         *(_mean([row["sparse_probing"][at] for row in sound]) for at in ("1", k) if k),
         _mean([rates["union"] for rates in capture], 2),
         _mean([rates["chance"] for rates in capture], 2, spread=False),
         _mean([rates["random_tied"] for rates in capture], 2, spread=False),
     ]
+
+
+def _truth_cells(truths: Sequence[Row]) -> list[str]:
+    features = [truth["features"]["all"] for truth in truths]
+    pairs = [truth["pairs"]["all"] for truth in truths]
+    return [
+        _mean([measured["one_to_one"] for measured in features]),
+        _mean([measured["f1"] for measured in features], 2),
+        _mean([truth["absorption"]["with_child"] for truth in truths], 2),
+        _mean([truth["absorption"]["alone"] for truth in truths], 2, spread=False),
+        f"{_mean([rates['captured'] for rates in pairs], 2, spread=False)} of "
+        f"{_mean([rates['matched'] for rates in pairs], 0, spread=False)}",
+    ]
+
+
+def _caption(results: Mapping[str, Any], k: str | None) -> str:
+    if results["is_synthetic"]:
+        return (
+            "FVU: variance unexplained. found: true features that have a latent of their own, cosine > 0.8. F1: of the "
+            "matching latents' firing. silent: rows where a child's latent fires and its parent's does not; alone: rows "
+            "where the parent fires without a child and its latent does not. captured: of the planted pairs with two "
+            "latents, how many the mask captures; not a score."
+        )
+    return (
+        f"FVU: variance unexplained. {f'top 1, top {k}: sparse probing accuracy. ' if k else ''}"
+        "BPCR: co-firing pairs that the mask captures, beside what chance and a random SAE capture; not a score."
+    )
 
 
 def _mean(values: Sequence[float | None], digits: int = 3, spread: bool = True) -> str:

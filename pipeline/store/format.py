@@ -63,7 +63,7 @@ class Layout(BaseModel):
     row_order: Literal["shuffled", "document"]
     """`shuffled`: rows permuted inside each shard. `document`: as in the text (probe stores)."""
     seed: int
-    """Seed of the permutations."""
+    """Seed of the permutations, or of a synthetic store's rows."""
     special_ids: tuple[int, ...]
     """Token ids that never become rows (BOS, EOS, padding, ...)."""
     max_norm: float | None = None

@@ -2,7 +2,9 @@ import contextlib
 import io
 import json
 import random
+import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate import probing
 
 CONFIG = {"model_name": "tiny", "dataset_names": ["d"], "k_values": [1, 2]}
-SAE_CONFIG = {"architecture": "standard", "metadata": {"arm": "full"}}
+SAE_CONFIG = {"architecture": "standard", "d_sae": 2304, "metadata": {"arm": "full"}}
 
 
 def features(seed: int, rows: int = 60, width: int = 12) -> probing.Features:
@@ -28,10 +30,14 @@ def test_pooling_is_the_mean_over_tokens_that_count() -> None:
     acts_NLD = torch.zeros(2, 4, 3)
     acts_NLD[0, 1], acts_NLD[0, 2] = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])
     acts_NLD[1, 1] = 5.0
-    assert probing.pool({"a": acts_NLD})["a"].tolist() == [[2.0, 2.0, 2.0], [5.0, 5.0, 5.0]]
+    assert probing.pool([("a", acts_NLD)])["a"].tolist() == [[2.0, 2.0, 2.0], [5.0, 5.0, 5.0]]
     # An encoder with a bias fires on padding too, which must not count.
-    pooled = probing.pool({"a": acts_NLD}, lambda x: x[..., :1] + 10)
+    pooled = probing.pool([("a", acts_NLD)], lambda x: x[..., :1] + 10)
     assert pooled["a"].tolist() == [[12.0], [15.0]]
+    batches = probing.pool([("a", acts_NLD[:1]), ("b", acts_NLD[:1]), ("a", acts_NLD[1:])])
+    assert {name: rows.tolist() for name, rows in batches.items()} == {
+        "a": [[2.0, 2.0, 2.0], [5.0, 5.0, 5.0]], "b": [[2.0, 2.0, 2.0]]
+    }  # fmt: skip
 
 
 def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
@@ -51,6 +57,39 @@ def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
         _, top2 = train_probe_on_activations(train, test, select_top_k=2)
     assert ours == {"d": {"all": full, "1": top1, "2": top2}}
     assert full["b"] > 0.6
+
+
+def test_fits_in_threads_draw_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with importing_sae_bench():
+        from sae_bench.evals.sparse_probing import probe_training as stock
+    data = [("d", features(0), features(1, rows=40)), ("e", features(2), features(3, rows=40))]
+    fit, states = stock.train_sklearn_probe, []
+
+    def recorded(*problem: torch.Tensor) -> object:
+        result = fit(*problem)
+        states.append(threading.get_ident())
+        return result
+
+    # What was drawn in all shows in the state that the generator is left in, which `probe` puts back.
+    left: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.random, "fork_rng", lambda: contextlib.nullcontext())
+    monkeypatch.setattr(stock, "train_sklearn_probe", recorded)
+    ours = probing.probe(data, [1, 2], seed=42)
+    left.append(torch.get_rng_state())
+    assert threading.get_ident() not in states
+    assert len(states) == 2 * 2 * 3
+    monkeypatch.setattr(stock, "train_sklearn_probe", fit)
+    torch.manual_seed(42)
+    theirs: dict[str, probing.Accuracies] = {}
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        for name, train, test in data:
+            options = {"select_top_k": None, "use_sklearn": False, "batch_size": 250, "epochs": 100, "lr": 1e-2}
+            theirs[name] = {"all": stock.train_probe_on_activations(train, test, **options)[1]}
+            for k in (1, 2):
+                theirs[name][str(k)] = stock.train_probe_on_activations(train, test, select_top_k=k)[1]
+    assert ours == theirs
+    assert torch.equal(left[0], torch.get_rng_state())
 
 
 def test_scores_do_not_depend_on_what_ran_before_nor_disturb_what_comes_after() -> None:
@@ -73,6 +112,8 @@ def harmed(name: str) -> probing.Features:
     train = features(0)
     if name == "dead":
         return {label: torch.zeros_like(rows) for label, rows in train.items()}
+    if name == "infinite":
+        train["c"][0, 0] = torch.inf
     if name == "nan":
         train["b"][3, 2] = torch.nan
     if name == "constant":
@@ -87,7 +128,8 @@ def harmed(name: str) -> probing.Features:
     [
         ("dead", "no latent fires on class a of d"),
         ("nan", "features of class b of d are not finite"),
-        ("constant", "only 0 latents tell class a of d from the others"),
+        ("infinite", "features of class c of d are not finite"),
+        ("constant", "every text of d has the same features"),
         ("narrow", "only 3 latents tell class a of d from the others; a probe of 5 needs more"),
     ],
 )
@@ -97,7 +139,7 @@ def test_features_that_cannot_be_scored_are_refused_and_not_called_one_half(name
     probing.check_not_degenerate("d", harmed("sound"), [1, 5])
 
 
-def test_the_output_is_saebench_s_and_a_wrong_one_is_refused() -> None:
+def test_the_output_has_sae_bench_s_schema() -> None:
     llm = {"d": {k: {"a": 0.9, "b": 0.8} for k in ("all", "1", "2")}}
     sae = {"d": {k: {"a": 0.7, "b": 0.6} for k in ("all", "1", "2")}}
     output = probing.saebench_output(llm, sae, CONFIG, SAE_CONFIG)
@@ -107,5 +149,29 @@ def test_the_output_is_saebench_s_and_a_wrong_one_is_refused() -> None:
     assert output["eval_result_details"][0]["dataset_name"] == "d_results"
     assert output["eval_result_unstructured"]["d_results"]["sae_top_1_test_accuracy"] == {"a": 0.7, "b": 0.6}
     json.dumps(output, allow_nan=False)
+
+
+def test_the_output_is_read_by_sae_bench_s_own_loaders(tmp_path: Path) -> None:
+    with importing_sae_bench(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
+        from sae_bench.sae_bench_utils import graphing_utils, testing_utils
+    accuracies = {"d": {k: {"a": 0.9, "b": 0.8} for k in ("all", "1", "2")}}
+    output = probing.saebench_output(accuracies, accuracies, CONFIG, SAE_CONFIG)
+    path = tmp_path / "sparse_probing" / "full_eval_results.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(output))
+    testing_utils.validate_eval_output_format_file(str(path), SparseProbingEvalOutput)
+    assert graphing_utils.find_eval_results_files([str(tmp_path)]) == [str(path)]
+    read = graphing_utils.get_eval_results([str(path)])["full"]
+    assert read["sae_top_2_test_accuracy"] == pytest.approx(0.85)
+    assert (read["sae_class"], read["d_sae"]) == ("standard", "2k")
+    (tmp_path / "bad.json").write_text(json.dumps(output | {"eval_result_metrics": {}}))
+    with pytest.raises(ValidationError):
+        testing_utils.validate_eval_output_format_file(str(tmp_path / "bad.json"), SparseProbingEvalOutput)
+
+
+def test_a_configuration_that_is_none_is_refused() -> None:
+    llm = sae = {"d": {k: {"a": 0.9, "b": 0.8} for k in ("all", "1", "2")}}
     with pytest.raises(ValidationError, match="k_values"):
         probing.saebench_output(llm, sae, CONFIG | {"k_values": "many"}, SAE_CONFIG)

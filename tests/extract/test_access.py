@@ -16,7 +16,7 @@ from pipeline.compatibility import quiet_hub
 
 ASK = """
 from pipeline.errors import ModelAccessError
-from pipeline.extract.model import check_access
+from pipeline.model import check_access
 try:
     check_access("google/gemma-2-2b", "main")
 except ModelAccessError as error:

@@ -12,8 +12,8 @@ from small_study import Study
 
 from pipeline.errors import BadInputError
 from pipeline.extract import corpus
-from pipeline.extract.model import ResidualStream, open_model
 from pipeline.extract.stage import extract
+from pipeline.model import ResidualStream, open_model
 from pipeline.plan import make_plan
 from pipeline.sources import FilesCorpus, HuggingFaceModel
 from pipeline.store.reader import ActivationStore

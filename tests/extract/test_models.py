@@ -13,8 +13,8 @@ from tiny_models import CONFIGS, D_IN, DEPTH, GEMMA_2_2B, POSITIONS, VOCABULARY,
 
 from pipeline.errors import BadInputError
 from pipeline.experiment import load
-from pipeline.extract.model import ResidualStream, open_model, quiet_transformers, transformers
 from pipeline.extract.stage import extract
+from pipeline.model import ResidualStream, open_model, quiet_transformers, transformers
 from pipeline.plan import Plan, make_plan
 from pipeline.sources import HuggingFaceModel
 from pipeline.store.reader import ActivationStore

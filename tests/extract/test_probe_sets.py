@@ -140,7 +140,7 @@ def test_a_folder_becomes_a_probe_store(study: Study, tmp_path: Path) -> None:
     shutil.copytree(study.workspace.root, workspace.root)
     assert extract(plan, workspace) == [plan.probes["kinds"]]
     documents = Documents(ActivationStore(workspace.folder(plan.probes["kinds"])), 2)
-    train, test = documents.padded("train"), documents.padded("test")
+    train, test = dict(documents.padded("train", 40)), dict(documents.padded("test", 40))
     assert {name: len(x_NLD) for name, x_NLD in train.items()} == dict.fromkeys(sorted(CLASSES), 40)
     assert {name: len(x_NLD) for name, x_NLD in test.items()} == dict.fromkeys(sorted(CLASSES), 20)
 

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.arms import ARMS
 from pipeline.errors import BadInputError
+from pipeline.evaluate.recovery import Recovery
 from pipeline.evaluate.stage import evaluate
 from pipeline.experiment import TrainConfig, load
 from pipeline.extract.estimate import describe
@@ -23,7 +23,7 @@ from pipeline.ground_truth import FEATURES, NO_PARENT, GroundTruth
 from pipeline.plan import SPARSE_PROBING, Plan, make_plan
 from pipeline.report.collect import collect
 from pipeline.report.page import write_report
-from pipeline.report.terminal import results_table
+from pipeline.report.terminal import TRUTH_COLUMNS, results_table
 from pipeline.sae import SAE, WEIGHTS
 from pipeline.sources import SyntheticModel
 from pipeline.status import next_command, status_table
@@ -302,7 +302,24 @@ def test_the_study_is_whole_without_probes(finished: tuple[Plan, Workspace], tmp
     assert "nothing here says anything about a language model" in page
     assert "Sparse probing accuracy with k latents" not in page
     assert "the model itself</th>" not in page
-    assert [column.header for column in results_table(results).columns] == ["arm", "FVU", "L0", "BPCR", "chance", "random"]
+    assert [column.header for column in results_table(results).columns] == ["arm", "FVU", "L0", *TRUTH_COLUMNS]
+
+
+def test_recovery_is_measured_on_the_held_out_rows_and_the_features_behind_them(finished: tuple[Plan, Workspace]) -> None:
+    plan, workspace = finished
+    truth, store = open_synthetic_model(plan, workspace), ActivationStore(workspace.folder(plan.store))
+    true_BT, x_BD = drawn(truth, store.layout, 2)
+    for sae, row in zip(plan.saes, collect(plan, workspace)["rows"], strict=True):
+        recovery = Recovery(trained := SAE.load(workspace.verified(sae.artefact, WEIGHTS)), truth)
+        # In chunks, as the store is read: a matrix product of another shape may round another way.
+        for rows_BD, rows_BT in zip(x_BD.split(512), true_BT.split(512), strict=True):
+            recovery.update(trained.encode(rows_BD), rows_BT)
+        expected = recovery.compute(plan.experiment.evaluate)
+        assert row["ground_truth"]["rows"] == expected["rows"] == 904
+        assert row["ground_truth"]["features"] == expected["features"]
+        assert row["ground_truth"]["pairs"] == expected["pairs"]
+        assert row["ground_truth"]["absorption"] == expected["absorption"]
+        assert 0 < expected["features"]["all"]["max_cosine"] < 1
 
 
 def test_a_dead_sae_is_degenerate_without_probes_too(finished: tuple[Plan, Workspace], tmp_path: Path) -> None:
@@ -380,7 +397,8 @@ def test_the_shipped_study_compares_arms_that_can_differ(monkeypatch: pytest.Mon
     monkeypatch.chdir(Path(__file__).parents[2])
     experiment = load("synthetic")
     assert isinstance(experiment.model, SyntheticModel)
-    assert set(experiment.study.arms) <= set(ARMS)
-    assert {"baseline", "full", "no-contrast", "unweighted"} <= set(experiment.study.arms)
+    assert {"baseline", "full", "no-contrast", "l0-matched", "orthogonal"} <= set(experiment.study.arms)
+    # What the penalty must tell apart is more similar than most random directions: otherwise the mask would miss it.
+    assert experiment.model.similarity * math.sqrt(experiment.model.d_in) > 1.3
     assert len({experiment.train.d_sae, experiment.model.d_in, experiment.model.features}) == 3
     assert experiment.model.features > experiment.model.d_in

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pipeline.errors import BadInputError
-from pipeline.extract.model import ResidualStream
 from pipeline.extract.tiny_model import architecture, train_tiny_model, unigram_entropy
+from pipeline.model import ResidualStream
 from pipeline.sources import TinyModel
 
 CONFIG = TinyModel(source="tiny", d_in=16, depth=2, vocabulary=300, steps=40, batch_size=8, learning_rate=2e-2)

@@ -151,9 +151,11 @@ def test_documents_come_back_padded_by_class(tmp_path: Path) -> None:
     values = numbered(sum(lengths))
     writer.write(0, {3: values}, rows_of(0, len(values)))
     documents = Documents(ActivationStore(tmp_path), 3)
-    train, test = documents.padded("train"), documents.padded("test")
+    train, test = dict(documents.padded("train", 2)), dict(documents.padded("test", 2))
     assert {name: tuple(acts.shape) for name, acts in train.items()} == {"one": (2, 6, D_IN), "two": (1, 6, D_IN)}
     assert numbers(train["one"][1, 1:4].float()) == [2, 3, 4]
     assert numbers(test["two"][1, 1:6].float()) == [12, 13, 14, 15, 16]
     assert not train["one"][:, 0].any()
     assert not train["one"][0, 3:].any()
+    assert [(name, len(acts)) for name, acts in documents.padded("train", 1)] == [("one", 1), ("one", 1), ("two", 1)]
+    assert torch.equal(torch.cat([acts for name, acts in documents.padded("train", 1) if name == "one"]), train["one"])

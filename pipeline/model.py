@@ -1,10 +1,10 @@
-"""The language model up to its deepest hook: residual-stream activations of several layers in one forward pass.
+"""A language model of transformers: up to its deepest hook for extraction, or whole, with its residual stream replaced.
 
-Shapes: S sequences, L tokens, D d_in.
+Shapes: S sequences, L tokens, D d_in, V entries of the vocabulary.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,21 +30,14 @@ class ResidualStream:
 
     def __init__(self, model: str, *, revision: str | None = None, layers: tuple[int, ...], dtype: str):
         self.name, self.layers, self.device = model, layers, best_device()
-        with _loading(f"the tokenizer of {model}"):
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model, revision=revision)
-        if len(self.tokenizer) <= len(self.tokenizer.all_special_ids):  # what some classes make of missing files
-            raise ModelAccessError(f"the tokenizer of {model} has no vocabulary: its files are missing")
-        # Texts are cut after they are tokenized; until then the tokenizer would warn of every long one.
-        self.tokenizer.model_max_length = sys.maxsize
-        with _loading(f"the configuration of {model}"):
-            config: Any = transformers.AutoConfig.from_pretrained(model, revision=revision)
-        self.depth: int = getattr(config, "num_hidden_layers", 0)
-        if not self.depth or config.is_encoder_decoder:
-            raise BadInputError(f"{model} ({config.model_type}) is not a decoder-only language model")
+        self.tokenizer = load_tokenizer(model, revision)
+        config = _load_config(model, revision)
+        self.depth: int = config.num_hidden_layers
         if max(layers) >= self.depth:
             raise BadInputError(f"store.layers: layer {max(layers)} does not exist, {model} has 0 to {self.depth - 1}")
         self.d_in: int = config.hidden_size
-        self.model = _load_weights(model, revision, _cut(config, max(layers) + 1), DTYPES[dtype]).to(self.device)
+        cut = _cut(config, max(layers) + 1)
+        self.model = _load_weights(transformers.AutoModel, model, revision, cut, DTYPES[dtype]).to(self.device)
         self._layers = _find_layers(self.model, model, max(layers) + 1)
 
     @torch.no_grad()
@@ -78,6 +71,55 @@ class ResidualStream:
         return outputs
 
 
+class LanguageModel:
+    """A whole decoder-only model, whose residual stream can be replaced after one layer.
+
+    Raises ModelAccessError for a model that cannot be loaded.
+    """
+
+    def __init__(self, model: str, *, revision: str | None = None, dtype: str):
+        self.device = best_device()
+        config = _load_config(model, revision)
+        causal = transformers.AutoModelForCausalLM
+        self.model = _load_weights(causal, model, revision, config, DTYPES[dtype]).to(self.device)
+        self._layers = _find_layers(self.model, model, config.num_hidden_layers)
+
+    @torch.no_grad()
+    def next_token_loss(
+        self, tokens_SL: torch.Tensor, layer: int, replace: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Cross-entropy [S, L - 1] of every token after the first, in nats, float32, on the CPU.
+
+        `replace` gets the residual stream [S, L, D] after the layer and returns what the rest of the model reads instead.
+        """
+        tokens_SL = tokens_SL.to(self.device)
+
+        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return replace(output[0]), *output[1:]
+            return replace(output)
+
+        handle = self._layers[layer].register_forward_hook(hook)
+        try:
+            logits_SLV = self.model(input_ids=tokens_SL, use_cache=False).logits[:, :-1]
+        finally:
+            handle.remove()
+        return torch.nn.functional.cross_entropy(
+            logits_SLV.transpose(1, 2).float(), tokens_SL[:, 1:], reduction="none"
+        ).cpu()
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> Any:
+    """The tokenizer of a model. Raises ModelAccessError when it cannot be loaded."""
+    with _loading(f"the tokenizer of {model}"):
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model, revision=revision)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what some classes make of missing files
+        raise ModelAccessError(f"the tokenizer of {model} has no vocabulary: its files are missing")
+    # Texts are cut after they are tokenized; until then the tokenizer would warn of every long one.
+    tokenizer.model_max_length = sys.maxsize
+    return tokenizer
+
+
 def best_device() -> torch.device:
     """A GPU where there is one: CUDA, then Apple's MPS, then the CPU."""
     if torch.cuda.is_available():
@@ -93,9 +135,17 @@ def _cut(config: Any, depth: int) -> Any:
     return config
 
 
-def _load_weights(model: str, revision: str | None, config: Any, dtype: torch.dtype) -> Any:
+def _load_config(model: str, revision: str | None) -> Any:
+    with _loading(f"the configuration of {model}"):
+        config: Any = transformers.AutoConfig.from_pretrained(model, revision=revision)
+    if not getattr(config, "num_hidden_layers", 0) or config.is_encoder_decoder:
+        raise BadInputError(f"{model} ({config.model_type}) is not a decoder-only language model")
+    return config
+
+
+def _load_weights(kind: Any, model: str, revision: str | None, config: Any, dtype: torch.dtype) -> Any:
     with _loading(f"the weights of {model}"):
-        loaded, report = transformers.AutoModel.from_pretrained(
+        loaded, report = kind.from_pretrained(
             model,
             revision=revision,
             config=config,
@@ -161,10 +211,7 @@ def open_model(config: HuggingFaceModel, layers: tuple[int, ...]) -> ResidualStr
     Raises ModelAccessError, which tells a missing login from a licence that was not accepted, and BadInputError when the
     model is not as the experiment declares it.
     """
-    if Path(config.name).is_dir():
-        check_folder(Path(config.name))
-    else:
-        check_access(config.name, config.revision)
+    check_available(config)
     model = ResidualStream(config.name, revision=config.revision, layers=layers, dtype=config.dtype)
     if (model.d_in, model.depth) != (config.d_in, config.depth):
         raise BadInputError(
@@ -172,6 +219,14 @@ def open_model(config: HuggingFaceModel, layers: tuple[int, ...]) -> ResidualStr
             f"the experiment declares d_in {config.d_in} and depth {config.depth}"
         )
     return model
+
+
+def check_available(config: HuggingFaceModel) -> None:
+    """Say in one line why a model cannot be loaded."""
+    if Path(config.name).is_dir():
+        check_folder(Path(config.name))
+    else:
+        check_access(config.name, config.revision)
 
 
 def check_folder(folder: Path) -> None:

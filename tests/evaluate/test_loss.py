@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_study import Study
+from tiny_models import CONFIGS, D_IN, save_model
+
+from pipeline.evaluate.loss import SplicedLoss, heldout_sequences
+from pipeline.model import LanguageModel, transformers
+from pipeline.plan import LOSS
+from pipeline.sae import SAE
+from pipeline.store.batches import split_shards
+from pipeline.store.reader import ActivationStore
+
+LAYER, SPECIAL = 1, (0, 1, 2)
+
+
+def sequences() -> torch.Tensor:
+    tokens_SL = torch.randint(4, 250, (6, 12), generator=torch.Generator().manual_seed(0))
+    tokens_SL[:, 0] = 2
+    tokens_SL[3, 5] = 2  # a document that begins inside a sequence
+    return tokens_SL
+
+
+def random_sae() -> SAE:
+    generator = torch.Generator().manual_seed(3)
+    W_dec_FD = torch.nn.functional.normalize(torch.randn(48, D_IN, generator=generator), dim=1)
+    return SAE(W_enc_DF=W_dec_FD.T, b_enc_F=torch.full((48,), -0.05), W_dec_FD=W_dec_FD, b_dec_D=torch.ones(D_IN))
+
+
+@pytest.mark.parametrize("family", ["gemma-2", "gpt-2", "gpt-j"])
+def test_losses_are_those_of_the_model_run_by_hand_with_its_stream_replaced(family: str, tmp_path: Path) -> None:
+    place = save_model(tmp_path / family, CONFIGS[family])
+    tokens_SL, sae, mean_D = sequences(), random_sae(), torch.linspace(-1, 1, D_IN)
+    measured = SplicedLoss(LanguageModel(str(place), dtype="float32"), LAYER, tokens_SL, SPECIAL, mean_D).compute(sae)
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager").eval()
+    layers = model.model.layers if family == "gemma-2" else model.transformer.h
+    text_SL = torch.tensor([[token not in SPECIAL for token in sequence] for sequence in tokens_SL.tolist()])
+
+    def loss(replacement) -> float:
+        def hook(module, inputs, output):
+            x_SLD = output[0] if isinstance(output, tuple) else output
+            changed = x_SLD.clone()
+            changed[text_SL] = replacement(x_SLD[text_SL])
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        handle = layers[LAYER].register_forward_hook(hook)
+        with torch.no_grad():
+            log_probability = model(tokens_SL).logits.log_softmax(dim=-1)
+        handle.remove()
+        terms = [
+            -float(log_probability[s, place - 1, tokens_SL[s, place]])
+            for s in range(6)
+            for place in range(1, 12)
+            if text_SL[s, place]
+        ]
+        assert len(terms) == measured["tokens"] == 6 * 11 - 1
+        return sum(terms) / len(terms)
+
+    expected = {
+        "clean": loss(lambda rows: rows),
+        "sae": loss(lambda rows: sae.decode(sae.encode(rows))),
+        "zero": loss(torch.zeros_like),
+        "mean": loss(lambda rows: mean_D.expand_as(rows)),
+    }
+    for name, value in expected.items():
+        assert measured[name] == pytest.approx(value, abs=1e-4), name
+    assert len({round(value, 4) for value in expected.values()}) == 4
+    for name in ("zero", "mean"):
+        share = (expected[name] - expected["sae"]) / (expected[name] - expected["clean"])
+        if expected[name] > expected["clean"]:
+            assert measured["recovered"][name] == pytest.approx(share, rel=0.05)
+        else:
+            assert measured["recovered"][name] is None
+            assert f"{name} ablation does not raise the loss" in measured["reason"]
+
+
+class Uniform:
+    """A model that no replacement disturbs."""
+
+    def next_token_loss(self, tokens_SL: torch.Tensor, layer: int, replace: object) -> torch.Tensor:
+        return torch.ones(len(tokens_SL), tokens_SL.shape[1] - 1)
+
+
+def test_where_ablation_does_not_raise_the_loss_nothing_can_be_recovered() -> None:
+    measured = SplicedLoss(Uniform(), LAYER, sequences(), SPECIAL, torch.zeros(D_IN)).compute(random_sae())  # type: ignore[arg-type]
+    assert measured["recovered"] == {"zero": None, "mean": None}
+    assert measured["reason"] == "zero ablation does not raise the loss; mean ablation does not raise the loss"
+    assert measured["clean"] == 1
+
+
+def test_sequences_are_whole_and_held_out(study: Study) -> None:
+    store = ActivationStore(study.workspace.folder(study.plan.store))
+    training, heldout = split_shards(store, 1)
+    few, all_there = heldout_sequences(store, heldout, 100), heldout_sequences(store, heldout, 10**9)
+    trained_on = {int(sequence) for shard in training for sequence in store.read_field("sequence", *store.rows_of(shard))}
+    held = store.read_field("sequence", *store.rows_of(heldout[0]))
+    tokens_SL = store.whole("tokens")
+    special = store.layout.special_ids
+
+    def whole(sequence: int) -> bool:
+        return int((held == sequence).sum()) == int((~np.isin(tokens_SL[sequence], special)).sum())
+
+    expected = [sequence for sequence in np.unique(held).tolist() if sequence not in trained_on and whole(sequence)]
+    assert torch.equal(all_there, torch.from_numpy(tokens_SL[expected]).long())
+    assert torch.equal(few, all_there[: len(few)])
+    rows = [int((held == sequence).sum()) for sequence in expected]
+    assert sum(rows[: len(few)]) >= 100 > sum(rows[: len(few) - 1])
+
+
+def test_the_study_s_model_loses_its_loss_with_nothing_in_its_stream(study: Study) -> None:
+    import json
+
+    for planned in study.plan.saes:
+        loss = json.loads((study.workspace.folder(planned.evaluation) / LOSS).read_text())
+        assert loss["clean"] < loss["zero"]
+        assert 0 < loss["recovered"]["zero"] <= 1.1
+        assert 0 < loss["tokens"] <= 8192 + 32
