@@ -45,6 +45,8 @@ class PlannedSAE:
     recipe: TrainConfig
     artefact: Artefact
     evaluation: Artefact
+    reference: "PlannedSAE | None" = None
+    """The SAE of the same seed and layer whose L0 this one is matched to, whether or not it is part of the plan."""
 
     def __str__(self) -> str:
         return f"{self.arm} seed {self.seed} layer {self.layer}"
@@ -200,11 +202,17 @@ def _llm_probing(experiment: Experiment, probe_keys: list[str], layer: int) -> A
 
 def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: str, seed: int, layer: int) -> PlannedSAE:
     config = recipe(arm, experiment.train, experiment.arms)
-    sae = Artefact(
-        kind="saes",
-        label=f"{arm}-s{seed}",
-        inputs={"format": SAE_FORMAT, "store": store.key, "layer": layer, "recipe": config.model_dump(), "seed": seed},
-    )
+    reference = _sae(experiment, store, probe_keys, config.match_l0, seed, layer) if config.match_l0 else None
+    inputs = {
+        "format": SAE_FORMAT,
+        "store": store.key,
+        "layer": layer,
+        # The other arm's name says nothing of its recipe; its key does.
+        "recipe": config.model_dump(exclude={"match_l0"}),
+        "seed": seed,
+        **({"matched_to": reference.artefact.key} if reference else {}),
+    }
+    sae = Artefact(kind="saes", label=f"{arm}-s{seed}", inputs=inputs)
     evaluation = Artefact(
         kind="evaluations",
         label=f"{arm}-s{seed}",
@@ -216,4 +224,6 @@ def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: st
             "evaluate": experiment.evaluate.model_dump(),
         },
     )
-    return PlannedSAE(arm=arm, seed=seed, layer=layer, recipe=config, artefact=sae, evaluation=evaluation)
+    return PlannedSAE(
+        arm=arm, seed=seed, layer=layer, recipe=config, artefact=sae, evaluation=evaluation, reference=reference
+    )
