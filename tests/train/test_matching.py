@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from pipeline.train import matching
 from pipeline.train.matching import FACTOR, MOST_TRIES, RECORD, TOLERANCE, TRIES, Try, distance, heldout_l0, next_l1
 from pipeline.train.run import InTraining
 from pipeline.train.stage import cohorts, train
+from pipeline.train.step import StepMetrics, Trainer
 from pipeline.workspace import Workspace
 
 ARMS = 'arms = ["baseline", "full", "magnitude"]'
@@ -156,21 +156,21 @@ def test_an_interrupted_search_goes_on(
     study: Study, matched: tuple[Plan, Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     plan, workspace = matched_study(study, tmp_path / "study")
-    recorded = matching.Search.record
+    recorded, stepped = matching.Search.record, Trainer.step
 
     def interrupt(self: matching.Search, member: InTraining, l0: float | None) -> None:
         recorded(self, member, l0)
         if len(self.tries) == 2:  # the other seed of the round is not recorded
             raise KeyboardInterrupt
 
-    def stop_next(self: matching.Search, member: InTraining, l0: float | None) -> None:
-        recorded(self, member, l0)
-        if len(self.tries) == 1 and self.sae.seed == 1:
-            threading.Timer(0.05, signal.raise_signal, [signal.SIGTERM]).start()
+    def stop(self: Trainer, x_BD: torch.Tensor) -> StepMetrics:
+        if self.done == 60 and self.config.l1 != plan.experiment.train.l1:
+            signal.raise_signal(signal.SIGTERM)
+        return stepped(self, x_BD)
 
     with monkeypatch.context() as patched:
         between = when == "between rounds"
-        patched.setattr(matching.Search, "record", interrupt if between else stop_next)
+        patched.setattr(*((matching.Search, "record", interrupt) if between else (Trainer, "step", stop)))
         with pytest.raises(KeyboardInterrupt if between else InterruptedRunError):
             train(plan, workspace)
     tries = [json.loads(path.read_text())["tries"] for path in workspace.local.glob(f"saes/*/{TRIES}/{RECORD}")]
