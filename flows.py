@@ -87,8 +87,8 @@ def train(
         seeds: Only these seeds.
         layer: Only this layer.
     """
-    made, diverged = _train(_part(experiment, arms, seeds, layer), _workspace(workspace))
-    _fail_if_any(diverged)
+    made, failed = _train(_part(experiment, arms, seeds, layer), _workspace(workspace))
+    _fail_if_any(failed)
     return _outcome(made)
 
 
@@ -129,12 +129,12 @@ def ablation(experiment: str, workspace: str | None = None) -> list[str]:
     """
     plan, place = make_plan(load(experiment)), _workspace(workspace)
     extracted = extract_stores(plan, place)
-    trained, diverged = _train(plan, place)
-    sound = replace(plan, saes=tuple(sae for sae in plan.saes if str(sae) not in diverged))
+    trained, failed = _train(plan, place)
+    sound = replace(plan, saes=tuple(sae for sae in plan.saes if str(sae) not in failed))
     evaluated = _evaluate(sound, place)
     if sound.saes:
         write_page(plan, place)
-    _fail_if_any(diverged)
+    _fail_if_any(failed)
     return _outcome([*extracted, *trained, *evaluated])
 
 
@@ -147,12 +147,12 @@ def extract_stores(plan: Plan, workspace: Workspace) -> list[str]:
 
 
 @task(task_run_name="train layer {plan.saes[0].layer}", persist_result=False, cache_policy=NO_CACHE)
-def train_cohort(plan: Plan, workspace: Workspace) -> tuple[list[str], dict[str, int]]:
-    """Run the training stage on SAEs that share their batches; returns the paths made, and who diverged at which step."""
+def train_cohort(plan: Plan, workspace: Workspace) -> tuple[list[str], dict[str, str]]:
+    """Run the training stage on SAEs that share their batches; returns the paths made, and who failed and why."""
     from pipeline.train import stage
 
     trained = stage.train(plan, workspace)
-    return [sae.artefact.path for sae in trained.made], trained.diverged
+    return [sae.artefact.path for sae in trained.made], trained.failed
 
 
 @task(task_run_name="evaluate layer {plan.saes[0].layer}", persist_result=False, cache_policy=NO_CACHE)
@@ -179,16 +179,16 @@ def write_page(plan: Plan, workspace: Workspace) -> str:
     return page
 
 
-def _train(plan: Plan, workspace: Workspace) -> tuple[list[str], dict[str, int]]:
+def _train(plan: Plan, workspace: Workspace) -> tuple[list[str], dict[str, str]]:
     from pipeline.train.stage import cohorts
 
     made: list[str] = []
-    diverged: dict[str, int] = {}
+    failed: dict[str, str] = {}
     for cohort in cohorts(plan, workspace):
         paths, lost = train_cohort(replace(plan, saes=tuple(cohort)), workspace)
         made += paths
-        diverged |= lost
-    return made, diverged
+        failed |= lost
+    return made, failed
 
 
 def _evaluate(plan: Plan, workspace: Workspace) -> list[str]:
@@ -211,10 +211,10 @@ def _outcome(made: list[str]) -> Any:
     return made or Completed(name="Cached", message="Nothing to do, everything was there.", data=made)
 
 
-def _fail_if_any(diverged: dict[str, int]) -> None:
-    if diverged:
-        saes = ", ".join(f"{sae} at step {step}" for sae, step in diverged.items())
-        raise PipelineError(f"the loss was no longer finite: {saes}; lower train.learning_rate. The other SAEs are finished")
+def _fail_if_any(failed: dict[str, str]) -> None:
+    if failed:
+        saes = "; ".join(f"{sae}: {why}" for sae, why in failed.items())
+        raise PipelineError(f"not trained: {saes}. The other SAEs are finished")
 
 
 def _show_table(results: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ Those in `ARMS` exist in every experiment; `[arms.NAME]` in an experiment file d
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,10 @@ ARMS: dict[str, Arm] = {
         question="Do free decoder norms matter: the whole method under the baseline's constraint?",
         diff={"decoder_norm": "unit"},
     ),
+    "l0-matched": Arm(
+        question="Does a vanilla SAE do as well when it is as sparse as the whole method?",
+        diff={"decoder_norm": "unit", "contrast": None, "resets": None, "match_l0": "full"},
+    ),
     "literal": Arm(
         question="What does the penalty do as it was first written down, not averaged and with the diagonal?",
         # Computed by autograd, which knows no short cuts.
@@ -152,7 +156,7 @@ def recipe(arm: str, full: TrainConfig, own: Mapping[str, ArmConfig] | None = No
         raise BadInputError(explain(error, where)) from None
 
 
-def check(arms: Iterable[str], full: TrainConfig, own: Mapping[str, ArmConfig]) -> None:
+def check(arms: Collection[str], full: TrainConfig, own: Mapping[str, ArmConfig]) -> None:
     """Raises BadInputError when an arm of the experiment's own cannot be, or two `arms` would be the same SAE."""
     known = list(ARMS)
     for name, arm in own.items():
@@ -167,11 +171,25 @@ def check(arms: Iterable[str], full: TrainConfig, own: Mapping[str, ArmConfig]) 
                 raise BadInputError(f"arms.{name}.{field}: all arms of a study share {field}; set it in [train]")
         recipe(name, full, own)
         known.append(name)
+    if full.match_l0:
+        raise BadInputError("train.match_l0: only an arm can be matched to another; set it in [arms.NAME]")
+    for name in dict.fromkeys([*own, *arms]):
+        _check_match(name, arms, full, own)
     first: dict[TrainConfig, str] = {}
     for name in arms:
         same = first.setdefault(recipe(name, full, own), name)
         if same != name:
             raise BadInputError(f"study.arms: {same!r} and {name!r} have the same recipe in this experiment, remove one")
+
+
+def _check_match(name: str, study: Collection[str], full: TrainConfig, own: Mapping[str, ArmConfig]) -> None:
+    reference = recipe(name, full, own).match_l0
+    if reference is None:
+        return
+    if recipe(reference, full, own).match_l0:
+        raise BadInputError(f"arm {name!r}: match_l0 {reference!r} is itself matched to another arm, choose one that is not")
+    if name in study and reference not in study:
+        raise BadInputError(f"study.arms: {name!r} is matched to {reference!r}, which is not among them; add it")
 
 
 def _flat(declared: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -99,7 +99,7 @@ def train(
     layer: LayerOption = None,
     track: Annotated[Service | None, typer.Option("--track", help="Show the SAEs' logs live in this, if installed.")] = None,
 ) -> None:
-    """Train the SAEs that are missing, in lockstep from the store. Exit status 1 when one diverged."""
+    """Train the SAEs that are missing, in lockstep from the store. Exit status 1 when one failed."""
     raise typer.Exit(int(_train(_plan(experiment, arms, seeds, layer), workspace, track)))
 
 
@@ -207,11 +207,11 @@ def _train(plan: "Plan", workspace: str, track: Service | None = None) -> bool:
     from pipeline.workspace import Workspace
 
     result = train(plan, Workspace(workspace), track)
-    there = len(plan.saes) - len(result.made) - len(result.diverged)
+    there = len(plan.saes) - len(result.made) - len(result.failed)
     console.print(f"train: {len(result.made)} SAEs trained, {there} were there", highlight=False)
-    for sae, step in result.diverged.items():
-        console.print(f"[bold]diverged[/]: {sae}, loss not finite at step {step}; not published", highlight=False)
-    return bool(result.diverged)
+    for sae, why in result.failed.items():
+        console.print(f"[bold]failed[/]: {sae}: {why}; not published", highlight=False)
+    return bool(result.failed)
 
 
 def _evaluate(plan: "Plan", workspace: str) -> bool:

@@ -163,6 +163,8 @@ class TrainConfig(Section):
     """Weight of the sparsity term, for activations scaled to E||x||^2 = 1."""
     l1_warmup: Annotated[int, Field(ge=0)] = 500
     """Steps over which the sparsity weight rises from 0."""
+    match_l0: str | None = None
+    """Arm of the study whose L0 this one gets: l1 is only where the search for the sparsity weight begins."""
     decoder_norm: Literal["free", "unit"] = "free"
     """`unit`: rows of W_dec kept at norm 1, as in the vanilla baseline."""
     contrast: Contrast | None = Contrast()
@@ -179,6 +181,12 @@ class TrainConfig(Section):
         warmup = max(self.lr_warmup, self.l1_warmup)
         if self.resets and self.resets.first < warmup:
             raise ValueError(f"the first reset, at step {self.resets.first}, would come before warm-up ends at {warmup}")
+        return self
+
+    @model_validator(mode="after")
+    def _search_begins_above_zero(self) -> Self:
+        if self.match_l0 and not self.l1:
+            raise ValueError("l1 0 is nothing that the search for match_l0 could begin with; set it above 0")
         return self
 
 

@@ -4,9 +4,10 @@ Everything that determines an artefact's bytes is in its `inputs` here, but for 
 training log. A change of code that changes bytes must raise the format number of that artefact.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pipeline.arms import recipe
@@ -54,6 +55,8 @@ class PlannedSAE:
     evaluation: Artefact
     baseline: Artefact | None
     """The SAE of the arm `baseline` with the same seed and layer, on whose pairs it is measured; None in a study without."""
+    reference: "PlannedSAE | None" = None
+    """The SAE of the same seed and layer whose L0 this one is matched to, whether or not it is part of the plan."""
 
     def __str__(self) -> str:
         return f"{self.arm} seed {self.seed} layer {self.layer}"
@@ -207,13 +210,26 @@ def _llm_probing(experiment: Experiment, probe_keys: list[str], layer: int) -> A
     return Artefact(kind="evaluations", label=f"llm-layer{layer}", inputs=inputs)
 
 
-def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: str, seed: int, layer: int) -> PlannedSAE:
-    def artefact(name: str) -> Artefact:
-        fields = recipe(name, experiment.train, experiment.arms).model_dump()
-        inputs = {"format": SAE_FORMAT, "store": store.key, "layer": layer, "recipe": fields, "seed": seed}
-        return Artefact(kind="saes", label=f"{name}-s{seed}", inputs=inputs)
+def _sae_artefact(
+    experiment: Experiment,
+    store: Artefact,
+    arm: str,
+    seed: int,
+    layer: int,
+    further: Mapping[str, Any] = MappingProxyType({}),
+) -> Artefact:
+    # The other arm's name in `match_l0` says nothing of its recipe; its key, among the further inputs, does.
+    fields = recipe(arm, experiment.train, experiment.arms).model_dump(exclude={"match_l0"})
+    inputs = {"format": SAE_FORMAT, "store": store.key, "layer": layer, "recipe": fields, "seed": seed, **further}
+    return Artefact(kind="saes", label=f"{arm}-s{seed}", inputs=inputs)
 
-    sae, baseline = artefact(arm), artefact(BASELINE) if BASELINE in experiment.study.arms else None
+
+def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: str, seed: int, layer: int) -> PlannedSAE:
+    config = recipe(arm, experiment.train, experiment.arms)
+    reference = _sae(experiment, store, probe_keys, config.match_l0, seed, layer) if config.match_l0 else None
+    sae = _sae_artefact(experiment, store, arm, seed, layer, {"matched_to": reference.artefact.key} if reference else {})
+    # The baseline itself is matched to nothing.
+    baseline = _sae_artefact(experiment, store, BASELINE, seed, layer) if BASELINE in experiment.study.arms else None
     evaluation = Artefact(
         kind="evaluations",
         label=f"{arm}-s{seed}",
@@ -230,8 +246,9 @@ def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: st
         arm=arm,
         seed=seed,
         layer=layer,
-        recipe=recipe(arm, experiment.train, experiment.arms),
+        recipe=config,
         artefact=sae,
         evaluation=evaluation,
         baseline=baseline,
+        reference=reference,
     )

@@ -1,26 +1,26 @@
 """The training stage: every SAE of the study that does not exist yet, in as few passes over the store as possible."""
 
-import json
-import time
+import shutil
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-from pipeline.experiment import Experiment
+import torch
+
 from pipeline.plan import TRAINING_LOG, Plan, PlannedSAE
-from pipeline.sae import CONFIG, WEIGHTS
+from pipeline.sae import CONFIG, SAE, WEIGHTS
 from pipeline.sources import SyntheticModel
-from pipeline.store.batches import shuffled_batches, split_shards
+from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.reader import ActivationStore
-from pipeline.train import checkpoint, memory
-from pipeline.train.cohort import Member, train_cohort
+from pipeline.train import checkpoint, matching, memory
 from pipeline.train.memory import best_device
-from pipeline.train.step import Trainer
-from pipeline.train.track import Service, Tracker, connect
-from pipeline.workspace import Workspace, write_atomically
+from pipeline.train.run import InTraining, Job, Runner
+from pipeline.train.track import Service, connect
+from pipeline.workspace import Workspace
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 
@@ -32,16 +32,28 @@ class Trained:
     made: list[PlannedSAE] = field(default_factory=list)
     diverged: dict[str, int] = field(default_factory=dict)
     """SAE to the step at which its loss was no longer finite. It has no artefact."""
+    unmatched: dict[str, str] = field(default_factory=dict)
+    """SAE to the reason why there is nothing that its L0 could be matched to. It has no artefact."""
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Every SAE that should have been made and was not, and why."""
+        return {sae: f"loss not finite at step {step}, lower train.learning_rate" for sae, step in self.diverged.items()} | (
+            self.unmatched
+        )
 
 
 def cohorts(plan: Plan, workspace: Workspace) -> list[list[PlannedSAE]]:
-    """The SAEs still to be trained, in groups that can share one stream of batches and fit into memory together."""
+    """The SAEs still to be trained, in groups that can share one stream of batches and fit into memory together.
+
+    Those that are matched to others come last, in groups of their own.
+    """
     groups: dict[tuple[object, ...], list[PlannedSAE]] = defaultdict(list)
-    for sae in plan.saes:
+    for sae in sorted(plan.saes, key=lambda sae: sae.reference is not None):
         if workspace.manifest(sae.artefact) is None:
             recipe = sae.recipe
             stream = (recipe.batch_size, recipe.steps, recipe.data_seed, recipe.heldout_shards, recipe.buffer_chunks)
-            groups[(sae.layer, *stream)].append(sae)
+            groups[(sae.reference is not None, sae.layer, *stream)].append(sae)
     fitting = memory.cohort_size(plan.experiment)
     return [group[start : start + fitting] for group in groups.values() for start in range(0, len(group), fitting)]
 
@@ -56,140 +68,121 @@ def train(
     """
     tracker = connect(track, plan.experiment, workspace) if track else lambda *_: nullcontext()
     missing = cohorts(plan, workspace)
-    result = Trained()
-    if missing:
-        workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
-        store = ActivationStore(workspace.storage(plan.store))
-        for cohort in missing:
-            with ExitStack() as stack:
-                # Always in the same order, so that two processes cannot each hold what the other waits for.
-                for sae in sorted(cohort, key=lambda sae: sae.artefact.name):
-                    stack.enter_context(workspace.lock(sae.artefact))
-                cohort = [sae for sae in cohort if workspace.manifest(sae.artefact) is None]
-                points = checkpoint.resume_points([workspace.folder(sae.artefact) for sae in cohort])
-                for done, indices in points.items():
-                    run = _Run(plan.experiment, workspace, store, [cohort[index] for index in indices], done)
-                    run.train(tracker, save_every, result)
-    return result
-
-
-@dataclass(kw_only=True)
-class _InTraining(Member):
-    """An SAE of the study as a member of its cohort."""
-
-    sae: PlannedSAE
-    folder: Path
+    if not missing:
+        return Trained()
+    workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
+    store = ActivationStore(workspace.storage(plan.store))
+    stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every))
+    for cohort in missing:
+        with ExitStack() as stack:
+            # Always in the same order, so that two processes cannot each hold what the other waits for.
+            for sae in sorted(cohort, key=lambda sae: sae.artefact.name):
+                stack.enter_context(workspace.lock(sae.artefact))
+            cohort = [sae for sae in cohort if workspace.manifest(sae.artefact) is None]
+            stage.match([sae for sae in cohort if sae.reference])
+            stage.train([sae for sae in cohort if not sae.reference])
+    return stage.result
 
 
 @dataclass
-class _Run:
-    """A cohort taken from step `done`, from which all of it goes on, to its end. Its locks are held."""
+class _Stage:
+    """Trains and publishes SAEs whose locks are held, and notes what became of each."""
 
-    experiment: Experiment
+    plan: Plan
     workspace: Workspace
-    store: ActivationStore
-    cohort: list[PlannedSAE]
-    done: int
-    seconds: float = 0.0
-    """Spent on this cohort, earlier runs included."""
+    runner: Runner
+    result: Trained = field(default_factory=Trained)
 
-    def train(
-        self,
-        tracker: Callable[[PlannedSAE, int], AbstractContextManager[Tracker | None]],
-        save_every: float,
-        result: Trained,
-    ) -> None:
-        """Train and publish; adds what happened to `result`."""
-        layer, recipe = self.cohort[0].layer, self.cohort[0].recipe
-        training, _ = split_shards(self.store, recipe.heldout_shards)
-        with ExitStack() as stack:
-            members = [self._member(sae, stack, tracker) for sae in self.cohort]
-            batches = shuffled_batches(
-                self.store,
-                layer,
-                training,
-                batch_size=recipe.batch_size,
-                buffer_chunks=recipe.buffer_chunks,
-                seed=recipe.data_seed,
-                start=self.done,
-            )
-            started = time.monotonic() - self.seconds
+    def train(self, saes: list[PlannedSAE]) -> None:
+        """SAEs whose recipe says everything."""
+        jobs = [Job(sae=sae, recipe=sae.recipe, folder=self.workspace.folder(sae.artefact)) for sae in saes]
+        for members in self.runner.run(jobs):
+            for member in members:
+                if member.diverged_at is None:
+                    self._publish_trained(member)
+                else:
+                    self.result.diverged[str(member.job.sae)] = member.diverged_at
 
-            def save(active: Sequence[Member]) -> None:
-                self.seconds = time.monotonic() - started
-                self._save([member for member in members if member in active])
-
-            title = f"train {len(members)} SAEs, layer {layer}" + (f", from step {self.done}" if self.done else "")
-            train_cohort(members, batches, recipe.steps, title, save=save, save_every=save_every)
-            self.seconds = time.monotonic() - started
-        for member in members:
-            if member.diverged_at is not None:
-                result.diverged[str(member.sae)] = member.diverged_at
+    def match(self, saes: list[PlannedSAE]) -> None:
+        """SAEs of one layer whose sparsity weight is to be found."""
+        searches = [search for sae in saes if (search := self._search(sae))]
+        if searches:
+            matching.search(searches, self.runner, partial(self._heldout, searches[0].sae))
+        for search in searches:
+            if search.closest.l0 is None:
+                self.result.unmatched[str(search.sae)] = f"loss not finite at l1 {search.closest.l1:.3g}"
+                shutil.rmtree(search.folder)
             else:
-                self._publish(member)
-                result.made.append(member.sae)
+                self._publish_matched(search)
 
-    def _member(
-        self,
-        sae: PlannedSAE,
-        stack: ExitStack,
-        tracker: Callable[[PlannedSAE, int], AbstractContextManager[Tracker | None]],
-    ) -> _InTraining:
-        folder = self.workspace.folder(sae.artefact)
-        trainer = Trainer(config=sae.recipe, d_in=self.store.layout.d_in, seed=sae.seed, device=best_device())
-        if self.done:
-            state, facts = checkpoint.load(folder, self.done)
-            trainer.load_state(state)
-            self.seconds = facts["seconds"]
-        # What was logged after the checkpoint will be logged again.
-        records = _records(folder / TRAINING_LOG, self.done)
-        write_atomically(folder / TRAINING_LOG, "".join(f"{json.dumps(record)}\n" for record in records).encode())
-        log = stack.enter_context((folder / TRAINING_LOG).open("a", encoding="utf-8", buffering=1))
-        last = records[-1] if records else {}
-        opened = stack.enter_context(tracker(sae, self.done))
-        return _InTraining(trainer=trainer, log=log, tracker=opened, last=last, sae=sae, folder=folder)
+    def _search(self, sae: PlannedSAE) -> matching.Search | None:
+        """The search for an SAE's sparsity weight, new or as it was left; None when it has nothing to aim at."""
+        reference = sae.reference
+        assert reference is not None
+        if self.workspace.manifest(reference.artefact) is None:
+            self.result.unmatched[str(sae)] = f"it is matched to {reference}, which is not trained"
+            return None
+        weights = self.workspace.verified(reference.artefact, WEIGHTS)
+        (target,) = matching.heldout_l0([SAE.load(weights)], self._heldout(sae))
+        if not target:
+            self.result.unmatched[str(sae)] = f"no latent of {reference}, to which it is matched, fires"
+            return None
+        return matching.Search(sae=sae, folder=self.workspace.folder(sae.artefact) / matching.TRIES, target=target)
 
-    def _save(self, members: Sequence[_InTraining]) -> None:
-        for member in members:
-            member.log.flush()
-            checkpoint.save(member.folder, member.trainer.state(), member.trainer.done, {"seconds": self.seconds})
-        for member in members:
-            checkpoint.remove(member.folder, but=member.trainer.done)
+    def _heldout(self, sae: PlannedSAE) -> Iterator[torch.Tensor]:
+        _, heldout = split_shards(self.runner.store, sae.recipe.heldout_shards)
+        return rows_in_order(self.runner.store, sae.layer, heldout)
 
-    def _publish(self, member: _InTraining) -> None:
-        sae, trainer = member.sae, member.trainer
+    def _publish_trained(self, member: InTraining) -> None:
+        sae, folder = member.job.sae, member.job.folder
+        member.trainer.finished(self.runner.store.scale(sae.layer)).save(folder, self._metadata(sae))
+        facts = self._facts(sae, member.trainer.resets, member.seconds)
+        self.workspace.publish(sae.artefact, files=[CONFIG, WEIGHTS, TRAINING_LOG], facts=facts)
+        # Only now: killed in between, the run would have had to begin again.
+        checkpoint.remove(folder)
+        self.result.made.append(sae)
+
+    def _publish_matched(self, search: matching.Search) -> None:
+        sae, folder = search.sae, self.workspace.folder(search.sae.artefact)
+        assert sae.reference is not None
+        # An artefact that is out of date would else be a damaged one until it is replaced.
+        self.workspace.reopen(sae.artefact)
+        SAE.load(search.kept / WEIGHTS).save(folder, self._metadata(sae) | {"matching": search.facts})
+        shutil.copyfile(search.kept / TRAINING_LOG, folder / TRAINING_LOG)
+        shutil.copyfile(search.folder / matching.RECORD, folder / matching.RECORD)
+        seconds = sum(tried.seconds for tried in search.tries)
+        self.workspace.publish(
+            sae.artefact,
+            files=[CONFIG, WEIGHTS, TRAINING_LOG, matching.RECORD],
+            parents=[sae.reference.artefact],
+            facts=self._facts(sae, search.closest.resets, seconds) | {"matching": search.facts},
+        )
+        shutil.rmtree(search.folder)
+        self.result.made.append(sae)
+        if not search.found:
+            reached = f"L0 {search.closest.l0:.4g} after {len(search.tries)} tries, wanted {search.target:.4g}"
+            print(f"not matched within {matching.TOLERANCE:.0%}: {sae}: {reached}", file=sys.stderr)
+
+    def _metadata(self, sae: PlannedSAE) -> dict[str, Any]:
+        experiment = self.plan.experiment
         hook = {
             "hook_name": f"blocks.{sae.layer}.hook_resid_post",
             "hook_layer": sae.layer,
-            "context_size": self.experiment.store.context,
+            "context_size": experiment.store.context,
             "prepend_bos": True,
         }
-        metadata = {
-            "model_name": self.experiment.model.name,
-            **({} if isinstance(self.experiment.model, SyntheticModel) else hook),
+        return {
+            "model_name": experiment.model.name,
+            **({} if isinstance(experiment.model, SyntheticModel) else hook),
             "arm": sae.arm,
             "seed": sae.seed,
         }
-        trainer.finished(self.store.scale(sae.layer)).save(member.folder, metadata)
-        self.workspace.publish(
-            sae.artefact,
-            files=[CONFIG, WEIGHTS, TRAINING_LOG],
-            facts={
-                "steps": trainer.done,
-                "tokens": trainer.done * sae.recipe.batch_size,
-                "resets": trainer.resets,
-                "seconds": round(self.seconds / len(self.cohort), 1),
-                "device": str(trainer.device),
-            },
-        )
-        # Only now: killed in between, the run would have had to begin again.
-        checkpoint.remove(member.folder)
 
-
-def _records(log: Path, done: int) -> list[dict[str, Any]]:
-    """The records of a log up to a step; a torn last line is none."""
-    if not done:
-        return []
-    lines = log.read_text(encoding="utf-8").splitlines()
-    complete = [json.loads(line) for line in lines if line.endswith("}")]
-    return [record for record in complete if record["step"] <= done]
+    def _facts(self, sae: PlannedSAE, resets: int, seconds: float) -> dict[str, Any]:
+        return {
+            "steps": sae.recipe.steps,
+            "tokens": sae.recipe.steps * sae.recipe.batch_size,
+            "resets": resets,
+            "seconds": round(seconds, 1),
+            "device": str(best_device()),
+        }

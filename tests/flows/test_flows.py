@@ -137,7 +137,7 @@ def test_diverged_saes_fail_the_flow_after_the_others_are_reported(
         state = run(flow, small_toml, finished)
         assert state.is_failed()
         assert state.message is not None
-        assert "magnitude seed 0 layer 2 at step 7" in state.message
+        assert "magnitude seed 0 layer 2: loss not finite at step 7" in state.message
         with pytest.raises(PipelineError):
             state.result()
     assert set(rows(finished)) == {"baseline", "full"}
@@ -167,4 +167,4 @@ def test_the_command_ends_with_the_exit_code_of_the_error(
     shutil.rmtree(Path(finished) / "saes")
     monkeypatch.setattr(stage, "train", lambda plan, workspace: stage.Trained(diverged={str(sae): 7 for sae in plan.saes}))
     assert flows.main([str(small_toml), "--workspace", finished]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: the loss was no longer finite: baseline seed 0")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: not trained: baseline seed 0")
