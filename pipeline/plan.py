@@ -4,10 +4,9 @@ Everything that determines an artefact's bytes is in its `inputs` here, but for 
 training log. A change of code that changes bytes must raise the format number of that artefact.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pipeline.arms import recipe
@@ -216,18 +215,20 @@ def _sae_artefact(
     arm: str,
     seed: int,
     layer: int,
-    further: Mapping[str, Any] = MappingProxyType({}),
+    matched_to: Artefact | None = None,
 ) -> Artefact:
-    # The other arm's name in `match_l0` says nothing of its recipe; its key, among the further inputs, does.
+    # The other arm's name in `match_l0` says nothing of its recipe; its key does.
     fields = recipe(arm, experiment.train, experiment.arms).model_dump(exclude={"match_l0"})
-    inputs = {"format": SAE_FORMAT, "store": store.key, "layer": layer, "recipe": fields, "seed": seed, **further}
+    inputs = {"format": SAE_FORMAT, "store": store.key, "layer": layer, "recipe": fields, "seed": seed}
+    if matched_to:
+        inputs["matched_to"] = matched_to.key
     return Artefact(kind="saes", label=f"{arm}-s{seed}", inputs=inputs)
 
 
 def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: str, seed: int, layer: int) -> PlannedSAE:
     config = recipe(arm, experiment.train, experiment.arms)
     reference = _sae(experiment, store, probe_keys, config.match_l0, seed, layer) if config.match_l0 else None
-    sae = _sae_artefact(experiment, store, arm, seed, layer, {"matched_to": reference.artefact.key} if reference else {})
+    sae = _sae_artefact(experiment, store, arm, seed, layer, reference.artefact if reference else None)
     # The baseline itself is matched to nothing.
     baseline = _sae_artefact(experiment, store, BASELINE, seed, layer) if BASELINE in experiment.study.arms else None
     evaluation = Artefact(

@@ -121,7 +121,14 @@ def create(storage: Storage, new: NewStore) -> None:
     whole = {"tokens": text.tokens_SL, "row_offsets": text.row_offsets, "doc_starts": text.doc_starts}
     for name, values in (whole | new.labels).items():
         chunks = (min(len(values), 8192), *values.shape[1:])
-        group.create_array(name, data=values, chunks=chunks, compressors=[ZstdCodec(level=1), Crc32cCodec()])
+        group.create_array(
+            name,
+            data=values,
+            chunks=chunks,
+            compressors=[ZstdCodec(level=1), Crc32cCodec()],
+            # Left out by default, a chunk of zeros could not be told from one that was lost.
+            config={"write_empty_chunks": True},
+        )
     for name in sorted(files, key=lambda name: (name == ROOT, name)):
         storage.write(name, files[name].as_numpy_array().data)
 

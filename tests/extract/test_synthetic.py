@@ -397,7 +397,7 @@ def test_the_shipped_study_compares_arms_that_can_differ(monkeypatch: pytest.Mon
     monkeypatch.chdir(Path(__file__).parents[2])
     experiment = load("synthetic")
     assert isinstance(experiment.model, SyntheticModel)
-    assert {"baseline", "full", "no-contrast", "l0-matched", "orthogonal"} <= set(experiment.study.arms)
+    assert {"baseline", "full", "no-contrast", "no-contrast-l0", "orthogonal"} <= set(experiment.study.arms)
     # What the penalty must tell apart is more similar than most random directions: otherwise the mask would miss it.
     assert experiment.model.similarity * math.sqrt(experiment.model.d_in) > 1.3
     assert len({experiment.train.d_sae, experiment.model.d_in, experiment.model.features}) == 3

@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 from collections import Counter
 from itertools import islice
@@ -159,3 +160,12 @@ def test_documents_come_back_padded_by_class(tmp_path: Path) -> None:
     assert not train["one"][0, 3:].any()
     assert [(name, len(acts)) for name, acts in documents.padded("train", 1)] == [("one", 1), ("one", 1), ("two", 1)]
     assert torch.equal(torch.cat([acts for name, acts in documents.padded("train", 1) if name == "one"]), train["one"])
+
+
+def test_whole_arrays_of_zeros_are_there(tmp_path: Path) -> None:
+    new = new_store(SHARD_ROWS)
+    zeros = np.zeros(9000, dtype=np.int32)
+    fmt.create(LocalStorage(tmp_path), dataclasses.replace(new, labels={"label": zeros, "split": zeros.astype(np.uint8)}))
+    store = ActivationStore(tmp_path, partial=True)
+    assert (store.whole("label") == 0).all()
+    assert (store.whole("split") == 0).all()
