@@ -39,8 +39,8 @@ BATCH = 2048
 TABLE = [name for name, arm in ARMS.items() if arm.run is not None]
 
 
-def ours(args: argparse.Namespace, *, precision: str, arms: list[str], alone: bool = False) -> None:
-    """Our cohort, or each SAE of it alone."""
+def ours(args: argparse.Namespace, *, precision: str, arms: list[str], alone: bool = False) -> float:
+    """Our cohort, or each SAE of it alone. Returns the median of the last batch's FVU."""
     store = ActivationStore(next((args.folder / "ours").glob("*/stores/*")))
     steps = args.tokens // BATCH
     full = TrainConfig.model_validate(
@@ -51,12 +51,16 @@ def ours(args: argparse.Namespace, *, precision: str, arms: list[str], alone: bo
         Trainer(config=recipe(arm, full), d_in=store.layout.d_in, seed=seed)
         for seed, arm in zip(count(), arms, strict=False)
     ]
+    fvu: list[float] = []
     for cohort in [[trainer] for trainer in trainers] if alone else [trainers]:
         batches = shuffled_batches(store, LAYER, store.shards, batch_size=BATCH, buffer_chunks=32, seed=0)
-        train_cohort([Member(trainer=trainer, log=io.StringIO()) for trainer in cohort], batches, steps, "ours")
+        members = [Member(trainer=trainer, log=io.StringIO()) for trainer in cohort]
+        train_cohort(members, batches, steps, "ours")
+        fvu += [member.last["fvu"] for member in members]
     for number, trainer in enumerate(trainers):
         (args.folder / f"ours-{number}").mkdir(exist_ok=True)
         trainer.finished(store.scale(LAYER)).save(args.folder / f"ours-{number}", {})
+    return statistics.median(fvu)
 
 
 def saelens(args: argparse.Namespace, *, multi: bool) -> None:
@@ -160,8 +164,8 @@ def one(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     reset_peak_memory()
     began = time.perf_counter()
-    CONTESTANTS[args.contestant](args)
-    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_memory()}))
+    fvu = CONTESTANTS[args.contestant](args)
+    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_memory(), "fvu": fvu}))
 
 
 def main() -> None:
@@ -194,9 +198,15 @@ def main() -> None:
     peers = [name for name in seconds if not name.startswith("ours")]
     show(
         f"{args.saes} SAEs of {args.d_sae} latents on {args.tokens:,} rows, batches of {BATCH}, {Path(args.model).name}",
-        ["", "seconds", *(f"x {name}" for name in peers), "peak MB"],
+        ["", "seconds", *(f"x {name}" for name in peers), "peak MB", "FVU"],
         [
-            [name, f"{value:.1f}", *(f"{seconds[peer] / value:.2f}" for peer in peers), f"{runs[name][0]['peak'] / 1e6:.0f}"]
+            [
+                name,
+                f"{value:.1f}",
+                *(f"{seconds[peer] / value:.2f}" for peer in peers),
+                f"{runs[name][0]['peak'] / 1e6:.0f}",
+                str(runs[name][0]["fvu"] or "")[:6],
+            ]
             for name, value in seconds.items()
         ],
     )
