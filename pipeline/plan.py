@@ -23,7 +23,7 @@ MODEL_FORMAT = 1
 STORE_FORMAT = 2
 PROBES_FORMAT = 2
 SAE_FORMAT = 2
-EVALUATION_FORMAT = 2
+EVALUATION_FORMAT = 3
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
 """What of a model's folder counts: configuration, weights, and every form of tokenizer."""

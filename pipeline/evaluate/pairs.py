@@ -106,16 +106,17 @@ def fire_together(
     live = live_F.nonzero().squeeze(1)
     size = max(1, round(most * len(live)))
     by_strength, by_phi = TopPairs(size), TopPairs(size)
-    p_F = (fired_F.double() / rows).float()
-    deviation_F = (p_F * (1 - p_F)).sqrt()
+    p_F = fired_F.double() / rows
+    variance_F = p_F * (1 - p_F)
     for block in blocks:
         out_bF = block.joint_bF < joint_firings
         out_bF |= ~(live_F[block.latents, None] & live_F)
         by_strength.offer(block, block.strength_bF.masked_fill(out_bF, -torch.inf))
-        phi_bF = block.joint_bF / rows
-        phi_bF.addr_(p_F[block.latents], p_F, alpha=-1)
-        phi_bF /= deviation_F[block.latents, None]
-        phi_bF /= deviation_F
+        # Doubles, and one operation at a time: a fused one rounds differently at the edge of a block, and equal phis would
+        # be ranked by where they stand in it.
+        phi_bF = block.joint_bF.double() / rows
+        phi_bF -= p_F[block.latents, None] * p_F
+        phi_bF /= (variance_F[block.latents, None] * variance_F).sqrt_()
         # A latent that fires on every row has no phi with anything.
-        by_phi.offer(block, phi_bF.masked_fill_(out_bF | phi_bF.isnan() | phi_bF.isinf(), -torch.inf))
+        by_phi.offer(block, phi_bF.masked_fill_(out_bF | ~phi_bF.isfinite(), -torch.inf))
     return Together(live=live, by_strength=by_strength, by_phi=by_phi)
