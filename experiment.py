@@ -42,16 +42,16 @@ def run(out_dir: Path) -> bool:
     plan = make_plan(load(os.environ.get("DASAE_EXPERIMENT", "demo")), arms=[RUNS[out_dir.name]])
     workspace = Workspace(os.environ.get("DASAE_WORKSPACE", "workspace"))
     extract(plan, workspace)
-    diverged = train(plan, workspace).diverged
-    if len(diverged) == len(plan.saes):
-        raise PipelineError("every SAE of the arm diverged: its loss was no longer finite; lower train.learning_rate")
+    failed = train(plan, workspace).failed
+    if len(failed) == len(plan.saes):
+        raise PipelineError(f"no SAE of the arm was trained: {'; '.join(f'{sae}: {why}' for sae, why in failed.items())}")
     degenerate = evaluate(plan, workspace).degenerate
     out_dir.mkdir(parents=True, exist_ok=True)
     info = final_info(collect(plan, workspace))
     write_atomically(out_dir / "final_info.json", json.dumps(info, indent=1, allow_nan=False).encode())
-    for sae in (*diverged, *degenerate):
-        print(f"failed: {sae}", file=sys.stderr)
-    return bool(diverged or degenerate)
+    for sae, why in (failed | degenerate).items():
+        print(f"failed: {sae}: {why}", file=sys.stderr)
+    return bool(failed or degenerate)
 
 
 def main(arguments: list[str] | None = None) -> int:

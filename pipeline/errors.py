@@ -27,6 +27,10 @@ class CorruptArtefactError(PipelineError, OSError):
     """A finished artefact is not what its manifest says."""
 
 
+class StorageError(PipelineError):
+    """Files could not be read or written, for a reason that may pass: a full disk, a network. Trying again can help."""
+
+
 class DegenerateSAEError(PipelineError):
     """An SAE whose features cannot be probed: its numbers would look like results and be none."""
 

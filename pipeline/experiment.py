@@ -238,6 +238,24 @@ class EvaluateConfig(Section):
         return self
 
 
+class RunConfig(Section):
+    """Where the tasks of the Prefect flows run. Nothing here changes a byte of any artefact."""
+
+    engine: Literal["local", "dask"] = "local"
+    """`local`: one after the other in the flow's own process. `dask`: ranges of shards, cohorts of SAEs and groups of
+    evaluations side by side on Dask's workers, which all see the same workspace."""
+    address: str | None = None
+    """Dask's scheduler, such as `tcp://127.0.0.1:8786`; without one, a cluster of `workers` processes is started here."""
+    workers: PositiveInt = 2
+    """Processes of the cluster that is started here."""
+
+    @model_validator(mode="after")
+    def _address_of_a_scheduler(self) -> Self:
+        if self.address and self.engine != "dask":
+            raise ValueError(f'address {self.address} is for engine "dask"; set that, or remove it')
+        return self
+
+
 def _default_probes(validated: dict[str, Any]) -> ProbesConfig:
     return ProbesConfig(datasets=()) if isinstance(validated.get("model"), SyntheticModel) else ProbesConfig()
 
@@ -260,6 +278,7 @@ class Experiment(Section):
     """Arms beside the built-in ones, by name; `study.arms` says which of all are trained."""
     study: StudyConfig
     evaluate: EvaluateConfig = EvaluateConfig()
+    run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -80,6 +80,16 @@ class Plan:
         """What the extraction stage makes."""
         return [*([self.model] if self.model else []), self.store, *self.probes.values()]
 
+    @property
+    def trained(self) -> list[Artefact]:
+        """What the training stage makes."""
+        return [sae.artefact for sae in self.saes]
+
+    @property
+    def evaluated(self) -> list[Artefact]:
+        """What the evaluation stage makes."""
+        return [*self.llm_probing.values(), *(sae.evaluation for sae in self.saes)]
+
 
 def make_plan(
     experiment: Experiment,

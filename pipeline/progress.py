@@ -1,9 +1,10 @@
-"""Progress of long work: a live bar on a terminal, a line every few seconds in a log."""
+"""Progress of long work: a live bar on a terminal, a line every few seconds in a log, and whoever else wants to know."""
 
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Protocol
 
 from rich.console import Console
@@ -19,11 +20,41 @@ class Advance(Protocol):
         """Report progress."""
 
 
+class Watch(Protocol):
+    """Something that is told of progress besides the terminal; entered when the work begins, left when it ends."""
+
+    def __call__(self, title: str, total: int, unit: str) -> AbstractContextManager[Advance]:
+        """Begin."""
+        ...
+
+
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watched_by(watch: Watch) -> Iterator[None]:
+    """Tell `watch` of all progress that this thread makes in the block."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
 @contextmanager
 def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
     """Show progress on stderr while the block runs; yields the function that reports it."""
-    console = Console(stderr=True)
-    with _live(console, title, total, unit) if console.is_terminal else _lines(title, total, unit) as advance:
+    console, watch = Console(stderr=True), _watch.get()
+    with (
+        _live(console, title, total, unit) if console.is_terminal else _lines(title, total, unit) as show,
+        watch(title, total, unit) if watch else nullcontext() as tell,
+    ):
+
+        def advance(amount: int = 1, remark: str = "") -> None:
+            show(amount, remark)
+            if tell:
+                tell(amount, remark)
+
         yield advance
 
 

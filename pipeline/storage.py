@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from pipeline.errors import BadInputError, PipelineError
+from pipeline.errors import BadInputError, PipelineError, StorageError
 
 SCHEME = "s3://"
 # obstore by itself tries for three minutes before it says what is wrong.
@@ -24,6 +24,10 @@ RETRIES: Any = {
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
     "retry_timeout": timedelta(seconds=60),
 }
+
+NO_CREDENTIALS = "there are no credentials"
+LASTING = {"NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", NO_CREDENTIALS}
+"""What an object store objects to however often it is asked."""
 
 
 class Storage(Protocol):
@@ -178,7 +182,8 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise PipelineError(
+        lasting = isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError)
+        raise (PipelineError if lasting else StorageError)(
             f"{path} cannot be written: {error.strerror}; once that is put right, the same command goes on"
         ) from error
 
@@ -285,7 +290,7 @@ class ObjectStorage:
             reason = _reason(str(error))
             if isinstance(error, FileNotFoundError) and reason != "NoSuchBucket":
                 raise
-            raise PipelineError(
+            raise (PipelineError if reason in LASTING else StorageError)(
                 f"{self.url}: {reason}; check the URL, AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID and "
                 f"AWS_SECRET_ACCESS_KEY, then run the same command again"
             ) from None
@@ -295,7 +300,7 @@ def _reason(message: str) -> str:
     if code := re.search(r"<Code>(\w+)</Code>", message):
         return code[1]
     if "/latest/api/token" in message or "/latest/meta-data" in message:  # where a machine at Amazon would find some
-        return "there are no credentials"
+        return NO_CREDENTIALS
     if "error sending request" in message:
         return "the object store cannot be reached"
     return message.split("\n", 1)[0].rpartition(" - ")[2]

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -236,6 +237,15 @@ class Workspace:
         )
         storage.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
         return manifest
+
+    def discard(self, artefact: Artefact) -> None:
+        """Remove an artefact, finished or not, so that its stage makes it again. Waits for a process that is making it."""
+        storage = self.storage(artefact)
+        with self.lock(artefact) as folder:
+            storage.delete(MANIFEST)  # first, so that it never looks whole with files missing
+            for name in storage.sizes():
+                storage.delete(name)
+            shutil.rmtree(folder)
 
     def reopen(self, artefact: Artefact) -> None:
         """Make a finished artefact one in progress again, so that its stage can repair it."""

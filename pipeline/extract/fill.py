@@ -3,7 +3,7 @@
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
@@ -35,22 +35,89 @@ def fill(
 ) -> bool:
     """Bring a store to its end from wherever an earlier run left it; False when it was whole already.
 
-    `rows_of` opens what makes the rows of a shard, and is called only when a shard is missing. Any number of processes may
-    do this at once: they share the shards. With `deep` every checksum of what is there is compared first.
-    Raises InterruptedRunError after SIGTERM, with the shard in hand committed.
+    Any number of processes may do this at once: they share the shards. With `deep` every checksum of what is there is
+    compared first. Raises InterruptedRunError after SIGTERM, with the shard in hand committed.
     """
-    storage = workspace.storage(artefact)
     started = time.monotonic()
+    missing = prepare(artefact, workspace, new_store=new_store, deep=deep)
+    if missing is None:
+        return False
+    write_shards(artefact, workspace, missing, rows_of=rows_of)
+    finish(artefact, workspace, time.monotonic() - started)
+    return True
+
+
+def prepare(
+    artefact: Artefact, workspace: Workspace, *, new_store: Callable[[], fmt.NewStore], deep: bool = False
+) -> list[int] | None:
+    """Lay a store out, or mend what is there; returns the shards that are missing, None when the store is finished."""
+    storage = workspace.storage(artefact)
     with workspace.lock(artefact):
         if _mend(artefact, workspace, deep):
-            return False
+            return None
         if not fmt.is_laid_out(storage):
             fmt.create(storage, new_store())
-    _write_shards(artefact, workspace, rows_of)
+    return ShardWriter(storage).missing()
+
+
+def write_shards(
+    artefact: Artefact,
+    workspace: Workspace,
+    shards: Collection[int],
+    *,
+    rows_of: Callable[[fmt.Layout, fmt.Sequences], RowsOf],
+) -> None:
+    """Make those of some shards that no other process is making, until none of them is missing.
+
+    `rows_of` opens what makes the rows of a shard, and is called only when one is missing.
+    """
+    storage = workspace.storage(artefact)
+    writer = ShardWriter(storage)
+
+    def still_missing() -> list[int]:
+        return [shard for shard in writer.missing() if shard in shards]
+
+    missing = still_missing()
+    if not missing:
+        return
+    make_rows = rows_of(writer.layout, fmt.read_sequences(storage))
+    with (
+        progress(f"extract {artefact.label}", len(missing) * writer.layout.shard_rows, "tokens") as advance,
+        stop_on_sigterm() as stop,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        while missing:
+            if workspace.remote:  # claims reach only the processes of one machine: those of others start elsewhere
+                turn = secrets.randbelow(len(missing))
+                missing = missing[turn:] + missing[:turn]
+            writing: Future[None] | None = None
+            claimed = False
+            for shard in missing:
+                with ExitStack() as claim:
+                    if claim.enter_context(workspace.claim(artefact, str(shard))) and not writer.committed(shard):
+                        claimed = True
+                        rows = make_rows(shard)
+                        if writing:
+                            writing.result()
+                        # Written while the next shard goes through the model.
+                        writing = pool.submit(_write, writer, shard, rows, claim.pop_all())
+                        advance(writer.layout.shard_rows)
+                if stop.is_set():
+                    break
+            if writing:
+                writing.result()
+            if stop.is_set():
+                raise InterruptedRunError(f"stopped on request; {artefact.label} goes on with the same command")
+            missing = still_missing()
+            if missing and not claimed:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def finish(artefact: Artefact, workspace: Workspace, seconds: float) -> None:
+    """Publish a store whose shards are all committed, unless another process did; `seconds` is what it took."""
     with workspace.lock(artefact):
         if workspace.manifest(artefact) is None:
-            _publish(artefact, workspace, started)
-    return True
+            _publish(artefact, workspace, seconds)
 
 
 def _mend(artefact: Artefact, workspace: Workspace, deep: bool) -> bool:
@@ -83,52 +150,12 @@ def _refuse_another(artefact: Artefact, storage: Storage) -> None:
         raise BadInputError(f"{storage} holds the unfinished artefact {key}, not this one; move it away and run again")
 
 
-def _write_shards(artefact: Artefact, workspace: Workspace, rows_of: Callable[[fmt.Layout, fmt.Sequences], RowsOf]) -> None:
-    """Make every missing shard that no other process is making, until none is missing."""
-    storage = workspace.storage(artefact)
-    writer = ShardWriter(storage)
-    missing = writer.missing()
-    if not missing:
-        return
-    make_rows = rows_of(writer.layout, fmt.read_sequences(storage))
-    with (
-        progress(f"extract {artefact.label}", len(missing) * writer.layout.shard_rows, "tokens") as advance,
-        stop_on_sigterm() as stop,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        while missing:
-            if workspace.remote:  # claims reach only the processes of one machine: those of others start elsewhere
-                turn = secrets.randbelow(len(missing))
-                missing = missing[turn:] + missing[:turn]
-            writing: Future[None] | None = None
-            claimed = False
-            for shard in missing:
-                with ExitStack() as claim:
-                    if claim.enter_context(workspace.claim(artefact, str(shard))) and not writer.committed(shard):
-                        claimed = True
-                        rows = make_rows(shard)
-                        if writing:
-                            writing.result()
-                        # Written while the next shard goes through the model.
-                        writing = pool.submit(_write, writer, shard, rows, claim.pop_all())
-                        advance(writer.layout.shard_rows)
-                if stop.is_set():
-                    break
-            if writing:
-                writing.result()
-            if stop.is_set():
-                raise InterruptedRunError(f"stopped on request; {artefact.label} goes on with the same command")
-            missing = writer.missing()
-            if missing and not claimed:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
 def _write(writer: ShardWriter, shard: int, rows: ShardRows, claim: ExitStack) -> None:
     with claim:
         writer.write(shard, rows.layers, rows.fields)
 
 
-def _publish(artefact: Artefact, workspace: Workspace, started: float) -> None:
+def _publish(artefact: Artefact, workspace: Workspace, seconds: float) -> None:
     storage = workspace.storage(artefact)
     storage.sweep()
     store = ActivationStore(storage)
@@ -143,6 +170,6 @@ def _publish(artefact: Artefact, workspace: Workspace, started: float) -> None:
             "d_in": store.layout.d_in,
             "scales": {str(layer): store.scale(layer) for layer in store.layout.layers},
             "norms": {str(layer): store_norms(store.commits, layer) for layer in store.layout.layers},
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(seconds, 1),
         },
     )

@@ -10,6 +10,7 @@ import math
 import os
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -38,8 +39,8 @@ class Member:
     log: TextIO
     tracker: Tracker | None = None
     """Gets what the log gets, if somebody asked for it."""
-    diverged_at: int | None = None
-    """Step at which its loss was no longer finite; it was stopped there, the others went on."""
+    stopped: str | None = None
+    """Why it was stopped before the end, while the others went on."""
     last: dict[str, float] = field(default_factory=dict)
     """The last record of its log."""
 
@@ -65,16 +66,17 @@ def train_cohort(
     with progress(title, steps - done, "steps") as advance, stop_on_sigterm() as stop, _side_by_side(device) as for_each:
         for step, x_BD in enumerate(itertools.islice(batches, steps - done), start=done + 1):
             x_BD = x_BD.to(device)
-            metrics = for_each(lambda member, x_BD=x_BD: member.trainer.step(x_BD), active)
+            metrics = for_each(partial(_step, x_BD=x_BD), active)
             remark = ""
             if step % LOG_EVERY == 0 or step == steps:
                 now = time.perf_counter()
                 pace = (step - logged) * len(x_BD) / (now - logged_at)
                 logged, logged_at = step, now
                 for_each(partial(_log, x_BD=x_BD, pace=pace), active, metrics)
-                active = [member for member in active if member.diverged_at is None]
-                if not active:
-                    break
+            active = [member for member in active if member.stopped is None]
+            if not active:
+                break
+            if logged == step:
                 fvu = [member.last["fvu"] for member in active]
                 remark = f"FVU {statistics.median(fvu):.3f} median, {max(fvu):.3f} worst"
             if stop.is_set() or time.monotonic() - saved_at >= save_every:
@@ -100,12 +102,24 @@ def _side_by_side(device: torch.device) -> Iterator[Callable[..., list[Any]]]:
         torch.set_num_threads(threads)
 
 
-def _log(member: Member, measured: StepMetrics, x_BD: torch.Tensor, pace: float) -> None:
+def _step(member: Member, x_BD: torch.Tensor) -> StepMetrics | None:
+    """A step, or the reason why there was none: what one SAE does wrong must not cost the others their training."""
+    try:
+        return member.trainer.step(x_BD)
+    except Exception as error:
+        traceback.print_exc()
+        member.stopped = f"{type(error).__name__} at step {member.trainer.done + 1}: {' '.join(str(error).split())}"
+        return None
+
+
+def _log(member: Member, measured: StepMetrics | None, x_BD: torch.Tensor, pace: float) -> None:
     """Add a record to the log. `pace` is that of the whole cohort, and all in it that differs from run to run."""
+    if measured is None:
+        return
     trainer = member.trainer
     values = {name: float(value) for name, value in vars(measured).items() if name != "reset_now"}
     if not all(math.isfinite(value) for value in values.values()):
-        member.diverged_at = trainer.done
+        member.stopped = f"loss not finite at step {trainer.done}, lower train.learning_rate"
         return
     member.last = {
         "step": trainer.done,

@@ -40,20 +40,22 @@ class Try:
 
     l1: float
     l0: float | None
-    """None when it diverged."""
+    """None when it did not come to its end."""
     resets: int = 0
     seconds: float = 0.0
+    stopped: str | None = None
+    """Why it did not come to its end."""
 
 
 def distance(tried: Try, target: float) -> float:
-    """|L0 / target - 1|, infinite for a try that diverged."""
+    """|L0 / target - 1|, infinite for a try that did not come to its end."""
     return math.inf if tried.l0 is None else abs(tried.l0 / target - 1)
 
 
 def next_l1(tries: Sequence[Try], start: float, target: float) -> float | None:
     """The l1 to try after `tries`, the first of which had `start`; None when the search is over.
 
-    It is over when a try is within the tolerance, when one diverged, and after MOST_TRIES.
+    It is over when a try is within the tolerance, when one did not come to its end, and after MOST_TRIES.
     """
     if not tries:
         return start
@@ -142,7 +144,8 @@ class Search:
     def record(self, member: InTraining, l0: float | None) -> None:
         """Take in a finished try, whose weights and log are in its folder."""
         resets, seconds = member.trainer.resets, member.seconds
-        self.tries.append(Try(l1=member.job.recipe.l1, l0=l0, resets=resets, seconds=seconds))
+        l1 = member.job.recipe.l1
+        self.tries.append(Try(l1=l1, l0=l0, resets=resets, seconds=seconds, stopped=member.stopped))
         content = {"target_l0": self.target, "tries": [asdict(tried) for tried in self.tries]}
         write_atomically(self.folder / RECORD, json.dumps(content, indent=1).encode())
         for number in range(len(self.tries)):
@@ -167,7 +170,7 @@ def search(searches: Sequence[Search], runner: Runner, heldout: Callable[[], Ite
         by_name = {str(one.sae): one for one in going_on}
         number = max(len(one.tries) for one in going_on) + 1
         for members in runner.run([one.job for one in going_on], f"match L0, try {number}:"):
-            finished = [member for member in members if member.diverged_at is None]
+            finished = [member for member in members if member.stopped is None]
             for member in finished:
                 member.trainer.finished(runner.store.scale(member.job.sae.layer)).save(member.job.folder, {})
                 for name in (WEIGHTS, TRAINING_LOG):

@@ -48,7 +48,7 @@ class Runner:
     """Seconds between checkpoints."""
 
     def run(self, jobs: Sequence[Job], title: str = "train") -> Iterator[list[InTraining]]:
-        """Take jobs that share their batches to the end; yields those that went on from the same step, finished or diverged.
+        """Take jobs that share their batches to the end; yields those that went on from the same step, finished or stopped.
 
         Raises InterruptedRunError after SIGTERM, with everything saved.
         """

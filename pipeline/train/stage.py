@@ -30,17 +30,8 @@ class Trained:
     """What a run of the stage did."""
 
     made: list[PlannedSAE] = field(default_factory=list)
-    diverged: dict[str, int] = field(default_factory=dict)
-    """SAE to the step at which its loss was no longer finite. It has no artefact."""
-    unmatched: dict[str, str] = field(default_factory=dict)
-    """SAE to the reason why there is nothing that its L0 could be matched to. It has no artefact."""
-
-    @property
-    def failed(self) -> dict[str, str]:
-        """Every SAE that should have been made and was not, and why."""
-        return {sae: f"loss not finite at step {step}, lower train.learning_rate" for sae, step in self.diverged.items()} | (
-            self.unmatched
-        )
+    failed: dict[str, str] = field(default_factory=dict)
+    """SAE that should have been made and was not, and why. It has no artefact."""
 
 
 def cohorts(plan: Plan, workspace: Workspace) -> list[list[PlannedSAE]]:
@@ -98,10 +89,10 @@ class _Stage:
         jobs = [Job(sae=sae, recipe=sae.recipe, folder=self.workspace.folder(sae.artefact)) for sae in saes]
         for members in self.runner.run(jobs):
             for member in members:
-                if member.diverged_at is None:
+                if member.stopped is None:
                     self._publish_trained(member)
                 else:
-                    self.result.diverged[str(member.job.sae)] = member.diverged_at
+                    self.result.failed[str(member.job.sae)] = member.stopped
 
     def match(self, saes: list[PlannedSAE]) -> None:
         """SAEs of one layer whose sparsity weight is to be found."""
@@ -110,7 +101,7 @@ class _Stage:
             matching.search(searches, self.runner, partial(self._heldout, searches[0].sae))
         for search in searches:
             if search.closest.l0 is None:
-                self.result.unmatched[str(search.sae)] = f"loss not finite at l1 {search.closest.l1:.3g}"
+                self.result.failed[str(search.sae)] = f"with l1 {search.closest.l1:.3g}: {search.closest.stopped}"
                 shutil.rmtree(search.folder)
             else:
                 self._publish_matched(search)
@@ -120,12 +111,12 @@ class _Stage:
         reference = sae.reference
         assert reference is not None
         if self.workspace.manifest(reference.artefact) is None:
-            self.result.unmatched[str(sae)] = f"it is matched to {reference}, which is not trained"
+            self.result.failed[str(sae)] = f"it is matched to {reference}, which is not trained"
             return None
         weights = self.workspace.verified(reference.artefact, WEIGHTS)
         (target,) = matching.heldout_l0([SAE.load(weights)], self._heldout(sae))
         if not target:
-            self.result.unmatched[str(sae)] = f"no latent of {reference}, to which it is matched, fires"
+            self.result.failed[str(sae)] = f"no latent of {reference}, to which it is matched, fires"
             return None
         return matching.Search(sae=sae, folder=self.workspace.folder(sae.artefact) / matching.TRIES, target=target)
 

@@ -117,9 +117,26 @@ def test_folding_changes_nothing_but_the_units() -> None:
 
 def test_a_diverging_arm_stops_and_the_others_go_on() -> None:
     members = run({"bad": config(learning_rate=1e30, lr_warmup=0), "good": config()})
-    assert members["bad"].diverged_at == 50
-    assert members["good"].diverged_at is None
+    assert members["bad"].stopped == "loss not finite at step 50, lower train.learning_rate"
+    assert members["good"].stopped is None
     assert members["good"].trainer.done == 60
+
+
+def test_an_arm_that_raises_stops_with_its_reason_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Trainer.step
+
+    def without_memory(self: Trainer, x_BD: torch.Tensor) -> object:
+        if self.config.l1 == 0.123 and self.done == 7:
+            raise MemoryError("no room\nfor this")
+        return step(self, x_BD)
+
+    monkeypatch.setattr(Trainer, "step", without_memory)
+    members = run({"bad": config(l1=0.123), "good": config()})
+    assert members["bad"].stopped == "MemoryError at step 8: no room for this"
+    assert (members["good"].stopped, members["good"].trainer.done) == (None, 60)
+    assert "in without_memory" in capsys.readouterr().err  # where it happened is not lost
 
 
 @pytest.mark.parametrize(
