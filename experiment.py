@@ -45,13 +45,14 @@ def run(out_dir: Path) -> bool:
     failed = train(plan, workspace).failed
     if len(failed) == len(plan.saes):
         raise PipelineError(f"no SAE of the arm was trained: {'; '.join(f'{sae}: {why}' for sae, why in failed.items())}")
-    degenerate = evaluate(plan, workspace).degenerate
+    evaluated = evaluate(plan, workspace)
+    failed |= evaluated.degenerate | evaluated.failed
     out_dir.mkdir(parents=True, exist_ok=True)
     info = final_info(collect(plan, workspace))
     write_atomically(out_dir / "final_info.json", json.dumps(info, indent=1, allow_nan=False).encode())
-    for sae, why in (failed | degenerate).items():
+    for sae, why in failed.items():
         print(f"failed: {sae}: {why}", file=sys.stderr)
-    return bool(failed or degenerate)
+    return bool(failed)
 
 
 def main(arguments: list[str] | None = None) -> int:

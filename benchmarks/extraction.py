@@ -27,7 +27,7 @@ from measure import interleaved, peak_memory, reset_peak_memory, show
 
 from pipeline.compatibility import importing_sae_bench, keep_freed_memory
 from pipeline.extract import corpus
-from pipeline.extract.fill import fill
+from pipeline.extract.fill import finish, prepare, write_shards
 from pipeline.extract.shards import run_shard
 from pipeline.model import ResidualStream, transformers
 from pipeline.storage import Storage
@@ -66,7 +66,10 @@ def extract(model: ResidualStream, sequences: Any, rows: int, batch: int, dtype:
         return partial(run_shard, layout=layout, sequences=tokens, model=model, forward_batch=batch)
 
     workspace = Workspace(tempfile.mkdtemp(dir=folder))
-    fill(artefact, workspace, new_store=new_store, rows_of=rows_of)
+    shards = prepare(artefact, workspace, new_store=new_store)
+    assert shards is not None
+    write_shards(artefact, workspace, shards, rows_of=rows_of)
+    finish(artefact, workspace, 0.0)
     return workspace.storage(artefact)
 
 

@@ -219,13 +219,15 @@ def _evaluate(plan: "Plan", workspace: str) -> bool:
     from pipeline.workspace import Workspace
 
     result = evaluate(plan, Workspace(workspace))
-    there = len(plan.saes) - len(result.made) - len(result.untrained)
+    there = len(plan.saes) - len(result.made) - len(result.untrained) - len(result.failed)
     console.print(f"evaluate: {len(result.made)} SAEs evaluated, {there} were there", highlight=False)
     for sae in result.untrained:
         console.print(f"[bold]not trained[/]: {sae}", highlight=False)
     for sae, why in result.degenerate.items():
         console.print(f"[bold]degenerate[/]: {sae}: {why}", highlight=False)
-    return bool(result.degenerate)
+    for sae, why in result.failed.items():
+        console.print(f"[bold]failed[/]: {sae}: {why}", highlight=False)
+    return bool(result.degenerate or result.failed)
 
 
 def _report(plan: "Plan", workspace: str) -> None:

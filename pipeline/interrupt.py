@@ -1,4 +1,4 @@
-"""A request to stop: finish the piece of work in hand, commit it, stop. SIGTERM, which schedulers send before they kill, is one."""
+"""A request to stop: finish the work in hand, commit it, stop. SIGTERM, which schedulers send before they kill, is one."""
 
 import signal
 import threading

@@ -76,6 +76,12 @@ class Plan:
     saes: tuple[PlannedSAE, ...]
 
     @property
+    def arms(self) -> str:
+        """The arms, in few words."""
+        names = list(dict.fromkeys(sae.arm for sae in self.saes))
+        return ", ".join(names) if len(names) <= 4 else f"{len(names)} arms"
+
+    @property
     def extracted(self) -> list[Artefact]:
         """What the extraction stage makes."""
         return [*([self.model] if self.model else []), self.store, *self.probes.values()]

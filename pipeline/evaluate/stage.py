@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import DegenerateSAEError, MissingArtefactError
+from pipeline.errors import CorruptArtefactError, DegenerateSAEError, MissingArtefactError
 from pipeline.evaluate import loss, probing
 from pipeline.evaluate.capture import PAIRS_CURVE, Capture, random_tied
 from pipeline.evaluate.examples import Behaviour, Examples
@@ -52,6 +52,8 @@ class Evaluated:
     """Every degenerate SAE of the plan, evaluated now or earlier, and why it is."""
     untrained: list[str] = field(default_factory=list)
     """SAEs of the plan that do not exist, so that there was nothing to evaluate."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """SAE that could not be measured, such as one whose files are damaged, and why."""
 
 
 def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
@@ -59,17 +61,12 @@ def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
 
     Raises MissingArtefactError when no SAE of the plan was trained.
     """
-    trained = [sae for sae in plan.saes if workspace.manifest(sae.artefact)]
-    if not trained:
-        raise MissingArtefactError(
-            f"no SAE of {plan.experiment.name} is trained yet; run: dasae train {plan.experiment.argument}"
-        )
-    result = Evaluated(untrained=[str(sae) for sae in plan.saes if sae not in trained])
-    missing = [sae for sae in trained if workspace.manifest(sae.evaluation) is None]
+    missing = unmeasured(plan, workspace)
+    result = Evaluated(untrained=[str(sae) for sae in plan.saes if workspace.manifest(sae.artefact) is None])
     for layer in dict.fromkeys(sae.layer for sae in missing):
         chosen = [sae for sae in missing if sae.layer == layer]
-        evaluate_layer(plan, layer, chosen, workspace)
-        result.made += chosen
+        result.failed |= evaluate_layer(plan, layer, chosen, workspace)
+        result.made += [sae for sae in chosen if str(sae) not in result.failed]
     for sae in plan.saes:
         manifest = workspace.manifest(sae.evaluation)
         if manifest and manifest.facts["degenerate"]:
@@ -77,18 +74,33 @@ def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
     return result
 
 
-def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Workspace) -> None:
-    """Evaluate SAEs of one layer, reading that layer's probe activations once."""
+def unmeasured(plan: Plan, workspace: Workspace) -> list[PlannedSAE]:
+    """The SAEs that are trained and not evaluated. Raises MissingArtefactError when no SAE of the plan was trained."""
+    trained = [sae for sae in plan.saes if workspace.manifest(sae.artefact)]
+    if not trained:
+        raise MissingArtefactError(
+            f"no SAE of {plan.experiment.name} is trained yet; run: dasae train {plan.experiment.argument}"
+        )
+    return [sae for sae in trained if workspace.manifest(sae.evaluation) is None]
+
+
+def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Workspace) -> dict[str, str]:
+    """Evaluate SAEs of one layer, opening that layer's stores once; returns those that could not be, and why."""
     for artefact in (plan.store, *plan.probes.values()):
         workspace.require(artefact, f"dasae extract {plan.experiment.argument}")
     bench = _Bench(plan, layer, workspace)
+    failed: dict[str, str] = {}
     with progress(f"evaluate layer {layer}", len(saes), "SAEs") as advance:
         llm = bench.llm_results()
         for sae in saes:
             with workspace.lock(sae.evaluation) as folder:
                 if workspace.manifest(sae.evaluation) is None:
-                    bench.evaluate(sae, llm, folder)
+                    try:
+                        bench.evaluate(sae, llm, folder)
+                    except CorruptArtefactError as error:
+                        failed[str(sae)] = str(error)
             advance(1, sae.arm)
+    return failed
 
 
 class _Bench:

@@ -25,32 +25,13 @@ SECONDS_BETWEEN_LOOKS = 0.5
 RowsOf = Callable[[int], ShardRows]
 
 
-def fill(
-    artefact: Artefact,
-    workspace: Workspace,
-    *,
-    new_store: Callable[[], fmt.NewStore],
-    rows_of: Callable[[fmt.Layout, fmt.Sequences], RowsOf],
-    deep: bool = False,
-) -> bool:
-    """Bring a store to its end from wherever an earlier run left it; False when it was whole already.
-
-    Any number of processes may do this at once: they share the shards. With `deep` every checksum of what is there is
-    compared first. Raises InterruptedRunError after SIGTERM, with the shard in hand committed.
-    """
-    started = time.monotonic()
-    missing = prepare(artefact, workspace, new_store=new_store, deep=deep)
-    if missing is None:
-        return False
-    write_shards(artefact, workspace, missing, rows_of=rows_of)
-    finish(artefact, workspace, time.monotonic() - started)
-    return True
-
-
 def prepare(
     artefact: Artefact, workspace: Workspace, *, new_store: Callable[[], fmt.NewStore], deep: bool = False
 ) -> list[int] | None:
-    """Lay a store out, or mend what is there; returns the shards that are missing, None when the store is finished."""
+    """Lay a store out, or mend what is there; returns the shards that are missing, None when the store is finished.
+
+    With `deep` every checksum of what is there is compared first.
+    """
     storage = workspace.storage(artefact)
     with workspace.lock(artefact):
         if _mend(artefact, workspace, deep):
@@ -67,9 +48,10 @@ def write_shards(
     *,
     rows_of: Callable[[fmt.Layout, fmt.Sequences], RowsOf],
 ) -> None:
-    """Make those of some shards that no other process is making, until none of them is missing.
+    """Make those of some shards that are missing. Any number of processes may do this at once: they share the shards.
 
-    `rows_of` opens what makes the rows of a shard, and is called only when one is missing.
+    `rows_of` opens what makes the rows of a shard, and is called only when one is missing. Raises InterruptedRunError after
+    SIGTERM, with the shard in hand committed.
     """
     storage = workspace.storage(artefact)
     writer = ShardWriter(storage)

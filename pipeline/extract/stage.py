@@ -1,7 +1,9 @@
 """The extraction stage: one model in memory, the activation store and every probe store of the study filled from it."""
 
 import sys
-from collections.abc import Callable
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.compatibility import keep_freed_memory
-from pipeline.extract import corpus, probes
+from pipeline.extract import corpus, fill, probes
 from pipeline.extract.estimate import describe
-from pipeline.extract.fill import fill
 from pipeline.extract.shards import ShardRows, run_shard
 from pipeline.extract.synthetic import make_synthetic_model, open_synthetic_model, synthetic_rows, synthetic_store
 from pipeline.ground_truth import GroundTruth
@@ -29,29 +30,79 @@ def extract(plan: Plan, workspace: Workspace, *, deep: bool = False) -> list[Art
     A finished store whose files are not all there in their right sizes is repaired; with `deep`, so is one in which a
     checksum does not match.
     """
-    if not fmt.is_laid_out(workspace.storage(plan.store)):
-        print(describe(plan), file=sys.stderr)
-    keep_freed_memory()
-    source = _Source(plan, workspace)
-    made: list[Artefact] = []
-    if plan.model and _make_model(plan, workspace):
-        made.append(plan.model)
-    stores = [(plan.store, partial(_corpus_store, plan, source))]
-    stores += [(artefact, partial(_probe_store, plan, source, dataset)) for dataset, artefact in plan.probes.items()]
-    for artefact, new_store in stores:
-        if fill(artefact, workspace, new_store=new_store, rows_of=source.rows_of, deep=deep):
-            made.append(artefact)
+    extraction = Extraction(plan, workspace)
+    made = extraction.make_model()
+    work = extraction.prepare(deep=deep)
+    for path, shards in work.items():
+        extraction.write({path: shards})
+        made += extraction.finish([path])
     return made
 
 
-class _Source:
-    """The study's model, opened when first needed."""
+Work = dict[str, list[int]]
+"""Path of every store that is not finished, and the shards it misses."""
+
+
+def shares(work: Work, parts: int) -> list[Work]:
+    """The same work in at most `parts` parts, each with an equal run of every store's shards."""
+    shared: list[Work] = []
+    for part in range(parts):
+        runs = {
+            path: shards[len(shards) * part // parts : len(shards) * (part + 1) // parts] for path, shards in work.items()
+        }
+        shared.append({path: run for path, run in runs.items() if run})
+    return [share for share in shared if share]
+
+
+class Extraction:
+    """The stage in its steps, for those who share them out; the model is opened when first needed."""
 
     def __init__(self, plan: Plan, workspace: Workspace):
         self.plan, self.workspace = plan, workspace
+        self.stores = {artefact.path: artefact for artefact in (plan.store, *plan.probes.values())}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        """Spent on each store."""
+
+    def make_model(self) -> list[Artefact]:
+        """Train or draw the study's own model, if it has one that is missing; returns what was made."""
+        model = self.plan.model
+        return [model] if model and _make_model(self.plan, self.workspace) else []
+
+    def prepare(self, *, deep: bool = False) -> Work:
+        """Lay out every store, or mend it; returns what is left to do."""
+        if not fmt.is_laid_out(self.workspace.storage(self.plan.store)):
+            print(describe(self.plan), file=sys.stderr)
+        new_stores = {self.plan.store.path: partial(_corpus_store, self.plan, self)}
+        new_stores |= {
+            artefact.path: partial(_probe_store, self.plan, self, dataset) for dataset, artefact in self.plan.probes.items()
+        }
+        work: Work = {}
+        for path, new_store in new_stores.items():
+            started = time.monotonic()
+            missing = fill.prepare(self.stores[path], self.workspace, new_store=new_store, deep=deep)
+            if missing is not None:
+                work[path] = missing
+            self.seconds[path] += time.monotonic() - started
+        return work
+
+    def write(self, work: Work) -> None:
+        """Make and commit shards."""
+        keep_freed_memory()
+        for path, shards in work.items():
+            started = time.monotonic()
+            fill.write_shards(self.stores[path], self.workspace, shards, rows_of=self.rows_of)
+            self.seconds[path] += time.monotonic() - started
+
+    def finish(self, paths: Sequence[str], seconds: Mapping[str, float] | None = None) -> list[Artefact]:
+        """Publish stores whose shards are all committed; `seconds` is what others spent on each. Returns the stores."""
+        for path in paths:
+            spent = self.seconds[path] + (seconds or {}).get(path, 0.0)
+            fill.finish(self.stores[path], self.workspace, spent)
+        return [self.stores[path] for path in paths]
 
     @cached_property
     def model(self) -> ResidualStream:
+        """The study's language model, up to its deepest layer."""
         config, layers = self.plan.experiment.model, self.plan.experiment.store.layers
         if isinstance(config, HuggingFaceModel):
             return open_model(config, layers)
@@ -60,6 +111,7 @@ class _Source:
 
     @cached_property
     def truth(self) -> GroundTruth:
+        """The features of the study's synthetic model."""
         return open_synthetic_model(self.plan, self.workspace)
 
     def rows_of(self, layout: fmt.Layout, sequences: fmt.Sequences) -> Callable[[int], ShardRows]:
@@ -92,7 +144,7 @@ def _train_model(plan: Plan, folder: Path) -> dict[str, Any]:
     return train_tiny_model(model, corpus.texts(text), context, folder)
 
 
-def _corpus_store(plan: Plan, source: _Source) -> fmt.NewStore:
+def _corpus_store(plan: Plan, source: Extraction) -> fmt.NewStore:
     config, text = plan.experiment.store, plan.experiment.corpus
     if isinstance(text, SyntheticCorpus):
         return synthetic_store(plan)
@@ -103,7 +155,7 @@ def _corpus_store(plan: Plan, source: _Source) -> fmt.NewStore:
     return fmt.NewStore(layout=layout, sequences=sequences)
 
 
-def _probe_store(plan: Plan, source: _Source, dataset: str) -> fmt.NewStore:
+def _probe_store(plan: Plan, source: Extraction, dataset: str) -> fmt.NewStore:
     config, tokenizer = plan.experiment.probes, source.model.tokenizer
     by_split = dict(zip(SPLITS, probes.load_texts(dataset, config), strict=True))
     classes = tuple(by_split["train"])
@@ -124,7 +176,7 @@ def _probe_store(plan: Plan, source: _Source, dataset: str) -> fmt.NewStore:
 
 def _layout(
     artefact: Artefact,
-    source: _Source,
+    source: Extraction,
     rows: int,
     row_order: Literal["shuffled", "document"],
     seed: int,

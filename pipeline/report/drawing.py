@@ -191,3 +191,11 @@ def svg(figure: Figure, name: str, description: Sequence[str]) -> Markup:
     width, height = (round(72 * side) for side in figure.get_size_inches())
     opening = Markup('<svg class="plot" role="img" viewBox="0 0 {} {}" aria-label="{}">')
     return opening.format(width, height, " ".join(description)) + Markup(body)  # noqa: S704 - matplotlib escapes the texts it draws
+
+
+def as_image(plot: Markup, stylesheet: str) -> str:
+    """A plot as an SVG document of its own, opaque, in the first colours that the page's stylesheet defines."""
+    variables = stylesheet[stylesheet.index(":root") : stylesheet.index("}") + 1].replace("color-scheme: light dark;", "")
+    opening = '<svg xmlns="http://www.w3.org/2000/svg" style="background: var(--paper)"'
+    head, body = str(plot).split(">", 1)
+    return f"{head.replace('<svg', opening, 1)}><style>{variables}</style>{body}"

@@ -11,9 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.report import latent_plots, plots, tables, text
 from pipeline.report.differences import COLUMNS, summary
+from pipeline.report.drawing import as_image
 from pipeline.report.metrics import F1, FOUND, ONE_TO_ONE, SILENT, TRUTH, Results, by_arm, pick
 from pipeline.storage import Storage, open_storage
 
+TEMPLATES = Path(__file__).parent / "templates"
 SCALARS = ("arm", "seed", "layer", "sae", "steps", "tokens", "seconds", "degenerate")
 METRICS = ("fvu", "cosine", "l0", "dead_fraction", "max_decoder_cosine", "resets")
 LOSS = ("clean", "sae", "zero", "mean", "recovered_zero", "recovered_mean", "reason")
@@ -38,10 +40,21 @@ def write_report(results: Results, place: Path | Storage) -> str:
     return f"{storage}/index.html"
 
 
+def is_current(results: Results, place: Path | Storage) -> bool:
+    """Whether the report at a place was written by this version and says the same as `results`, but for when."""
+    try:
+        there = json.loads(open_storage(place).read("results.json"))
+    except (FileNotFoundError, ValueError):
+        return False
+    now = json.loads(json.dumps(dict(results)))
+    return there | {"generated": None} == now | {"generated": None} and open_storage(place).size("index.html") is not None
+
+
 def environment() -> Environment:
     """The templates of the report, which escape everything they are given."""
-    templates = FileSystemLoader(Path(__file__).parent / "templates")
-    found = Environment(loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     filters = (text.count, text.size, text.duration, text.scalar, text.words, text.date, text.percent, text.significant)
     found.filters.update({function.__name__: function for function in filters})
     return found
@@ -78,6 +91,14 @@ def _html(results: Results) -> str:
         "per_seed": tables.per_seed(results),
     }
     return environment().get_template("index.html.j2").render(results, **view)
+
+
+def comparison_image(results: Results, layer: int) -> str | None:
+    """The planned differences of a layer as an SVG image of its own, in the page's light colours; None without any."""
+    entries = [entry for entry in results["differences"] if entry["layer"] == layer and entry["planned"]]
+    headings = {table["name"]: table["heading"] for table in tables.planned(results, entries)}
+    plot = plots.forest("comparison", entries, headings, [arm["arm"] for arm in results["arms"]])
+    return as_image(plot, (TEMPLATES / "style.css").read_text(encoding="utf-8")) if plot else None
 
 
 def _layer(results: Results, layer: int) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def test_diverged_saes_fail_the_flow_after_the_others_are_reported(
     small_toml: Path, finished: str, monkeypatch: pytest.MonkeyPatch
 ):
     def lose_magnitude(plan: Plan, workspace: Workspace) -> stage.Trained:
-        return stage.Trained(diverged={str(sae): 7 for sae in plan.saes})
+        return stage.Trained(failed={str(sae): "loss not finite at step 7" for sae in plan.saes})
 
     for folder in (Path(finished) / "saes").glob("magnitude-*"):
         shutil.rmtree(folder)
@@ -165,6 +165,6 @@ def test_the_command_ends_with_the_exit_code_of_the_error(
     assert flows.main(["no-such-study", "--workspace", finished]) == 2
     assert capsys.readouterr().err.startswith("error: no experiment 'no-such-study'")
     shutil.rmtree(Path(finished) / "saes")
-    monkeypatch.setattr(stage, "train", lambda plan, workspace: stage.Trained(diverged={str(sae): 7 for sae in plan.saes}))
+    monkeypatch.setattr(stage, "train", lambda plan, _: stage.Trained(failed={str(sae): "no" for sae in plan.saes}))
     assert flows.main([str(small_toml), "--workspace", finished]) == 1
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: not trained: baseline seed 0")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: 3 failed: baseline seed 0")

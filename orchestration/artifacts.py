@@ -1,0 +1,135 @@
+"""What a flow leaves on Prefect's pages: the progress of a stage, the table of results, the comparison, the report.
+
+None of it may end a run: training goes on for hours, and a server may be away for a minute.
+"""
+
+import base64
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging import Logger, LoggerAdapter
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from pipeline.progress import Advance
+from pipeline.storage import SCHEME
+
+SECONDS_BETWEEN_UPDATES = 5.0
+SECONDS_BETWEEN_LINES = 60.0
+
+
+def key_of(*parts: str) -> str:
+    """A key as Prefect takes it: lower-case letters, digits and dashes."""
+    return re.sub("[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
+
+
+class ProgressPage:
+    """A watch for `pipeline.progress`: a progress artifact, and a line in the log of the run once a minute."""
+
+    def __init__(self, experiment: str, part: str = ""):
+        self.experiment, self.part = experiment, part
+        self.log = get_run_logger()
+
+    @contextmanager
+    def __call__(self, title: str, total: int, unit: str) -> Iterator[Advance]:
+        """Show one piece of work from its beginning to its end."""
+        started = time.monotonic()
+        done, last, updated, logged = 0, "", started, started
+        key = key_of(self.experiment, title.split(",", maxsplit=1)[0], self.part)
+        self.log.info("%s: %s %s to do", title, f"{total:,}", unit)
+        page = quietly(self.log, lambda: create_progress_artifact(0.0, key=key, description=f"{title}: starting"))
+
+        def show(now: float) -> None:
+            said = f"{title}: {done:,} of {total:,} {unit}, {now - started:.0f} s{', ' + last if last else ''}"
+            percent = min(100.0, 100.0 * done / max(1, total))
+            if page:
+                quietly(self.log, lambda: update_progress_artifact(page, progress=percent, description=said))
+
+        def advance(amount: int = 1, remark: str = "") -> None:
+            nonlocal done, last, updated, logged
+            done, last = done + amount, remark or last
+            now = time.monotonic()
+            if now - updated >= SECONDS_BETWEEN_UPDATES:
+                updated = now
+                show(now)
+            if now - logged >= SECONDS_BETWEEN_LINES:
+                logged = now
+                left = (now - started) / done * (total - done)
+                self.log.info("%s: %s of %s %s, %.0f s left %s", title, f"{done:,}", f"{total:,}", unit, left, last)
+
+        yield advance
+        now = time.monotonic()
+        show(now)
+        self.log.info("%s: %s %s in %.0f s %s", title, f"{done:,}", unit, now - started, last)
+
+
+def quietly(log: "Logger | LoggerAdapter[Any]", action: Callable[[], Any]) -> Any:
+    """Do something that only decorates the run; None, and a line in the log, when the server does not take it."""
+    try:
+        return action()
+    except Exception as error:
+        log.warning("not shown on Prefect's pages: %s", " ".join(str(error).split()))
+        return None
+
+
+def show_results(results: dict[str, Any]) -> None:
+    """The table of the SAEs, and the planned comparisons as an image."""
+    log = get_run_logger()
+    experiment, description = results["experiment"], results["description"]
+    table = [_table_row(row, [str(k) for k in results["k_values"]]) for row in results["rows"]]
+    quietly(log, lambda: create_table_artifact(table, key=key_of(experiment, "results"), description=description))
+    for layer, image in _comparisons(results).items():
+        url = f"data:image/svg+xml;base64,{base64.b64encode(image.encode()).decode()}"
+        said = f"{experiment}, layer {layer}: planned differences with 95 % intervals; filled where one can be told"
+        quietly(
+            log, lambda url=url, key=key_of(experiment, f"comparison layer {layer}"), said=said: create_image_artifact(
+                url, key=key, description=said
+            )
+        )  # fmt: skip
+
+
+def show_report(experiment: str, page: str) -> None:
+    """A link to the report; a browser opens it where it reaches the file: on the machine that made it, or a shared disk."""
+    link = page if page.startswith(SCHEME) else Path(page).resolve().as_uri()
+    said = f"The report of {experiment}, one self-contained page: `{page}`"
+    quietly(
+        get_run_logger(),
+        lambda: create_link_artifact(link, link_text="open the report", key=key_of(experiment, "report"), description=said),
+    )
+
+
+def _table_row(row: dict[str, Any], ks: list[str]) -> dict[str, Any]:
+    def shown(value: Any) -> Any:
+        return float(f"{value:.4g}") if isinstance(value, float) else value
+
+    cells = {
+        "arm": row["arm"],
+        "seed": row["seed"],
+        "layer": row["layer"],
+        "FVU": row["fvu"],
+        "L0": row["l0"],
+        "dead": row["dead_fraction"],
+        **{f"probing k={k}": (row["sparse_probing"] or {}).get(k) for k in ks},
+        "pair capture": (row["bpcr"] or {}).get("union"),
+        "degenerate": row["degenerate"],
+    }
+    return {name: shown(value) for name, value in cells.items()}
+
+
+def _comparisons(results: dict[str, Any]) -> dict[int, str]:
+    """An SVG image of the planned differences of every layer that has some."""
+    from pipeline.report.page import comparison_image
+
+    layers = dict.fromkeys(row["layer"] for row in results["rows"])
+    images = {layer: comparison_image(results, layer) for layer in layers}
+    return {layer: image for layer, image in images.items() if image}

@@ -1,0 +1,107 @@
+"""Where tasks run: one after the other in the flow's own process, or side by side on the workers of a Dask scheduler."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.tasks import Task
+
+from pipeline.errors import BadInputError
+from pipeline.experiment import RunConfig
+from pipeline.interrupt import stop_when
+
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class Engine(Protocol):
+    """The operations of either."""
+
+    workers: int
+    """Tasks that run at the same time."""
+
+    def run(self, task: Task[..., Any], calls: Sequence[dict[str, Any]]) -> list[State[Any]]:
+        """Call a task with each of several sets of parameters, and wait for all; what one raises is in its state."""
+        ...
+
+
+class Local:
+    """The flow's own process, whose main thread gets SIGTERM: a stage can save what it has and stop."""
+
+    workers = 1
+
+    def run(self, task: Task[..., Any], calls: Sequence[dict[str, Any]]) -> list[State[Any]]:
+        """One call after the other."""
+        return [task(**parameters, return_state=True) for parameters in calls]
+
+
+class Dask:
+    """Dask's workers. They must see the same workspace, and run where the same experiments and texts are."""
+
+    def __init__(self, runner: Any):
+        self.runner = runner
+        self.stop = f"stop-{runner.client.id}"
+        self.workers = max(1, len(runner.client.scheduler_info(n_workers=-1)["workers"]))
+
+    def run(self, task: Task[..., Any], calls: Sequence[dict[str, Any]]) -> list[State[Any]]:
+        """All calls at once, as many at a time as there are workers. What a lost worker had in hand goes to another one."""
+        context = FlowRunContext.get()
+        assert context is not None
+        futures = [self.runner.submit(task, parameters | {"stop": self.stop}) for parameters in calls]
+        for future in futures:
+            future.wait()
+        return [future.state for future in futures]
+
+
+@contextmanager
+def engine(config: RunConfig) -> Iterator[Engine]:
+    """The engine that an experiment asks for. Raises BadInputError where prefect-dask is not installed."""
+    if config.engine == "local":
+        yield Local()
+        return
+    try:
+        from distributed import Event
+        from prefect_dask.task_runners import DaskTaskRunner
+    except ImportError:
+        raise BadInputError(
+            "run.engine is dask, which is not installed: pip install 'direction-aware-sae[dask]', or set it to local"
+        ) from None
+    # One thread a worker: stages use the cores themselves.
+    cluster = {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None}
+    with DaskTaskRunner(address=config.address, cluster_kwargs=None if config.address else cluster) as runner:
+        dask = Dask(runner)
+        try:
+            yield dask
+        except BaseException:
+            # Tasks that a worker has begun cannot be taken from it, only asked to stop.
+            Event(dask.stop, client=runner.client).set()
+            raise
+
+
+@contextmanager
+def stop_on_request(name: str | None) -> Iterator[None]:
+    """On a Dask worker, let the flow's request of this name stand for SIGTERM, which only reaches the flow itself."""
+    if name is None:
+        yield
+        return
+    from distributed import Event, get_client
+
+    requested, finished = threading.Event(), threading.Event()
+    remote = Event(name, client=get_client())
+
+    def look() -> None:
+        while not finished.wait(SECONDS_BETWEEN_LOOKS):
+            if remote.is_set():
+                requested.set()
+                return
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        with stop_when(requested):
+            yield
+    finally:
+        finished.set()
+        watcher.join()

@@ -1,0 +1,208 @@
+"""A study in tasks: what each stage has to do, in pieces that can fail, be tried again and run side by side."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.events import emit_event
+from prefect.runtime import flow_run
+from prefect.tasks import Task
+
+from orchestration.artifacts import ProgressPage, show_report, show_results
+from orchestration.engine import Engine, stop_on_request
+from orchestration.states import reason, stage_task, value_or_error
+from pipeline.errors import BadInputError, MissingArtefactError
+from pipeline.plan import Plan, PlannedSAE
+from pipeline.progress import watched_by
+from pipeline.workspace import Artefact, Workspace
+
+ACTIVATIONS_READY = "activations.ready"
+"""The event of a fresh activation store; `prefect.yaml` starts training upon it."""
+
+Failures = dict[str, str]
+"""What failed, and why."""
+
+
+@contextmanager
+def _on_the_page(plan: Plan, stop: str | None, part: str = "") -> Iterator[None]:
+    with watched_by(ProgressPage(plan.experiment.name, part)), stop_on_request(stop):
+        yield
+
+
+@stage_task("prepare {plan.experiment.name}")
+def prepare(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], dict[str, list[int]]]:
+    """Make the study's own model and lay out its stores; returns the paths made, and the missing shards of each store."""
+    from pipeline.extract.stage import Extraction
+
+    with _on_the_page(plan, stop):
+        extraction = Extraction(plan, workspace)
+        return _paths(extraction.make_model()), extraction.prepare()
+
+
+@stage_task("extract {plan.experiment.name}, part {part}")
+def write_shards(
+    plan: Plan, workspace: Workspace, work: dict[str, list[int]], part: int, stop: str | None = None
+) -> dict[str, float]:
+    """Make some shards of some stores; returns the seconds spent on each store."""
+    from pipeline.extract.stage import Extraction
+
+    with _on_the_page(plan, stop, f"part {part}"):
+        extraction = Extraction(plan, workspace)
+        extraction.write(work)
+        return dict(extraction.seconds)
+
+
+@stage_task("publish {plan.experiment.name}")
+def publish_stores(plan: Plan, workspace: Workspace, seconds: dict[str, float], stop: str | None = None) -> list[str]:
+    """Publish the stores whose shards are all there; returns their paths."""
+    from pipeline.extract.stage import Extraction
+
+    with _on_the_page(plan, stop):
+        return _paths(Extraction(plan, workspace).finish(list(seconds), seconds))
+
+
+@stage_task("train layer {plan.saes[0].layer}: {plan.arms}")
+def train_cohort(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], Failures]:
+    """Train SAEs that share their batches; returns the paths made, and which SAE failed and why."""
+    from pipeline.train.stage import train
+
+    with _on_the_page(plan, stop):
+        trained = train(plan, workspace)
+        return [sae.artefact.path for sae in trained.made], trained.failed
+
+
+@stage_task("evaluate layer {plan.saes[0].layer}: {plan.arms}")
+def evaluate_saes(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], Failures]:
+    """Evaluate SAEs of one layer; returns the paths made, and which SAE could not be measured and why."""
+    from pipeline.evaluate.stage import evaluate
+
+    with _on_the_page(plan, stop):
+        evaluated = evaluate(plan, workspace)
+        for sae, why in evaluated.degenerate.items():
+            get_run_logger().warning("%s is degenerate: %s", sae, why)
+        return [sae.evaluation.path for sae in evaluated.made], evaluated.failed
+
+
+@stage_task("report {plan.experiment.name}")
+def write_page(plan: Plan, workspace: Workspace) -> None:
+    """Write the report of what is evaluated, and show it on the page of the flow run."""
+    from pipeline.report.collect import collect
+    from pipeline.report.page import write_report
+
+    results = collect(plan, workspace)
+    page = write_report(results, workspace.report(plan.experiment.name))
+    show_results(results)
+    show_report(plan.experiment.name, page)
+
+
+@dataclass(kw_only=True)
+class Study:
+    """The part of a study that a flow run is about: where it lies, where its tasks run, and what came of them so far."""
+
+    plan: Plan
+    workspace: Workspace
+    engine: Engine
+    made: list[str] = field(default_factory=list)
+    failed: Failures = field(default_factory=dict)
+
+    def discard(self, artefacts: Sequence[Artefact]) -> None:
+        """Remove what is to be made again, once in the life of a flow run: a retry of it goes on with what it has made."""
+        if flow_run.run_count in (None, 0, 1):
+            for artefact in artefacts:
+                self.workspace.discard(artefact)
+
+    @property
+    def nothing_trained(self) -> bool:
+        """Whether no SAE of the plan exists, so that there is nothing to measure."""
+        return not any(self.workspace.manifest(artefact) for artefact in self.plan.trained)
+
+    def extract(self) -> None:
+        """Fill every store of the study. Raises the error of a task that failed: without its stores there is no study."""
+        from pipeline.extract.stage import shares
+
+        if all(self.workspace.manifest(artefact) for artefact in self.plan.extracted):
+            return
+        ((made, work),) = self._values(prepare, [{}])
+        parts = [{"work": share, "part": part + 1} for part, share in enumerate(shares(work, self.engine.workers))]
+        seconds = Counter(dict.fromkeys(work, 0.0))
+        for spent in self._values(write_shards, parts):
+            seconds.update(spent)
+        (published,) = self._values(publish_stores, [{"seconds": dict(seconds)}])
+        self.made += [*made, *published]
+
+    def announce(self) -> None:
+        """Tell whoever waits for it that the activation store is new."""
+        store, experiment = self.plan.store, self.plan.experiment
+        if store.path in self.made:
+            emit_event(
+                ACTIVATIONS_READY,
+                resource={
+                    "prefect.resource.id": f"dasae.store.{store.key}",
+                    "prefect.resource.name": store.name,
+                    "dasae.experiment": experiment.name,
+                },
+                payload={"experiment": experiment.argument, "workspace": str(self.workspace.root)},
+            )
+
+    def train(self) -> None:
+        """Train every SAE that is missing; one that fails is noted, the others go on."""
+        from pipeline.train.stage import cohorts
+
+        # Those that are matched to others come after those.
+        for matched in (False, True):
+            part = replace(self.plan, saes=tuple(sae for sae in self.plan.saes if bool(sae.reference) == matched))
+            self._each(train_cohort, [piece for cohort in cohorts(part, self.workspace) for piece in self._pieces(cohort)])
+
+    def evaluate(self) -> None:
+        """Measure every SAE that is trained and was not measured; one that fails is noted, the others go on."""
+        from pipeline.evaluate.stage import unmeasured
+
+        missing = unmeasured(self.plan, self.workspace)
+        layers = [[sae for sae in missing if sae.layer == layer] for layer in dict.fromkeys(sae.layer for sae in missing)]
+        self._each(evaluate_saes, [piece for layer in layers for piece in self._pieces(layer)])
+
+    def report(self) -> None:
+        """Write the report of all that is evaluated, unless the page that is there shows it."""
+        from pipeline.report.collect import collect
+        from pipeline.report.page import is_current
+
+        place = self.workspace.report(self.plan.experiment.name)
+        if not self.made and is_current(collect(self.plan, self.workspace), place):
+            return
+        value = value_or_error(write_page(self.plan, self.workspace, return_state=True))
+        if isinstance(value, Exception):
+            self.failed["report"] = reason(value)
+
+    def _pieces(self, saes: Sequence[PlannedSAE]) -> list[list[PlannedSAE]]:
+        """As many pieces as there are workers; one SAE is not divided."""
+        size = -(-len(saes) // self.engine.workers)
+        return [list(saes[start : start + size]) for start in range(0, len(saes), size)]
+
+    def _each(self, task: Task[..., tuple[list[str], Failures]], pieces: Sequence[Sequence[PlannedSAE]]) -> None:
+        plans = [replace(self.plan, saes=tuple(piece)) for piece in pieces]
+        for piece, value in zip(pieces, self._outcomes(task, [{"plan": plan} for plan in plans]), strict=True):
+            if isinstance(value, BadInputError | MissingArtefactError):
+                raise value  # of the whole stage
+            if isinstance(value, Exception):
+                self.failed |= dict.fromkeys(map(str, piece), reason(value))
+            else:
+                self.made += value[0]
+                self.failed |= value[1]
+
+    def _values(self, task: Task[..., Any], calls: Sequence[Mapping[str, Any]]) -> list[Any]:
+        values = self._outcomes(task, calls)
+        for value in values:
+            if isinstance(value, Exception):
+                raise value
+        return values
+
+    def _outcomes(self, task: Task[..., Any], calls: Sequence[Mapping[str, Any]]) -> list[Any]:
+        shared = {"plan": self.plan, "workspace": self.workspace}
+        return [value_or_error(state) for state in self.engine.run(task, [shared | dict(call) for call in calls])]
+
+
+def _paths(artefacts: Sequence[Artefact]) -> list[str]:
+    return [artefact.path for artefact in artefacts]
