@@ -16,7 +16,7 @@ from pathlib import Path
 
 from orchestration.artifacts import show_results
 from orchestration.engine import engine
-from orchestration.parameters import Arms, ExperimentName, Force, Layer, Seeds, WorkspacePlace, run_name
+from orchestration.parameters import ALL, Arm, ExperimentName, Layer, Seed, run_name
 from orchestration.states import errors_in_one_line, outcome
 from orchestration.study import Study
 from pipeline.errors import PipelineError
@@ -41,8 +41,15 @@ from prefect.settings import (
 
 @flow(flow_run_name=run_name, persist_result=False)
 @errors_in_one_line
-def extract(experiment: ExperimentName, workspace: WorkspacePlace = None, force: Force = False) -> list[str]:
-    """Fill the activation store and the probe stores of an experiment."""
+def extract(experiment: ExperimentName, workspace: str = "", force: bool = False) -> list[str]:
+    """Fill the activation store and the probe stores of an experiment.
+
+    Args:
+        experiment: A name in experiments/, or the path of a TOML file.
+        workspace: Folder or s3:// URL of the artefacts; if empty, what DASAE_WORKSPACE says where the flow runs, else
+            the folder `workspace`.
+        force: Make again what this stage has made for the study. What other stages have made stays.
+    """
     with _study(experiment, workspace) as study:
         if force:
             study.discard(study.plan.extracted)
@@ -55,13 +62,23 @@ def extract(experiment: ExperimentName, workspace: WorkspacePlace = None, force:
 @errors_in_one_line
 def train(
     experiment: ExperimentName,
-    workspace: WorkspacePlace = None,
-    arms: Arms = None,
-    seeds: Seeds = None,
-    layer: Layer = None,
-    force: Force = False,
+    workspace: str = "",
+    arms: list[Arm] = ALL,
+    seeds: list[Seed] = ALL,
+    layer: Layer | None = None,
+    force: bool = False,
 ) -> list[str]:
-    """Train the sparse autoencoders of an experiment that do not exist yet."""
+    """Train the sparse autoencoders of an experiment that do not exist yet.
+
+    Args:
+        experiment: A name in experiments/, or the path of a TOML file.
+        workspace: Folder or s3:// URL of the artefacts; if empty, what DASAE_WORKSPACE says where the flow runs, else
+            the folder `workspace`.
+        arms: Only these arms of the study; if empty, all of them.
+        seeds: Only these seeds; if empty, all of them.
+        layer: Only this layer; by default all of them.
+        force: Make again what this stage has made for the chosen part of the study. What other stages have made stays.
+    """
     with _study(experiment, workspace, arms, seeds, layer) as study:
         if force:
             study.discard(study.plan.trained)
@@ -73,13 +90,23 @@ def train(
 @errors_in_one_line
 def evaluate(
     experiment: ExperimentName,
-    workspace: WorkspacePlace = None,
-    arms: Arms = None,
-    seeds: Seeds = None,
-    layer: Layer = None,
-    force: Force = False,
+    workspace: str = "",
+    arms: list[Arm] = ALL,
+    seeds: list[Seed] = ALL,
+    layer: Layer | None = None,
+    force: bool = False,
 ) -> list[str]:
-    """Measure the sparse autoencoders of an experiment that were not measured yet."""
+    """Measure the sparse autoencoders of an experiment that were not measured yet.
+
+    Args:
+        experiment: A name in experiments/, or the path of a TOML file.
+        workspace: Folder or s3:// URL of the artefacts; if empty, what DASAE_WORKSPACE says where the flow runs, else
+            the folder `workspace`.
+        arms: Only these arms of the study; if empty, all of them.
+        seeds: Only these seeds; if empty, all of them.
+        layer: Only this layer; by default all of them.
+        force: Make again what this stage has made for the chosen part of the study. What other stages have made stays.
+    """
     from pipeline.report.collect import collect
 
     with _study(experiment, workspace, arms, seeds, layer) as study:
@@ -93,8 +120,14 @@ def evaluate(
 
 @flow(flow_run_name=run_name, persist_result=False)
 @errors_in_one_line
-def ablation(experiment: ExperimentName, workspace: WorkspacePlace = None) -> list[str]:
-    """Extract, train, evaluate and report: whatever of the whole study is missing."""
+def ablation(experiment: ExperimentName, workspace: str = "") -> list[str]:
+    """Extract, train, evaluate and report: whatever of the whole study is missing.
+
+    Args:
+        experiment: A name in experiments/, or the path of a TOML file.
+        workspace: Folder or s3:// URL of the artefacts; if empty, what DASAE_WORKSPACE says where the flow runs, else
+            the folder `workspace`.
+    """
     with _study(experiment, workspace) as study:
         study.extract()
         study.train()
@@ -106,18 +139,14 @@ def ablation(experiment: ExperimentName, workspace: WorkspacePlace = None) -> li
 
 @contextmanager
 def _study(
-    experiment: str,
-    workspace: str | None,
-    arms: list[str] | None = None,
-    seeds: list[int] | None = None,
-    layer: int | None = None,
+    experiment: str, workspace: str, arms: list[str] = ALL, seeds: list[int] = ALL, layer: int | None = None
 ) -> Iterator[Study]:
-    plan = make_plan(load(experiment), arms=arms, seeds=seeds, layers=None if layer is None else [layer])
+    plan = make_plan(load(experiment), arms=arms or None, seeds=seeds or None, layers=None if layer is None else [layer])
     with engine(plan.experiment.run) as running:
         yield Study(plan=plan, workspace=Workspace(_whole(_place(workspace))), engine=running)
 
 
-def _place(workspace: str | None) -> str:
+def _place(workspace: str) -> str:
     return workspace or os.environ.get("DASAE_WORKSPACE", "workspace")
 
 
@@ -130,7 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the `ablation` flow here and now, and print its results; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python flows.py", description="Extract, train, evaluate, report: a whole study.")
     parser.add_argument("experiment", help="a name in experiments/, or the path of a TOML file")
-    parser.add_argument("--workspace", help="folder of the artefacts (default: $DASAE_WORKSPACE, else workspace)")
+    parser.add_argument(
+        "--workspace", default="", help="place of artefacts (default: $DASAE_WORKSPACE, else workspace)"
+    )
     options = parser.parse_args(arguments)
     try:
         place = Workspace(_place(options.workspace))

@@ -11,7 +11,7 @@ from pydantic import Field
 from pipeline.arms import ARMS
 from pipeline.errors import PipelineError
 from pipeline.experiment import EXPERIMENTS, load
-from pipeline.plan import make_plan
+from pipeline.plan import MOST_NAMED, make_plan
 
 
 def known_arms() -> list[str]:
@@ -25,30 +25,14 @@ def known_arms() -> list[str]:
     return list(dict.fromkeys([*ARMS, *declared]))
 
 
-ExperimentName = Annotated[
-    str, Field(min_length=1, title="Experiment", description="A name in experiments/, or the path of a TOML file.")
-]
-WorkspacePlace = Annotated[
-    str | None,
-    Field(
-        title="Workspace",
-        description="Folder or s3:// URL of the artefacts; by default what DASAE_WORKSPACE says where the flow runs, else "
-        "the folder `workspace`.",
-    ),
-]
+# Prefect takes titles and descriptions from the flows' own signatures and docstrings.
+ExperimentName = Annotated[str, Field(min_length=1)]
 # The names are of the moment of deployment: deploy again after declaring an arm that is to be chosen here.
 Arm = Annotated[str, Field(json_schema_extra={"enum": [*known_arms()]})]
-Arms = Annotated[list[Arm] | None, Field(title="Arms", description="Only these arms of the study; by default all of them.")]
 Seed = Annotated[int, Field(ge=0)]
-Seeds = Annotated[list[Seed] | None, Field(title="Seeds", description="Only these seeds; by default all of them.")]
-Layer = Annotated[int | None, Field(ge=0, title="Layer", description="Only this layer; by default all of them.")]
-Force = Annotated[
-    bool,
-    Field(
-        title="Force",
-        description="Make again what this stage has made for the chosen part of the study. Other stages' artefacts stay.",
-    ),
-]
+Layer = Annotated[int, Field(ge=0)]
+ALL: list[Any] = []
+"""Nothing chosen. An empty list is a plain field of Prefect's forms, where None would first have to be switched off."""
 
 
 def run_name() -> str:
@@ -58,13 +42,13 @@ def run_name() -> str:
 
 def name_of(flow: str, parameters: dict[str, Any]) -> str:
     """The same from a flow's name and parameters."""
-    chosen = [
-        ", ".join(map(str, parameters[name])) if isinstance(parameters[name], list) else f"{label}{parameters[name]}"
-        for name, label in (("arms", ""), ("layer", "layer "))
-        if parameters.get(name) is not None
-    ]
-    if parameters.get("seeds") is not None:
-        chosen.append(f"seeds {', '.join(map(str, parameters['seeds']))}")
+    chosen: list[str] = []
+    if arms := parameters.get("arms"):
+        chosen.append(", ".join(arms) if len(arms) <= MOST_NAMED else f"{len(arms)} arms")
+    if seeds := parameters.get("seeds"):
+        chosen.append(f"seeds {', '.join(map(str, seeds))}")
+    if (layer := parameters.get("layer")) is not None:
+        chosen.append(f"layer {layer}")
     with suppress(PipelineError):  # the run itself says what is wrong
         chosen.append(make_plan(load(parameters["experiment"])).store.key)
     return " · ".join([f"{flow} {Path(parameters['experiment']).stem}", *chosen])

@@ -17,6 +17,7 @@ from orchestration.states import reason, stage_task, value_or_error
 from pipeline.errors import BadInputError, MissingArtefactError
 from pipeline.plan import Plan, PlannedSAE
 from pipeline.progress import watched_by
+from pipeline.report.current import is_current
 from pipeline.workspace import Artefact, Workspace
 
 ACTIVATIONS_READY = "activations.ready"
@@ -149,6 +150,8 @@ class Study:
 
     def train(self) -> None:
         """Train every SAE that is missing; one that fails is noted, the others go on."""
+        if all(self.workspace.manifest(artefact) for artefact in self.plan.trained):
+            return  # before anything heavy is imported
         from pipeline.train.stage import cohorts
 
         # Those that are matched to others come after those.
@@ -158,6 +161,8 @@ class Study:
 
     def evaluate(self) -> None:
         """Measure every SAE that is trained and was not measured; one that fails is noted, the others go on."""
+        if all(self.workspace.manifest(sae.evaluation) for sae in self.plan.saes):
+            return
         from pipeline.evaluate.stage import unmeasured
 
         missing = unmeasured(self.plan, self.workspace)
@@ -166,11 +171,7 @@ class Study:
 
     def report(self) -> None:
         """Write the report of all that is evaluated, unless the page that is there shows it."""
-        from pipeline.report.collect import collect
-        from pipeline.report.page import is_current
-
-        place = self.workspace.report(self.plan.experiment.name)
-        if not self.made and is_current(collect(self.plan, self.workspace), place):
+        if is_current(self.plan, self.workspace):
             return
         value = value_or_error(write_page(self.plan, self.workspace, return_state=True))
         if isinstance(value, Exception):

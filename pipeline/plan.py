@@ -28,6 +28,9 @@ EVALUATION_FORMAT = 3
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
 """What of a model's folder counts: configuration, weights, and every form of tokenizer."""
 
+MOST_NAMED = 4
+"""Arms that a title names; of more it says how many."""
+
 BASELINE = "baseline"
 """The arm on whose pairs every arm is measured."""
 
@@ -79,7 +82,7 @@ class Plan:
     def arms(self) -> str:
         """The arms, in few words."""
         names = list(dict.fromkeys(sae.arm for sae in self.saes))
-        return ", ".join(names) if len(names) <= 4 else f"{len(names)} arms"
+        return ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} arms"
 
     @property
     def extracted(self) -> list[Artefact]:

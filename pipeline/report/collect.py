@@ -20,6 +20,7 @@ from pipeline.plan import (
     Plan,
     PlannedSAE,
 )
+from pipeline.report.current import made_of
 from pipeline.report.differences import differences
 from pipeline.sources import HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.store.reader import ActivationStore
@@ -61,6 +62,7 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
         "description": experiment.description,
         "generated": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": pipeline.__version__,
+        "made_of": made_of(plan, workspace),
         "is_demo": isinstance(experiment.model, TinyModel),
         "is_synthetic": isinstance(experiment.model, SyntheticModel),
         "model": _model(plan, workspace),

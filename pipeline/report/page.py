@@ -40,16 +40,6 @@ def write_report(results: Results, place: Path | Storage) -> str:
     return f"{storage}/index.html"
 
 
-def is_current(results: Results, place: Path | Storage) -> bool:
-    """Whether the report at a place was written by this version and says the same as `results`, but for when."""
-    try:
-        there = json.loads(open_storage(place).read("results.json"))
-    except (FileNotFoundError, ValueError):
-        return False
-    now = json.loads(json.dumps(dict(results)))
-    return there | {"generated": None} == now | {"generated": None} and open_storage(place).size("index.html") is not None
-
-
 def environment() -> Environment:
     """The templates of the report, which escape everything they are given."""
     found = Environment(

@@ -1,0 +1,28 @@
+"""Whether a report still has to be written: asked by every scheduled run, so it imports nothing heavy."""
+
+import json
+from typing import Any
+
+import pipeline
+from pipeline.plan import Plan
+from pipeline.workspace import Workspace
+
+
+def made_of(plan: Plan, workspace: Workspace) -> dict[str, Any]:
+    """What a report follows from: the program, the words of the experiment, and which making of every evaluation."""
+    evaluations = {sae.evaluation.path: workspace.fingerprint(sae.evaluation.path) for sae in plan.saes}
+    return {
+        "version": pipeline.__version__,
+        "description": plan.experiment.description,
+        "evaluations": {path: found for path, found in evaluations.items() if found},
+    }
+
+
+def is_current(plan: Plan, workspace: Workspace) -> bool:
+    """Whether the report that is there follows from what is there."""
+    place = workspace.report(plan.experiment.name)
+    try:
+        written = json.loads(place.read("results.json"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return written.get("made_of") == made_of(plan, workspace) and place.size("index.html") is not None
