@@ -159,9 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the `ablation` flow here and now, and print its results; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python flows.py", description="Extract, train, evaluate, report: a whole study.")
     parser.add_argument("experiment", help="a name in experiments/, or the path of a TOML file")
-    parser.add_argument(
-        "--workspace", default="", help="place of artefacts (default: $DASAE_WORKSPACE, else workspace)"
-    )
+    parser.add_argument("--workspace", default="", help="place of artefacts (default: $DASAE_WORKSPACE, else workspace)")
     options = parser.parse_args(arguments)
     try:
         place = Workspace(_place(options.workspace))

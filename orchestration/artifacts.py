@@ -8,14 +8,15 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger
 from prefect.artifacts import (
-    create_image_artifact,
     create_link_artifact,
+    create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
     update_progress_artifact,
@@ -89,13 +90,11 @@ def show_results(results: dict[str, Any]) -> None:
     table = [_table_row(row, [str(k) for k in results["k_values"]]) for row in results["rows"]]
     quietly(log, lambda: create_table_artifact(table, key=key_of(experiment, "results"), description=description))
     for layer, image in _comparisons(results).items():
-        url = f"data:image/svg+xml;base64,{base64.b64encode(image.encode()).decode()}"
-        said = f"{experiment}, layer {layer}: planned differences with 95 % intervals; filled where one can be told"
-        quietly(
-            log, lambda url=url, key=key_of(experiment, f"comparison layer {layer}"), said=said: create_image_artifact(
-                url, key=key, description=said
-            )
-        )  # fmt: skip
+        # Not an image artifact, whose page would print the whole of such a URL below the picture.
+        picture = f"![planned differences](data:image/svg+xml;base64,{base64.b64encode(image.encode()).decode()})"
+        key = key_of(experiment, f"comparison layer {layer}")
+        said = f"{experiment}, layer {layer}: planned differences with 95 % intervals, filled where one can be told"
+        quietly(log, partial(create_markdown_artifact, picture, key=key, description=said))
 
 
 def show_report(experiment: str, page: str) -> None:
