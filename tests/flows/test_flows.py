@@ -1,7 +1,9 @@
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.client.schemas.objects import State
@@ -9,7 +11,9 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, te
 from prefect.testing.utilities import prefect_test_harness
 
 import flows
-from pipeline.errors import BadInputError, MissingArtefactError, PipelineError
+from orchestration import artifacts, parameters
+from orchestration import study as study_module
+from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError, StorageError
 from pipeline.plan import Plan
 from pipeline.train import stage
 from pipeline.workspace import Workspace
@@ -168,3 +172,184 @@ def test_the_command_ends_with_the_exit_code_of_the_error(
     monkeypatch.setattr(stage, "train", lambda plan, _: stage.Trained(failed={str(sae): "no" for sae in plan.saes}))
     assert flows.main([str(small_toml), "--workspace", finished]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: 3 failed: baseline seed 0")
+
+
+def test_nothing_new_means_that_the_report_is_not_written_again(small_toml: Path, finished: str):
+    assert run(flows.ablation, small_toml, finished).name == "Cached"
+    page = Path(finished) / "reports" / "small" / "index.html"
+    before = page.stat().st_mtime_ns
+    assert run(flows.ablation, small_toml, finished).name == "Cached"
+    assert page.stat().st_mtime_ns == before
+    small_toml.write_text(small_toml.read_text().replace("small enough for a test", "that asks something else"))
+    assert run(flows.ablation, small_toml, finished).name == "Cached"
+    assert "that asks something else" in page.read_text()
+
+
+def test_a_run_that_finds_everything_done_loads_no_torch(study, finished: str, tmp_path: Path):
+    import subprocess
+    import sys
+
+    toml = study.workspace.root.parent / "small.toml"
+    flows.ablation(str(toml), finished)
+    code = f"""
+import sys, flows
+from prefect.testing.utilities import prefect_test_harness
+with prefect_test_harness(server_startup_timeout=90):
+    assert flows.ablation({str(toml)!r}, {finished!r}, return_state=True).name == "Cached"
+assert not {{"torch", "matplotlib", "scipy", "transformers"}} & set(sys.modules)
+"""
+    environment = os.environ | {"PREFECT_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flow", "kinds"),
+    [(flows.extract, {"models", "stores", "probes"}), (flows.train, {"saes"}), (flows.evaluate, {"evaluations"})],
+)
+def test_force_makes_one_stage_again_and_touches_no_other(flow, kinds: set[str], small_toml: Path, finished: str):
+    before = manifests(finished)
+    assert run(flow, small_toml, finished, force=True).name == "Completed"
+    after = manifests(finished)
+    assert after.keys() == before.keys()
+    assert {path.split("/")[0] for path in after if after[path] != before[path]} == kinds
+
+
+def test_force_keeps_what_was_not_chosen(study, small_toml: Path, finished: str):
+    before = manifests(finished)
+    chosen = next(sae for sae in study.plan.saes if sae.arm == "magnitude")
+    assert flows.train(str(small_toml), finished, arms=["magnitude"], force=True) == [chosen.artefact.path]
+    after = manifests(finished)
+    assert {path for path in after if after[path] != before[path]} == {chosen.artefact.path}
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    emitted: list[dict[str, Any]] = []
+    monkeypatch.setattr(study_module, "emit_event", lambda event, **more: emitted.append({"event": event, **more}))
+    return emitted
+
+
+def test_only_fresh_activations_are_announced(study, small_toml: Path, finished: str, events: list[dict[str, Any]]):
+    flows.extract(str(small_toml), finished)
+    shutil.rmtree(Path(finished) / next(iter(study.plan.probes.values())).path)
+    flows.extract(str(small_toml), finished)
+    assert events == []
+    shutil.rmtree(Path(finished) / study.plan.store.path)
+    flows.extract(str(small_toml), finished)
+    (event,) = events
+    assert event["event"] == "activations.ready"
+    assert event["resource"]["dasae.experiment"] == "small"
+    assert event["payload"] == {"experiment": str(small_toml), "workspace": finished}
+
+
+def test_trouble_with_files_is_tried_again_and_nothing_else_is(
+    study, small_toml: Path, finished: str, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.rmtree(Path(finished) / "saes")
+    monkeypatch.setattr(study_module, "train_cohort", study_module.train_cohort.with_options(retry_delay_seconds=0))
+    genuine, raised, tries = stage.train, StorageError("the disk is full"), []
+
+    def train(plan: Plan, workspace: Workspace) -> stage.Trained:
+        tries.append(plan.arms)
+        if len(tries) < 3:
+            raise raised
+        return genuine(plan, workspace)
+
+    monkeypatch.setattr(stage, "train", train)
+    assert run(flows.train, small_toml, finished).name == "Completed"
+    assert len(tries) == 3
+    for raised, expected in (
+        (OSError("input/output error"), 4),
+        (CorruptArtefactError("a file was changed"), 1),
+        (RuntimeError("a defect"), 1),
+        (PermissionError("not yours"), 1),
+    ):
+        tries.clear()
+        monkeypatch.setattr(
+            stage, "train", lambda plan, _, raised=raised: (tries.append(plan.arms), (_ for _ in ()).throw(raised))
+        )
+        state = run(flows.train, small_toml, finished, force=True)
+        assert state.is_failed()
+        assert state.message is not None
+        assert str(raised) in state.message
+        assert len(tries) == expected, raised
+
+
+def test_damage_to_one_sae_costs_the_others_nothing(study, small_toml: Path, finished: str):
+    shutil.rmtree(Path(finished) / "evaluations")
+    full = next(sae for sae in study.plan.saes if sae.arm == "full")
+    weights = Path(finished) / full.artefact.path / "sae_weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    state = run(flows.ablation, small_toml, finished)
+    assert state.is_failed()
+    assert state.message is not None
+    assert state.message.startswith("1 failed: full seed 0 layer 2: ")
+    assert "was changed after it was made" in state.message
+    assert set(rows(finished)) == {"baseline", "magnitude"}
+
+
+def test_a_server_that_is_away_does_not_end_the_work(
+    small_toml: Path, finished: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the server is away")
+
+    for name in ("create_progress_artifact", "create_table_artifact", "create_link_artifact", "create_markdown_artifact"):
+        monkeypatch.setattr(artifacts, name, away)
+    shutil.rmtree(Path(finished) / "saes")
+    assert run(flows.ablation, small_toml, finished).name == "Completed"
+    assert "not shown on Prefect's pages: the server is away" in caplog.text
+
+
+def test_a_run_leaves_its_results_on_prefect_s_pages(small_toml: Path, finished: str):
+    from prefect.client.orchestration import get_client
+
+    shutil.rmtree(Path(finished) / "saes")
+    flows.ablation(str(small_toml), finished)
+    with get_client(sync_client=True) as client:
+        found = client.request("POST", "/artifacts/latest/filter", json={}).json()
+    by_key = {artifact["key"]: artifact for artifact in found}
+    table = json.loads(by_key["small-results"]["data"])
+    assert [row["arm"] for row in table] == ["baseline", "full", "magnitude"]
+    assert all(isinstance(row["probing k=5"], float) for row in table)
+    assert "![planned differences](data:image/svg+xml;base64," in by_key["small-comparison-layer-2"]["data"]
+    assert f"file://{finished}/reports/small/index.html" in by_key["small-report"]["data"]
+    assert by_key["small-train-3-saes"]["data"] == 100.0
+
+
+def test_a_run_s_name_says_experiment_arms_and_key(study, small_toml: Path):
+    chosen = {"experiment": str(small_toml), "arms": ["full", "baseline"], "seeds": [0], "layer": 2}
+    assert (
+        parameters.name_of("train", chosen) == f"train small · full, baseline · seeds 0 · layer 2 · {study.plan.store.key}"
+    )
+    assert parameters.name_of("train", {"experiment": "no-such"}) == "train no-such"
+    many = {"experiment": str(small_toml), "arms": parameters.known_arms(), "seeds": [], "layer": None}
+    assert " arms · " in parameters.name_of("evaluate", many)
+
+
+def test_the_form_offers_the_arms_and_refuses_what_cannot_be():
+    schema = flows.train.parameters.model_dump()["properties"]
+    assert schema["arms"]["items"]["enum"] == parameters.known_arms()
+    assert {"baseline", "literal", "no-contrast-l0"} <= set(schema["arms"]["items"]["enum"])
+    assert schema["seeds"]["items"]["minimum"] == 0
+    assert schema["layer"]["anyOf"][0]["minimum"] == 0
+    for flow in (flows.extract, flows.train, flows.evaluate, flows.ablation):
+        described = flow.parameters.model_dump()["properties"]
+        assert all(field["description"] for field in described.values())
+
+
+def test_names_from_parameters_stay_in_the_workspace(small_toml: Path, tmp_path: Path, finished: str):
+    outside = tmp_path / "outside.toml"
+    shutil.copy(small_toml, outside)
+    before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(finished)}
+    for experiment in ("../outside", "..", "a/../../outside"):
+        assert run(flows.ablation, Path(experiment), finished).is_failed()
+    assert run(flows.train, small_toml, finished, arms=["../../x"]).is_failed()
+    hidden = tmp_path / "..small.toml"
+    shutil.copy(small_toml, hidden)
+    state = run(flows.ablation, hidden, finished)
+    assert state.is_failed()
+    assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(finished)} == before | {hidden}
