@@ -261,6 +261,30 @@ class Experiment(Section):
     study: StudyConfig
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @classmethod
+    def load(cls, name_or_path: str) -> Self:
+        """Read and validate an experiment: a name in `experiments/`, or the path of a TOML file.
+
+        Raises BadInputError, in one line that names the field and the value.
+        """
+        path = Path(name_or_path)
+        if path.suffix != ".toml":
+            path = EXPERIMENTS / f"{name_or_path}.toml"
+        if not path.is_file():
+            known = ", ".join(available()) or "none here: run from the folder that holds experiments/"
+            raise BadInputError(f"no experiment {name_or_path!r} ({path} is not a file); known experiments: {known}")
+        try:
+            declared: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadInputError(f"{path} is not valid TOML: {error}") from None
+        for key in ("name", "argument"):
+            if key in declared:
+                raise BadInputError(f"{path}: remove the key `{key}`, the file name is the experiment's name")
+        try:
+            return cls.model_validate(declared | {"name": path.stem, "argument": name_or_path})
+        except ValidationError as error:
+            raise BadInputError(f"{path}: {explain(error)}") from None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         from pipeline.arms import check  # arms builds TrainConfigs, so it imports this module
@@ -298,30 +322,6 @@ def available() -> list[str]:
     return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
 
 
-def load(name_or_path: str) -> Experiment:
-    """Read and validate an experiment: a name in `experiments/`, or the path of a TOML file.
-
-    Raises BadInputError, in one line that names the field and the value.
-    """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = EXPERIMENTS / f"{name_or_path}.toml"
-    if not path.is_file():
-        known = ", ".join(available()) or "none here: run from the folder that holds experiments/"
-        raise BadInputError(f"no experiment {name_or_path!r} ({path} is not a file); known experiments: {known}")
-    try:
-        declared: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{path} is not valid TOML: {error}") from None
-    for key in ("name", "argument"):
-        if key in declared:
-            raise BadInputError(f"{path}: remove the key `{key}`, the file name is the experiment's name")
-    try:
-        return Experiment.model_validate(declared | {"name": path.stem, "argument": name_or_path})
-    except ValidationError as error:
-        raise BadInputError(f"{path}: {explain(error)}") from None
-
-
 def explain(error: ValidationError, where: str = "") -> str:
     """The first problem of a pydantic error as one line: field (inside `where`), what is wrong, the value given."""
     problems = error.errors(include_url=False)
@@ -336,3 +336,6 @@ def explain(error: ValidationError, where: str = "") -> str:
     given = first["input"]
     shown = "" if first["type"] in ("missing", "value_error", "extra_forbidden") else f", got {given!r}"
     return f"{field + ': ' if field else ''}{message[0].lower()}{message[1:]}{shown}"
+
+
+load = Experiment.load

@@ -1,4 +1,4 @@
-"""Finished SAEs for use elsewhere: found by path or name, verified, written in another library's format."""
+"""Finished SAEs for use outside a study: found by path or name, verified, loaded or written in another library's format."""
 
 import json
 from pathlib import Path
@@ -31,18 +31,23 @@ def find(sae: str, workspace: Path) -> Path:
     return found[0]
 
 
+def load_sae(sae: Path | str, workspace: Path | str = "workspace") -> SAE:
+    """A finished SAE, verified, given as `find` takes it.
+
+    It reads activations as the model puts them out, float32 [..., D], unscaled; latents [..., F] have their unit.
+    Raises BadInputError when there is none or more than one of that name, CorruptArtefactError when it is not what its
+    manifest says.
+    """
+    return SAE.load(_verified(find(str(sae), Path(workspace))) / WEIGHTS)
+
+
 def to_saelens(sae: Path, target: Path) -> None:
     """Write the SAE of the artefact folder `sae` into `target`, for `sae_lens.SAE.load_from_disk`; all of it or nothing.
 
     Raises CorruptArtefactError when the SAE is not what its manifest says, BadInputError when it is none or when `target`
     holds something already.
     """
-    manifest = _manifest(sae)
-    if manifest.kind != "saes":
-        raise BadInputError(f"{sae} is no SAE: its manifest says {manifest.kind}")
-    for name in (CONFIG, WEIGHTS):
-        if not (sae / name).is_file() or sha256_file(sae / name) != manifest.files[name].sha256:
-            raise CorruptArtefactError(f"{sae / name} is missing or was changed; delete {sae} and train it again")
+    _verified(sae)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInputError(f"{target} exists and is not an empty folder; name another one")
     metadata = json.loads((sae / CONFIG).read_text(encoding="utf-8"))["metadata"]
@@ -55,6 +60,17 @@ def to_saelens(sae: Path, target: Path) -> None:
             fsync(path)
         folder.replace(target)
     fsync(target.parent)
+
+
+def _verified(folder: Path) -> Path:
+    """The folder itself, if it holds an SAE that is what its manifest says."""
+    manifest = _manifest(folder)
+    if manifest.kind != "saes":
+        raise BadInputError(f"{folder} is no SAE: its manifest says {manifest.kind}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file() or sha256_file(folder / name) != manifest.files[name].sha256:
+            raise CorruptArtefactError(f"{folder / name} is missing or was changed; delete {folder} and train it again")
+    return folder
 
 
 def _manifest(folder: Path) -> Manifest:
