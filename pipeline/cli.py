@@ -172,8 +172,9 @@ def export(
 ) -> None:
     """Copy a finished SAE, verified, into a folder that another library loads."""
     from pipeline.export import find, to_saelens
+    from pipeline.workspace import Workspace
 
-    found = find(sae, Path(workspace))
+    found = find(sae, Workspace(workspace))
     to_saelens(found, folder)
     console.print(f"export: {found.name} to {folder}, for {to.value}", highlight=False, soft_wrap=True)
 

@@ -9,36 +9,40 @@ from pydantic import ValidationError
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.identity import sha256_file
 from pipeline.sae import CONFIG, SAE, WEIGHTS
-from pipeline.workspace import MANIFEST, Manifest, fsync
+from pipeline.workspace import MANIFEST, Manifest, Workspace, fsync
 
 
-def find(sae: str, workspace: Path) -> Path:
+def find(sae: str, workspace: Workspace) -> Path:
     """The folder of a finished SAE, given as its path, its folder's name or its label, such as `full-s0`.
 
     Raises BadInputError, naming the candidates, when there is none or more than one.
     """
     if (Path(sae) / MANIFEST).is_file():
         return Path(sae)
+    if workspace.remote:
+        raise BadInputError(f"{sae!r} is no folder here: copy it from {workspace.root}/saes/ and give the path of the copy")
     # <label>-<key>, and no key holds a dash.
-    finished = {path.parent: path.parent.name.rpartition("-")[0] for path in sorted(workspace.glob(f"saes/*/{MANIFEST}"))}
+    finished = {
+        path.parent: path.parent.name.rpartition("-")[0] for path in sorted(workspace.local.glob(f"saes/*/{MANIFEST}"))
+    }
     found = [folder for folder, label in finished.items() if sae in (folder.name, label)]
     if not found:
         known = ", ".join(dict.fromkeys(finished.values())) or "none"
-        raise BadInputError(f"no finished SAE {sae!r}, neither as a path nor in {workspace}, which has: {known}")
+        raise BadInputError(f"no finished SAE {sae!r}, neither as a path nor in {workspace.root}, which has: {known}")
     if len(found) > 1:
         candidates = ", ".join(f"{folder.name} (layer {_manifest(folder).inputs['layer']})" for folder in found)
         raise BadInputError(f"{sae!r} is more than one SAE, name one of: {candidates}")
     return found[0]
 
 
-def load_sae(sae: Path | str, workspace: Path | str = "workspace") -> SAE:
+def load_sae(sae: Path | str, workspace: Workspace) -> SAE:
     """A finished SAE, verified, given as `find` takes it.
 
     It reads activations as the model puts them out, float32 [..., D], unscaled; latents [..., F] have their unit.
     Raises BadInputError when there is none or more than one of that name, CorruptArtefactError when it is not what its
     manifest says.
     """
-    return SAE.load(_verified(find(str(sae), Path(workspace))) / WEIGHTS)
+    return SAE.load(_verified(find(str(sae), workspace)) / WEIGHTS)
 
 
 def to_saelens(sae: Path, target: Path) -> None:

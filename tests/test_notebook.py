@@ -62,19 +62,19 @@ def test_what_cannot_be_read_is_said_in_a_line(study: Study, tmp_path: Path) -> 
 
 def test_an_sae_is_loaded_by_name_and_verified(study: Study, tmp_path: Path) -> None:
     full = study.plan.saes[1]
-    sae = pipeline.load_sae("full-s0", study.workspace.root)
+    sae = pipeline.load_sae("full-s0", study.workspace)
     expected = pipeline.SAE.load(study.workspace.verified(full.artefact, WEIGHTS))
     assert torch.equal(sae.W_dec_FD, expected.W_dec_FD)
     assert (sae.d_in, sae.d_sae) == (64, 96)
     copied = Path(shutil.copytree(study.workspace.folder(full.artefact), tmp_path / "sae"))
-    assert torch.equal(pipeline.load_sae(copied).b_dec_D, sae.b_dec_D)
+    assert torch.equal(pipeline.load_sae(copied, study.workspace).b_dec_D, sae.b_dec_D)
     content = bytearray((copied / WEIGHTS).read_bytes())
     content[-1] ^= 1
     (copied / WEIGHTS).write_bytes(content)
     with pytest.raises(CorruptArtefactError, match="was changed"):
-        pipeline.load_sae(copied)
+        pipeline.load_sae(copied, study.workspace)
     with pytest.raises(BadInputError, match="no finished SAE 'ful-s0'"):
-        pipeline.load_sae("ful-s0", study.workspace.root)
+        pipeline.load_sae("ful-s0", study.workspace)
 
 
 def test_results_are_a_data_frame(study: Study, tmp_path: Path) -> None:
