@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.identity import sha256_file
 from pipeline.sae import CONFIG, SAE, WEIGHTS
+from pipeline.storage import explained
 from pipeline.workspace import MANIFEST, Manifest, Workspace, fsync
 
 
@@ -55,7 +56,8 @@ def to_saelens(sae: Path, target: Path) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInputError(f"{target} exists and is not an empty folder; name another one")
     metadata = json.loads((sae / CONFIG).read_text(encoding="utf-8"))["metadata"]
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
         folder = Path(temporary) / "sae"
         folder.mkdir()
