@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, ValidationEr
 
 from pipeline.errors import BadInputError
 from pipeline.sources import SOURCES, CorpusConfig, Dtype, ModelConfig, Section, Seed, SyntheticCorpus, SyntheticModel
+from pipeline.store.codecs import Codec
 
 EXPERIMENTS = Path("experiments")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -32,7 +33,7 @@ class StoreConfig(Section):
     """Sequences per forward pass. Part of the identity: matrix kernels round differently for other shapes."""
     dtype: Dtype = "bfloat16"
     """Dtype of the stored rows."""
-    codec: Literal["raw", "blosc"] = "raw"
+    codec: Codec = "raw"
     """`raw` for local disks; `blosc` (zstd-1, byte shuffle) where storage is slower than about 1 GB/s."""
     shard_rows: PositiveInt = 32768
     """Rows per file, the unit of writing, committing and resuming."""
