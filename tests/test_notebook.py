@@ -39,6 +39,7 @@ def test_a_text_is_read_as_extraction_read_it(study: Study) -> None:
     (name, artefact), *_ = study.plan.probes.items()
     store = pipeline.ActivationStore(study.workspace.storage(artefact))
     train, _ = load_texts(name, study.experiment.probes)
+    compared = 0
     documents_NLD = next(Documents(store, 2).padded("train", 5))[1].float()
     for text, stored_LD in zip(train[store.layout.classes[0]][:5], documents_NLD, strict=True):
         count = int(stored_LD.any(dim=1).sum())
@@ -48,6 +49,8 @@ def test_a_text_is_read_as_extraction_read_it(study: Study) -> None:
         if len(read.tokens) == count:  # cut in the middle of a character, a text has other tokens
             torch.testing.assert_close(read.layers[2], stored_LD[1 : count + 1], atol=2e-2, rtol=2e-2)
             assert read.layers[2].dtype == torch.float32
+            compared += 1
+    assert compared >= 3
 
 
 def test_what_cannot_be_read_is_said_in_a_line(study: Study, tmp_path: Path) -> None:
