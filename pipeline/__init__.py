@@ -1,10 +1,51 @@
 """The direction-aware contrastive SAE study: extract once, train every arm, evaluate, compare.
 
-Start at `pipeline.plan` (what a study consists of) or `pipeline.cli` (what a user can do with it).
+What a notebook needs stands here (docs/quickstart.md). Behind it, start at `pipeline.plan` (what a study consists of) or
+`pipeline.cli` (what a user can do with it).
 """
 
 import os
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.experiment import Experiment
+    from pipeline.export import load_sae
+    from pipeline.extract.reading import TextReader
+    from pipeline.plan import make_plan
+    from pipeline.report.frame import read_results
+    from pipeline.sae import SAE
+    from pipeline.store.batches import rows_in_order, shuffled_batches
+    from pipeline.store.reader import ActivationStore
+    from pipeline.workspace import Workspace
+
+__all__ = [
+    "SAE",
+    "ActivationStore",
+    "Experiment",
+    "TextReader",
+    "Workspace",
+    "load_sae",
+    "make_plan",
+    "read_results",
+    "rows_in_order",
+    "shuffled_batches",
+]
+
+_HOMES = {
+    "SAE": "pipeline.sae",
+    "ActivationStore": "pipeline.store.reader",
+    "Experiment": "pipeline.experiment",
+    "TextReader": "pipeline.extract.reading",
+    "Workspace": "pipeline.workspace",
+    "load_sae": "pipeline.export",
+    "make_plan": "pipeline.plan",
+    "read_results": "pipeline.report.frame",
+    "rows_in_order": "pipeline.store.batches",
+    "shuffled_batches": "pipeline.store.batches",
+}
+"""Where each public name is defined. Imported when it is asked for, or `dasae --help` would have to wait for torch."""
 
 # torch's OpenMP threads wait for each other in a long busy loop by default. Beside another process on the same two cores,
 # that made training the demo model twenty times slower (520 against 11,000 tokens a second); alone, a short loop costs
@@ -17,3 +58,13 @@ try:
     __version__ = version("direction-aware-sae")
 except PackageNotFoundError:  # a checkout that was not installed
     __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,7 @@ Heavy imports stand inside the commands, so that `dasae --help` answers at once.
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from pipeline.train.track import Service
 
 if TYPE_CHECKING:
     from pipeline.plan import Plan
+    from pipeline.storage import Storage
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +41,10 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would
 DeepOption = Annotated[bool, typer.Option("--deep", help="Compare every checksum, not only sizes.")]
 StoreArgument = Annotated[str, typer.Argument(metavar="PATH", help="Folder or s3:// URL of a store.")]
 WORKSPACE = "workspace"
+PROGRAM = "dasae"
+INTERRUPTED = 130
+UsageError: Any = typer.BadParameter.__base__
+"""What Typer raises for a command line that it cannot understand; it exports only this subclass."""
 
 
 class Format(StrEnum):
@@ -122,10 +127,13 @@ def report(
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
     """Write the comparison of the arms, or of two experiments: a page, and the same as JSON and CSV."""
-    if other is None:
-        _report(_plan(experiment), workspace)
+    plan, beside = _plan(experiment), _plan(other) if other else None
+    if beside is None:
+        _report(plan, workspace)
+    elif beside.experiment.name == plan.experiment.name:
+        raise BadInputError(f"{experiment} and {other} are one experiment, or two files of one name: name another one")
     else:
-        _report_both(_plan(experiment), _plan(other), workspace)
+        _report_both(plan, beside, workspace)
 
 
 @app.command()
@@ -145,17 +153,16 @@ def info(store: StoreArgument) -> None:
     from pipeline.store.describe import store_info
     from pipeline.store.reader import ActivationStore
 
-    for table in store_info(ActivationStore(store, partial=True)):
+    for table in store_info(ActivationStore(_store(store), partial=True)):
         console.print(table)
 
 
 @store_app.command()
 def verify(store: StoreArgument, deep: DeepOption = False) -> None:
     """Check that every committed file is there in its size. Exit status 1 when one is not."""
-    from pipeline.storage import open_storage
     from pipeline.store.verify import damages
 
-    found = damages(open_storage(store), deep=deep)
+    found = damages(_store(store), deep=deep)
     for damage in found:
         console.print(f"[bold]damaged[/]: {damage}", highlight=False, soft_wrap=True)
     how = "every checksum compared" if deep else "sizes compared; --deep compares every checksum"
@@ -172,8 +179,9 @@ def export(
 ) -> None:
     """Copy a finished SAE, verified, into a folder that another library loads."""
     from pipeline.export import find, to_saelens
+    from pipeline.workspace import Workspace
 
-    found = find(sae, Path(workspace))
+    found = find(sae, Workspace(workspace))
     to_saelens(found, folder)
     console.print(f"export: {found.name} to {folder}, for {to.value}", highlight=False, soft_wrap=True)
 
@@ -183,15 +191,26 @@ def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, la
     from pipeline.plan import make_plan
 
     try:
-        numbers = [int(seed) for seed in seeds.split(",")] if seeds else None
+        numbers = [int(seed) for seed in seeds.split(",")] if seeds is not None else None
     except ValueError:
         raise BadInputError(f"--seeds {seeds!r}: give whole numbers separated by commas, such as 0,1") from None
     return make_plan(
         load(experiment),
-        arms=[arm.strip() for arm in arms.split(",")] if arms else None,
+        arms=[arm.strip() for arm in arms.split(",")] if arms is not None else None,
         seeds=numbers,
         layers=None if layer is None else [layer],
     )
+
+
+def _store(place: str) -> "Storage":
+    from pipeline.storage import open_storage
+    from pipeline.store import format as fmt
+
+    storage = open_storage(place)
+    # A store that lost one of the two is a damaged one.
+    if not fmt.is_laid_out(storage) and not storage.sizes(fmt.COMMITS):
+        raise BadInputError(f"{place} is no activation store; those of a workspace are in its folders stores/ and probes/")
+    return storage
 
 
 def _extract(plan: "Plan", workspace: str, deep: bool = False) -> None:
@@ -255,14 +274,22 @@ def _report_both(plan: "Plan", other: "Plan", workspace: str) -> None:
 
 
 def main() -> None:
-    """Run the command line; a PipelineError ends it with one line and the error's exit code."""
+    """Run the command line. Whatever goes wrong ends it with one line: exit code 2 for bad input, 1 for failure."""
     try:
-        app()
+        code = app(prog_name=PROGRAM, standalone_mode=False)
     except PipelineError as error:
         if "--debug" in sys.argv:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except UsageError as error:
+        message = " ".join(error.format_message().split()).replace("Value error, ", "")
+        if message:  # none where the command is missing: then Typer has shown the help
+            command = error.ctx.command_path if error.ctx else PROGRAM
+            print(f"error: {message[0].lower()}{message[1:].rstrip('.')}; see {command} --help", file=sys.stderr)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(code or 0)

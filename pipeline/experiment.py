@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from pipeline.errors import BadInputError
-from pipeline.sources import SOURCES, CorpusConfig, Dtype, ModelConfig, Section, SyntheticCorpus, SyntheticModel
+from pipeline.sources import SOURCES, CorpusConfig, Dtype, ModelConfig, Section, Seed, SyntheticCorpus, SyntheticModel
+from pipeline.store.codecs import Codec
 
 EXPERIMENTS = Path("experiments")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -32,7 +33,7 @@ class StoreConfig(Section):
     """Sequences per forward pass. Part of the identity: matrix kernels round differently for other shapes."""
     dtype: Dtype = "bfloat16"
     """Dtype of the stored rows."""
-    codec: Literal["raw", "blosc"] = "raw"
+    codec: Codec = "raw"
     """`raw` for local disks; `blosc` (zstd-1, byte shuffle) where storage is slower than about 1 GB/s."""
     shard_rows: PositiveInt = 32768
     """Rows per file, the unit of writing, committing and resuming."""
@@ -40,7 +41,7 @@ class StoreConfig(Section):
     """Rows per chunk, the unit of reading. On an object store let it equal `shard_rows`, 8192: one GET per read."""
     max_norm: Annotated[float, Field(gt=1)] | None = None
     """Leave out rows whose norm exceeds this multiple of their shard's median norm: attention sinks other than the BOS."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the row order inside each shard; of the rows themselves, where the model is synthetic."""
 
     @model_validator(mode="after")
@@ -76,7 +77,7 @@ class ProbesConfig(Section):
     test_size: Annotated[int, Field(ge=8)] = 1000
     context: Annotated[int, Field(ge=8)] = 128
     """Tokens per text, BOS included; longer texts are cut."""
-    seed: int = 42
+    seed: Seed = 42
 
     @property
     def named(self) -> dict[str, str]:
@@ -171,7 +172,7 @@ class TrainConfig(Section):
     resets: Resets | None = Resets()
     heldout_shards: PositiveInt = 1
     """Last shards of the store, never trained on: evaluation reads them."""
-    data_seed: int = 0
+    data_seed: Seed = 0
     """Seed of the batch order, shared by all arms and seeds so that they are compared on the same batches."""
     buffer_chunks: PositiveInt = 32
     """Chunks of different shards from which shuffled batches are drawn."""
@@ -196,7 +197,7 @@ class StudyConfig(Section):
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """Layers SAEs are trained on; each must be among the store's."""
     arms: Annotated[tuple[str, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
 
 
 class ArmConfig(Section):
@@ -280,6 +281,32 @@ class Experiment(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     run: RunConfig = RunConfig()
 
+    @classmethod
+    def load(cls, name_or_path: str) -> Self:
+        """Read and validate an experiment: a name in `experiments/`, or the path of a TOML file.
+
+        Raises BadInputError, in one line that names the field and the value.
+        """
+        path = Path(name_or_path)
+        if path.suffix != ".toml":
+            path = EXPERIMENTS / f"{name_or_path}.toml"
+        if not path.is_file():
+            known = ", ".join(available()) or "none here: run from the folder that holds experiments/"
+            meant = Path(f"{name_or_path}.toml")
+            remedy = f"did you mean {meant}?" if meant.is_file() else f"known experiments: {known}"
+            raise BadInputError(f"no experiment {name_or_path!r} ({path} is not a file); {remedy}")
+        try:
+            declared: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadInputError(f"{path} is not valid TOML: {error}") from None
+        for key in ("name", "argument"):
+            if key in declared:
+                raise BadInputError(f"{path}: remove the key `{key}`, the file name is the experiment's name")
+        try:
+            return cls.model_validate(declared | {"name": path.stem, "argument": name_or_path})
+        except ValidationError as error:
+            raise BadInputError(f"{path}: {explain(error)}") from None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         from pipeline.arms import check  # arms builds TrainConfigs, so it imports this module
@@ -299,6 +326,18 @@ class Experiment(Section):
         if max(self.store.layers) >= self.model.depth:
             deepest, last = max(self.store.layers), self.model.depth - 1
             raise ValueError(f"store.layers: layer {deepest} does not exist, the model has layers 0 to {last}")
+        shards = -(-self.store.tokens // self.store.shard_rows)
+        if self.train.heldout_shards >= shards:
+            raise ValueError(
+                f"train.heldout_shards {self.train.heldout_shards} leaves nothing to train on: {self.store.tokens:,} tokens "
+                f"fill {shards} shards of {self.store.shard_rows:,} rows; use more tokens or smaller shards"
+            )
+        # At most: a corpus may be shorter, and rows may be left out.
+        rows = (shards - self.train.heldout_shards) * self.store.shard_rows
+        if self.train.batch_size > rows:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size:,} is more than the {rows:,} rows to train on; lower it"
+            )
         for layer in self.study.layers:
             if layer not in self.store.layers:
                 raise ValueError(f"study.layers: layer {layer} is not among store.layers {list(self.store.layers)}")
@@ -317,30 +356,6 @@ def available() -> list[str]:
     return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
 
 
-def load(name_or_path: str) -> Experiment:
-    """Read and validate an experiment: a name in `experiments/`, or the path of a TOML file.
-
-    Raises BadInputError, in one line that names the field and the value.
-    """
-    path = Path(name_or_path)
-    if path.suffix != ".toml":
-        path = EXPERIMENTS / f"{name_or_path}.toml"
-    if not path.is_file():
-        known = ", ".join(available()) or "none here: run from the folder that holds experiments/"
-        raise BadInputError(f"no experiment {name_or_path!r} ({path} is not a file); known experiments: {known}")
-    try:
-        declared: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{path} is not valid TOML: {error}") from None
-    for key in ("name", "argument"):
-        if key in declared:
-            raise BadInputError(f"{path}: remove the key `{key}`, the file name is the experiment's name")
-    try:
-        return Experiment.model_validate(declared | {"name": path.stem, "argument": name_or_path})
-    except ValidationError as error:
-        raise BadInputError(f"{path}: {explain(error)}") from None
-
-
 def explain(error: ValidationError, where: str = "") -> str:
     """The first problem of a pydantic error as one line: field (inside `where`), what is wrong, the value given."""
     problems = error.errors(include_url=False)
@@ -349,9 +364,18 @@ def explain(error: ValidationError, where: str = "") -> str:
     # Discriminated unions put the tag into the location; it is no key of the TOML.
     path = [str(part) for part in first["loc"] if part not in SOURCES]
     field = ".".join([where, *path] if where else path)
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
+    kind, given, context = first["type"], first["input"], first.get("ctx", {})
+    # What Python has as a tuple, TOML has as a list.
+    message = first["msg"].removeprefix("Value error, ").replace("tuple", "list").replace("Tuple", "list")
+    if kind == "extra_forbidden":
         message = "unknown key, check its spelling or remove it"
-    given = first["input"]
-    shown = "" if first["type"] in ("missing", "value_error", "extra_forbidden") else f", got {given!r}"
+    elif kind == "union_tag_not_found":
+        message = f"{context['discriminator']} is missing, which says what kind it is"
+    elif kind == "union_tag_invalid":
+        message = "source should be one of " + context["expected_tags"]
+        given = given["source"]
+    shown = "" if kind in ("missing", "value_error", "extra_forbidden", "union_tag_not_found") else f", got {given!r}"
     return f"{field + ': ' if field else ''}{message[0].lower()}{message[1:]}{shown}"
+
+
+load = Experiment.load

@@ -1,4 +1,4 @@
-"""Finished SAEs for use elsewhere: found by path or name, verified, written in another library's format."""
+"""Finished SAEs for use outside a study: found by path or name, verified, loaded or written in another library's format."""
 
 import json
 from pathlib import Path
@@ -9,26 +9,41 @@ from pydantic import ValidationError
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.identity import sha256_file
 from pipeline.sae import CONFIG, SAE, WEIGHTS
-from pipeline.workspace import MANIFEST, Manifest, fsync
+from pipeline.storage import explained
+from pipeline.workspace import MANIFEST, Manifest, Workspace, fsync
 
 
-def find(sae: str, workspace: Path) -> Path:
+def find(sae: str, workspace: Workspace) -> Path:
     """The folder of a finished SAE, given as its path, its folder's name or its label, such as `full-s0`.
 
     Raises BadInputError, naming the candidates, when there is none or more than one.
     """
     if (Path(sae) / MANIFEST).is_file():
         return Path(sae)
+    if workspace.remote:
+        raise BadInputError(f"{sae!r} is no folder here: copy it from {workspace.root}/saes/ and give the path of the copy")
     # <label>-<key>, and no key holds a dash.
-    finished = {path.parent: path.parent.name.rpartition("-")[0] for path in sorted(workspace.glob(f"saes/*/{MANIFEST}"))}
+    finished = {
+        path.parent: path.parent.name.rpartition("-")[0] for path in sorted(workspace.local.glob(f"saes/*/{MANIFEST}"))
+    }
     found = [folder for folder, label in finished.items() if sae in (folder.name, label)]
     if not found:
         known = ", ".join(dict.fromkeys(finished.values())) or "none"
-        raise BadInputError(f"no finished SAE {sae!r}, neither as a path nor in {workspace}, which has: {known}")
+        raise BadInputError(f"no finished SAE {sae!r}, neither as a path nor in {workspace.root}, which has: {known}")
     if len(found) > 1:
         candidates = ", ".join(f"{folder.name} (layer {_manifest(folder).inputs['layer']})" for folder in found)
         raise BadInputError(f"{sae!r} is more than one SAE, name one of: {candidates}")
     return found[0]
+
+
+def load_sae(sae: Path | str, workspace: Workspace) -> SAE:
+    """A finished SAE, verified, given as `find` takes it.
+
+    It reads activations as the model puts them out, float32 [..., D], unscaled; latents [..., F] have their unit.
+    Raises BadInputError when there is none or more than one of that name, CorruptArtefactError when it is not what its
+    manifest says.
+    """
+    return SAE.load(_verified(find(str(sae), workspace)) / WEIGHTS)
 
 
 def to_saelens(sae: Path, target: Path) -> None:
@@ -37,16 +52,12 @@ def to_saelens(sae: Path, target: Path) -> None:
     Raises CorruptArtefactError when the SAE is not what its manifest says, BadInputError when it is none or when `target`
     holds something already.
     """
-    manifest = _manifest(sae)
-    if manifest.kind != "saes":
-        raise BadInputError(f"{sae} is no SAE: its manifest says {manifest.kind}")
-    for name in (CONFIG, WEIGHTS):
-        if not (sae / name).is_file() or sha256_file(sae / name) != manifest.files[name].sha256:
-            raise CorruptArtefactError(f"{sae / name} is missing or was changed; delete {sae} and train it again")
+    _verified(sae)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInputError(f"{target} exists and is not an empty folder; name another one")
     metadata = json.loads((sae / CONFIG).read_text(encoding="utf-8"))["metadata"]
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
         folder = Path(temporary) / "sae"
         folder.mkdir()
@@ -55,6 +66,17 @@ def to_saelens(sae: Path, target: Path) -> None:
             fsync(path)
         folder.replace(target)
     fsync(target.parent)
+
+
+def _verified(folder: Path) -> Path:
+    """The folder itself, if it holds an SAE that is what its manifest says."""
+    manifest = _manifest(folder)
+    if manifest.kind != "saes":
+        raise BadInputError(f"{folder} is no SAE: its manifest says {manifest.kind}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file() or sha256_file(folder / name) != manifest.files[name].sha256:
+            raise CorruptArtefactError(f"{folder / name} is missing or was changed; delete {folder} and train it again")
+    return folder
 
 
 def _manifest(folder: Path) -> Manifest:

@@ -28,6 +28,11 @@ class SAE:
     b_dec_D: torch.Tensor
 
     @property
+    def d_in(self) -> int:
+        """Width of the activations it reads."""
+        return self.W_dec_FD.shape[1]
+
+    @property
     def d_sae(self) -> int:
         """Number of latents."""
         return self.W_dec_FD.shape[0]
@@ -67,7 +72,7 @@ class SAE:
         """Write `cfg.json` and `sae_weights.safetensors` so that `sae_lens.SAE.load_from_disk` reads them."""
         config = {
             "architecture": "standard",
-            "d_in": self.W_dec_FD.shape[1],
+            "d_in": self.d_in,
             "d_sae": self.d_sae,
             "dtype": "float32",
             "device": "cpu",

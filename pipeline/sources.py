@@ -13,6 +13,8 @@ SOURCES = ("huggingface", "tiny", "python", "files", "synthetic")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Dtype = Literal["bfloat16", "float32"]
+Seed = Annotated[int, Field(ge=0)]
+"""Of a random generator; numpy's take no negative one."""
 
 
 class Section(BaseModel):
@@ -68,7 +70,7 @@ class TinyModel(Section):
     """Sequences per step."""
     learning_rate: PositiveFloat = 6e-3
     dtype: Dtype = "float32"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class SyntheticModel(Section):
@@ -106,7 +108,7 @@ class SyntheticModel(Section):
     """Correlation of the two normal variables whose thresholds decide whether the two features of such a pair fire."""
     similarity: Annotated[float, Field(ge=0, lt=1)] = 0.4
     """Cosine of a child's direction to its parent's, and between a correlated pair's. All other directions are random."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of the directions. What fires where is drawn from `store.seed`."""
 
     @model_validator(mode="after")

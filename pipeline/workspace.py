@@ -89,9 +89,11 @@ class Workspace:
     def __init__(self, root: Path | str):
         self.root = root
         self.remote = str(root).startswith(SCHEME)
+        if not self.remote and re.match(r"[a-z0-9]*:|$", str(root)):  # a folder of that name would be no help
+            raise BadInputError(f"workspace {str(root)!r} is neither a folder nor an s3://bucket/prefix; name another one")
         self.local = _scratch(str(root)) if self.remote else Path(root)
         """Where artefacts lie, or are made before they are copied to the object store."""
-        if self.local.exists() and not self.local.is_dir():
+        if any(path.exists() and not path.is_dir() for path in (self.local, *self.local.parents)):
             raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
         if self.remote:
             open_storage(str(root)).sizes("none")  # so that a wrong bucket is known before hours of work

@@ -38,36 +38,6 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
         assert command in shown.output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["train", "dmeo"], "no experiment 'dmeo'"),
-        (["train", "TOML", "--arms", "fulll"], "arm 'fulll' is not part of the study"),
-        (["train", "TOML", "--seeds", "one"], "--seeds 'one': give whole numbers"),
-        (["train", "TOML", "--layer", "7"], "layer 7 is not part of the study, which has [2]"),
-        (["train", "TOML"], "does not exist yet; make it with: dasae extract TOML"),
-        (["evaluate", "TOML"], "no SAE of small is trained yet; run: dasae train TOML"),
-        (["report", "TOML"], "nothing of small is evaluated yet; run: dasae ablate TOML"),
-        (["status", "TOML", "--workspace", "TOML"], "is not a folder; name another one with --workspace"),
-    ],
-)
-def test_bad_input_is_one_line_and_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    small_toml: Path,
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(small_toml.parent)
-    given = [str(small_toml) if argument == "TOML" else argument for argument in arguments]
-    code, _, error = dasae(monkeypatch, capsys, *given)
-    assert code == 2
-    assert message.replace("TOML", str(small_toml)) in error
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert not list(small_toml.parent.rglob("manifest.json"))
-
-
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["dasae", "--debug", "train", "dmeo"])
     with pytest.raises(ValueError, match="no experiment 'dmeo'"):

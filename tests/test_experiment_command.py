@@ -100,6 +100,19 @@ def test_anything_else_is_one_line_and_exit_code_2(
     assert not list(small_toml.parent.rglob("run_*"))
 
 
+def test_it_has_to_be_run_where_the_experiments_are(
+    command: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DASAE_EXPERIMENT", raising=False)
+    assert command.main(["--out_dir=run_1"]) == 2
+    error = capsys.readouterr().err
+    assert "no experiment 'demo'" in error
+    assert "run from the folder that holds experiments/" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_script_itself_answers(small_toml: Path) -> None:
     environment = {**os.environ, "DASAE_EXPERIMENT": str(small_toml)}
     done = subprocess.run(

@@ -16,6 +16,7 @@ from pipeline.export import find, to_saelens
 from pipeline.sae import CONFIG, SAE, WEIGHTS
 from pipeline.store.batches import rows_in_order
 from pipeline.store.reader import ActivationStore
+from pipeline.workspace import Workspace
 
 with importing_sae_bench():
     import sae_lens  # a dependency of sae-bench
@@ -61,13 +62,13 @@ def test_sae_bench_accepts_the_decoder(copied: Path, tmp_path: Path) -> None:
 
 
 def test_an_sae_is_found_by_path_name_and_label(study: Study, copied: Path) -> None:
-    root, artefact = study.workspace.root, study.plan.saes[1].artefact
-    assert find("full-s0", root) == find(artefact.name, root) == study.workspace.folder(artefact)
-    assert find(str(copied), root) == copied
+    workspace, artefact = study.workspace, study.plan.saes[1].artefact
+    assert find("full-s0", workspace) == find(artefact.name, workspace) == workspace.folder(artefact)
+    assert find(str(copied), workspace) == copied
     with pytest.raises(BadInputError, match=r"no finished SAE 'ful-s0', .* which has: baseline-s0, full-s0, magnitude-s0$"):
-        find("ful-s0", root)
+        find("ful-s0", workspace)
     with pytest.raises(BadInputError, match="which has: none"):
-        find("full-s0", root / "elsewhere")
+        find("full-s0", Workspace(workspace.local / "elsewhere"))
 
 
 def test_a_label_of_several_saes_names_them(copied: Path, tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_a_label_of_several_saes_names_them(copied: Path, tmp_path: Path) -> Non
     shutil.copytree(copied, saes / "full-s0-0123456789ab")
     (saes / "full-s0-0123456789ab" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BadInputError) as caught:
-        find("full-s0", tmp_path / "workspace")
+        find("full-s0", Workspace(tmp_path / "workspace"))
     assert "'full-s0' is more than one SAE" in str(caught.value)
     assert "full-s0-0123456789ab (layer 1)" in str(caught.value)
     assert f"{copied.name} (layer 2)" in str(caught.value)

@@ -3,6 +3,7 @@
 Shapes: B rows, D d_in, F d_sae, b latents of a block.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,9 +69,7 @@ class Reconstruction:
             "rows": self.rows,
             "fvu": fvu,
             "explained_variance": 1 - fvu,
-            "cosine": float(self.cosine / self.rows),
-            "l0": self.l0,
-            "dead_fraction": float((self.fired_F == 0).double().mean()),
+            **{name: metric(self) for name, metric in METRICS.items()},
             "density": self._density(),
             **decoder_cosines(self.sae.W_dec_FD),
         }
@@ -79,6 +78,14 @@ class Reconstruction:
         alive = self.fired_F[self.fired_F > 0].double()
         counts = _histogram((alive / self.rows).log10(), DENSITY_EDGES)
         return {"edges": DENSITY_EDGES, "counts": counts.tolist(), "dead": len(self.fired_F) - len(alive)}
+
+
+METRICS: dict[str, Callable[[Reconstruction], float]] = {
+    "cosine": lambda seen: float(seen.cosine / seen.rows),
+    "l0": lambda seen: seen.l0,
+    "dead_fraction": lambda seen: float((seen.fired_F == 0).double().mean()),
+}
+"""Numbers of reconstruction.json that need nothing but the sums over rows. Each is finite."""
 
 
 def decoder_cosines(W_dec_FD: torch.Tensor) -> dict[str, Any]:

@@ -13,12 +13,13 @@ import numpy as np
 from pipeline.compatibility import keep_freed_memory
 from pipeline.extract import corpus, fill, probes
 from pipeline.extract.estimate import describe
+from pipeline.extract.reading import open_study_model
 from pipeline.extract.shards import ShardRows, run_shard
 from pipeline.extract.synthetic import make_synthetic_model, open_synthetic_model, synthetic_rows, synthetic_store
 from pipeline.ground_truth import GroundTruth
-from pipeline.model import ResidualStream, open_model
+from pipeline.model import ResidualStream
 from pipeline.plan import Plan
-from pipeline.sources import HuggingFaceModel, SyntheticCorpus, SyntheticModel, TinyModel
+from pipeline.sources import SyntheticCorpus, SyntheticModel, TinyModel
 from pipeline.store import format as fmt
 from pipeline.store.documents import SPLITS
 from pipeline.workspace import Artefact, Workspace
@@ -103,11 +104,7 @@ class Extraction:
     @cached_property
     def model(self) -> ResidualStream:
         """The study's language model, up to its deepest layer."""
-        config, layers = self.plan.experiment.model, self.plan.experiment.store.layers
-        if isinstance(config, HuggingFaceModel):
-            return open_model(config, layers)
-        assert self.plan.model is not None
-        return ResidualStream(str(self.workspace.fetched(self.plan.model)), layers=layers, dtype=config.dtype)
+        return open_study_model(self.plan, self.workspace)
 
     @cached_property
     def truth(self) -> GroundTruth:

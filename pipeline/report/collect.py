@@ -22,6 +22,7 @@ from pipeline.plan import (
 )
 from pipeline.report.current import made_of
 from pipeline.report.differences import differences
+from pipeline.report.metrics import RECONSTRUCTED
 from pipeline.sources import HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.store.reader import ActivationStore
 from pipeline.workspace import Artefact, Workspace
@@ -29,7 +30,6 @@ from pipeline.workspace import Artefact, Workspace
 NOT_PROBED: dict[str, Any] = dict.fromkeys(
     ("sparse_probing", "llm_probing", "sparse_probing_by_task", "llm_probing_by_task")
 )
-METRICS = ("fvu", "cosine", "l0", "dead_fraction", "max_decoder_cosine")
 SHAPES = ("density", "decoder_cosine")
 LOSSES = ("clean", "sae", "zero", "mean", "reason")
 CURVES = ("step", "fvu", "l0", "dead_fraction")
@@ -131,12 +131,14 @@ def _row(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
         "sae": sae.artefact.key,
         "degenerate": evaluated.facts["degenerate"],
     }
+    from_reconstruction = [metric.name for metric in RECONSTRUCTED] + [*SHAPES]
     if row["degenerate"]:
-        return row | NOT_PROBED | dict.fromkeys((*METRICS, *SHAPES, "loss", "interference", "bpcr", "ground_truth"))
+        return row | NOT_PROBED | dict.fromkeys((*from_reconstruction, "loss", "interference", "bpcr", "ground_truth"))
     reconstruction, loss, interference = (_read(sae, name, workspace) for name in (RECONSTRUCTION, LOSS, INTERFERENCE))
     probed = SPARSE_PROBING in evaluated.files
     return row | {
-        **{name: reconstruction[name] for name in (*METRICS, *SHAPES)},
+        # An evaluation made before a metric was added does not have it.
+        **{name: reconstruction.get(name) for name in from_reconstruction},
         "loss": {name: loss[name] for name in LOSSES}
         | {f"recovered_{null}": (loss["recovered"] or {}).get(null) for null in ("zero", "mean")},
         "interference": interference,

@@ -18,6 +18,7 @@ from pipeline.report.metrics import (
     L0,
     ONE_TO_ONE,
     REBUILDS,
+    RECONSTRUCTED,
     RECOVERED,
     SILENT,
     UNION,
@@ -90,8 +91,9 @@ def compared_metrics(results: Results) -> list[Metric]:
         *GEOMETRY,
         INTERFERENCE,
         UNION,
+        *RECONSTRUCTED,
     ]
-    return measured(results["rows"], metrics)
+    return measured(results["rows"], dict.fromkeys(metrics))
 
 
 def differences(results: Results) -> list[dict[str, Any]]:

@@ -37,6 +37,11 @@ CHANCE = Metric(("bpcr", "chance"), "chance", "chance", three)
 RANDOM = Metric(("bpcr", "random_tied"), "random", "random", three)
 INTERFERENCE = Metric(("interference", "fixed", "interference"), "interf.", "interference", three, "lower")
 
+COSINE = Metric(("cosine",), "cosine", "cosine", three, "higher")
+DECODER_COSINE = Metric(("max_decoder_cosine",), "decoder cosine", "decoder-cosine", three)
+RECONSTRUCTED = [FVU, COSINE, L0, DEAD, DECODER_COSINE]
+"""What rows take from reconstruction.json. A metric that is added here is in every table, comparison and file of results."""
+
 FOUND = Metric(("ground_truth", "features", "all", "recovered"), "found", "found", three, "higher")
 ONE_TO_ONE = Metric(("ground_truth", "features", "all", "one_to_one"), "one to one", "found", three, "higher")
 F1 = Metric(("ground_truth", "features", "all", "f1"), "F1", "f1", three, "higher")
@@ -51,11 +56,11 @@ TRUTH = (
     Metric(("ground_truth", "false_capture", "rate"), "false capture", "planted", three),
 )
 REBUILDS = (
-    Metric(("cosine",), "cosine", "cosine", three, "higher"),
+    COSINE,
     Metric(("loss", "recovered_mean"), "loss rec., mean", "recovered", three, "higher"),
 )
 GEOMETRY = (
-    Metric(("max_decoder_cosine",), "decoder cosine", "decoder-cosine", three),
+    DECODER_COSINE,
     Metric(("interference", "own", "interference"), "interf., own pairs", "interference", three),
     Metric(("interference", "own", "co_activation"), "co-firing, own pairs", "interference", three),
     Metric(("interference", "fixed", "same_direction"), "still same latent", "same-direction", three),

@@ -12,12 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pipeline.report import latent_plots, plots, tables, text
 from pipeline.report.differences import COLUMNS, summary
 from pipeline.report.drawing import as_image
-from pipeline.report.metrics import F1, FOUND, ONE_TO_ONE, SILENT, TRUTH, Results, by_arm, pick
+from pipeline.report.metrics import F1, FOUND, ONE_TO_ONE, RECONSTRUCTED, RESETS, SILENT, TRUTH, Results, by_arm, pick
 from pipeline.storage import Storage, open_storage
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCALARS = ("arm", "seed", "layer", "sae", "steps", "tokens", "seconds", "degenerate")
-METRICS = ("fvu", "cosine", "l0", "dead_fraction", "max_decoder_cosine", "resets")
 LOSS = ("clean", "sae", "zero", "mean", "recovered_zero", "recovered_mean", "reason")
 INTERFERENCE = [("own", "pairs"), ("own", "interference"), ("own", "co_activation")]
 INTERFERENCE += [("fixed", name) for name in ("pairs", "interference", "co_activation", "same_direction")]
@@ -54,7 +53,8 @@ def _columns(results: Results) -> list[tuple[str, ...]]:
     """The paths in a row that results.csv shows; a column's name is its path joined by `_`."""
     ks = [*map(str, results["k_values"]), "all"]
     tasks = [task["name"] for task in results["tasks"]]
-    paths: list[tuple[str, ...]] = [(name,) for name in SCALARS + METRICS]
+    paths: list[tuple[str, ...]] = [(name,) for name in SCALARS]
+    paths += [metric.path for metric in (*RECONSTRUCTED, RESETS)]
     paths += [(probing, k) for probing in ("sparse_probing", "llm_probing") for k in ks]
     paths += [("loss", name) for name in LOSS]
     paths += [("interference", *path) for path in INTERFERENCE]

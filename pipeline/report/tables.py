@@ -18,6 +18,7 @@ from pipeline.report.metrics import (
     ONE_TO_ONE,
     RANDOM,
     REBUILDS,
+    RECONSTRUCTED,
     RECOVERED,
     SILENT,
     TRUTH,
@@ -184,7 +185,8 @@ def task(results: Results, task: Mapping[str, Any], rows: Rows) -> dict[str, Any
 def per_seed(results: Results) -> dict[str, Any]:
     """Every row by itself, with the metrics that the main table leaves out."""
     columns = [column for _, group in groups(results) for column in group]
-    columns += measured(results["rows"], [*REBUILDS, *TRUTH, *GEOMETRY, *CAPTURE, *EFFORT])
+    columns += measured(results["rows"], [*REBUILDS, *RECONSTRUCTED, *TRUTH, *GEOMETRY, *CAPTURE, *EFFORT])
+    columns = list(dict.fromkeys(columns))
     rows = [
         {
             "arm": row["arm"],

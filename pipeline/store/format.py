@@ -11,13 +11,14 @@ import numpy as np
 import torch
 import zarr
 from pydantic import BaseModel, ConfigDict
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from pipeline.errors import CorruptArtefactError
 from pipeline.sources import Dtype
 from pipeline.storage import Storage, read_many
+from pipeline.store.codecs import CODECS, Codec
 
 FORMAT = "dasae-activations/2"
 REMEDY = "repair it with the command that made it, `dasae extract EXPERIMENT --deep`"
@@ -59,7 +60,7 @@ class Layout(BaseModel):
     layers: tuple[int, ...]
     d_in: int
     dtype: Dtype
-    codec: Literal["raw", "blosc"]
+    codec: Codec
     row_order: Literal["shuffled", "document"]
     """`shuffled`: rows permuted inside each shard. `document`: as in the text (probe stores)."""
     seed: int
@@ -141,8 +142,7 @@ def skeleton(layout: Layout) -> tuple[zarr.Group, dict[str, Buffer]]:
     bits = BITS[layout.dtype]
     padded = layout.shards * layout.shard_rows
     # crc32c is the last codec, so that a flipped bit is found before the decompressor sees it.
-    blosc = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle", typesize=bits.torch_dtype.itemsize, blocksize=524288)
-    compressors = [blosc, Crc32cCodec()] if layout.codec == "blosc" else [Crc32cCodec()]
+    compressors = [*CODECS[layout.codec](bits.torch_dtype.itemsize), {"name": "crc32c"}]
     for layer in layout.layers:
         group.create_array(
             layer_array(layer),

@@ -1,0 +1,33 @@
+"""The numbers of a report as a data frame, for a notebook."""
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.errors import MissingArtefactError
+from pipeline.experiment import Experiment
+from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_results(
+    experiment: Experiment, workspace: Workspace, table: Literal["results", "differences"] = "results"
+) -> "pd.DataFrame":
+    """A table of a study's report: `results` has a line per SAE, `differences` one per metric and pair of arms.
+
+    Columns are those of results.csv and differences.csv; accuracies and rates are from 0 to 1, losses in nats per token.
+    What was not measured is NaN. Raises MissingArtefactError when there is no report yet.
+    """
+    import pandas as pd
+
+    report = workspace.report(experiment.name)
+    try:
+        content = report.read(f"{table}.csv")
+    except FileNotFoundError:
+        raise MissingArtefactError(
+            f"{report}/{table}.csv does not exist yet; make it with: dasae report {experiment.argument}"
+        ) from None
+    # A key of 12 hexadecimal digits could pass for a number; and by default pandas may be off in a number's last digit.
+    exact: Any = {"dtype": {"sae": str}, "float_precision": "round_trip"}
+    return pd.read_csv(BytesIO(content), **exact)

@@ -1,0 +1,123 @@
+"""The pages that are examples: their blocks are run as they stand, in order."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_store import filled, numbered
+from small_study import SMALL, Study
+
+from pipeline import Experiment, Workspace, make_plan, read_results
+from pipeline.arms import ARMS
+from pipeline.cli import _report
+from pipeline.errors import BadInputError
+from pipeline.evaluate.reconstruction import METRICS
+from pipeline.evaluate.stage import evaluate
+from pipeline.extract.corpus import texts
+from pipeline.extract.local_text import READERS
+from pipeline.report.metrics import RECONSTRUCTED
+from pipeline.store.codecs import CODECS
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def own(study: Study, tmp_path: Path) -> Workspace:
+    """A copy of the small study's workspace, to be changed."""
+    return Workspace(shutil.copytree(study.workspace.root, tmp_path / "workspace"))
+
+
+def test_the_quickstart_runs(study: Study, own: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    _report(make_plan(study.experiment), str(own.root))
+    capsys.readouterr()
+    names: dict[str, Any] = {}
+    for block in blocks("quickstart.md", "python"):
+        code = block.replace('"demo"', repr(study.experiment.argument)).replace('"workspace"', repr(str(own.root)))
+        exec(compile(code, "quickstart.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "20,000 rows of 64 numbers after layers (1, 2)" in printed
+    assert printed.count("latents fire, most of all") == len(names["read"].tokens) > 3
+    assert names["x_BD"].shape == (512, 64)
+    assert names["x_BD"].square().sum(dim=1).mean() == pytest.approx(1, rel=0.1)
+    assert names["f_RF"].shape == (len(names["read"].tokens), 96)
+    assert 0 < names["error"] < 1
+    assert list(names["results"]["arm"]) == ["baseline", "full", "magnitude"]
+    assert set(names["planned"]["reference"]) == {"full"}
+
+
+@pytest.fixture
+def tables() -> Iterator[None]:
+    """The tables that docs/extending.md adds to, afterwards as they were."""
+    dicts: list[dict[str, Any]] = [ARMS, METRICS, READERS, CODECS]
+    before, shown = [dict(table) for table in dicts], list(RECONSTRUCTED)
+    yield
+    for table, entries in zip(dicts, before, strict=True):
+        table.clear()
+        table.update(entries)
+    RECONSTRUCTED[:] = shown
+
+
+@pytest.fixture
+def extended(tables: None) -> None:
+    """Everything that docs/extending.md adds."""
+    for block in blocks("extending.md", "python"):
+        assert len(block.strip().splitlines()) < 20
+        exec(compile(block, "extending.md", "exec"), {"__name__": "extending"})
+
+
+def test_an_arm_is_added(extended: None, small_toml: Path) -> None:
+    (declared,) = blocks("extending.md", "toml")
+    text = SMALL.replace('"full", "magnitude"]', '"full", "sparser", "sparser-late", "few-pairs"]')
+    small_toml.write_text(text + declared)
+    recipes = {sae.arm: sae.recipe for sae in make_plan(Experiment.load(str(small_toml))).saes}
+    assert recipes["sparser"] == recipes["full"].model_copy(update={"l1": 0.06})
+    assert recipes["sparser-late"].l1 == 0.06
+    assert (recipes["sparser-late"].resets.first, recipes["few-pairs"].contrast.topk) == (60, 0.01)
+
+
+def test_a_metric_is_added(extended: None, study: Study, own: Workspace) -> None:
+    for artefact in [sae.evaluation for sae in study.plan.saes if sae.arm != "magnitude"]:
+        shutil.rmtree(own.folder(artefact))
+    evaluate(study.plan, own)
+    _report(study.plan, str(own.root))
+    results = read_results(study.experiment, own)
+    baseline, full, older = results["dense_fraction"]
+    assert 0 <= baseline <= 1
+    assert 0 <= full <= 1
+    assert older != older  # it was evaluated before there was such a metric
+    differences = read_results(study.experiment, own, "differences")
+    assert len(differences[differences["metric"] == "dense_fraction"]) > 0
+    page = own.report("small").read("index.html").decode()
+    assert '<a class="term" href="#latent">dense</a>' in page
+
+
+def test_a_corpus_source_is_added(extended: None, small_toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text('id,text\n1,"one, two"\n2,three\n')
+    (tmp_path / "other.csv").write_text("id,body\n1,x\n")
+    files = f'source = "files"\npaths = ["{tmp_path}/texts.csv"]'
+    small_toml.write_text(SMALL.replace('source = "python"', files))
+    experiment = Experiment.load(str(small_toml))
+    assert list(texts(experiment.corpus)) == ["one, two", "three"]
+    assert make_plan(experiment).store.label == "tiny-gemma2-files"
+    small_toml.write_text(small_toml.read_text().replace("texts.csv", "other.csv"))
+    with pytest.raises(BadInputError, match=r"other\.csv has no column 'text'"):
+        list(texts(Experiment.load(str(small_toml)).corpus))
+
+
+def test_a_codec_is_added(extended: None, small_toml: Path, tmp_path: Path) -> None:
+    small_toml.write_text(SMALL.replace("[store]", '[store]\ncodec = "zstd"'))
+    assert Experiment.load(str(small_toml)).store.codec == "zstd"
+    store = filled(tmp_path / "store", numbered(200), codec="zstd")
+    assert store.bytes < filled(tmp_path / "raw", numbered(200)).bytes
+    assert torch.equal(store.read(3, 0, 200), numbered(200))
+    assert store._direct["layer_03"] is not None
