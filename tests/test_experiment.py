@@ -252,3 +252,19 @@ def test_a_part_of_the_study_must_be_part_of_it(small_toml: Path) -> None:
         make_plan(experiment, arms=["unweighted"])
     with pytest.raises(BadInputError, match="layer 1 is not part of the study"):
         make_plan(experiment, layers=[1])
+
+
+def test_where_flows_run_changes_no_artefact(small_toml: Path) -> None:
+    local = make_plan(load(str(small_toml)))
+    small_toml.write_text(small_toml.read_text() + '\n[run]\nengine = "dask"\nworkers = 3\n')
+    dask = make_plan(load(str(small_toml)))
+    assert dask.experiment.run.workers == 3
+    assert [artefact.key for artefact in (*dask.extracted, *dask.trained, *dask.evaluated)] == [
+        artefact.key for artefact in (*local.extracted, *local.trained, *local.evaluated)
+    ]
+
+
+def test_an_address_without_dask_is_refused(small_toml: Path) -> None:
+    small_toml.write_text(small_toml.read_text() + '\n[run]\naddress = "tcp://127.0.0.1:8786"\n')
+    with pytest.raises(BadInputError, match=r"address tcp://127.0.0.1:8786 is for engine"):
+        load(str(small_toml))

@@ -1,14 +1,11 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect.client.schemas.objects import State
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 import flows
 from orchestration import artifacts, parameters
@@ -18,16 +15,7 @@ from pipeline.plan import Plan
 from pipeline.train import stage
 from pipeline.workspace import Workspace
 
-
-@pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with (
-        temporary_settings({PREFECT_HOME: tmp_path_factory.mktemp("prefect")}),
-        prefect_test_harness(server_startup_timeout=90),
-        # Each flow run would wait a second for the heartbeat's thread.
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
-        yield
+pytestmark = pytest.mark.usefixtures("temporary_server")
 
 
 @pytest.fixture
@@ -193,7 +181,6 @@ def test_a_run_that_finds_everything_done_loads_no_torch(study, finished: str, t
     flows.ablation(str(toml), finished)
     code = f"""
 import sys, flows
-from prefect.testing.utilities import prefect_test_harness
 with prefect_test_harness(server_startup_timeout=90):
     assert flows.ablation({str(toml)!r}, {finished!r}, return_state=True).name == "Cached"
 assert not {{"torch", "matplotlib", "scipy", "transformers"}} & set(sys.modules)

@@ -1,0 +1,18 @@
+"""A server of Prefect's own for tests, for those that call flows directly."""
+
+from collections.abc import Iterator
+
+import pytest
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+
+
+@pytest.fixture(scope="package")
+def temporary_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with (
+        temporary_settings({PREFECT_HOME: tmp_path_factory.mktemp("prefect")}),
+        prefect_test_harness(server_startup_timeout=90),
+        # Each flow run would wait a second for the heartbeat's thread.
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
