@@ -15,8 +15,11 @@ from pipeline.errors import BadInputError, PipelineError
 from pipeline.train.track import Service
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.plan import Plan
     from pipeline.storage import Storage
+    from pipeline.workspace import Artefact
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,6 +42,7 @@ SeedsOption = Annotated[str | None, typer.Option("--seeds", help="Only these see
 LayerOption = Annotated[int | None, typer.Option("--layer", help="Only this layer.")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take in disk and time; make nothing.")]
 DeepOption = Annotated[bool, typer.Option("--deep", help="Compare every checksum, not only sizes.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Make again what this stage has made for what is chosen.")]
 StoreArgument = Annotated[str, typer.Argument(metavar="PATH", help="Folder or s3:// URL of a store.")]
 WORKSPACE = "workspace"
 PROGRAM = "dasae"
@@ -84,6 +88,7 @@ def extract(
     workspace: WorkspaceOption = WORKSPACE,
     dry_run: DryRunOption = False,
     deep: DeepOption = False,
+    force: ForceOption = False,
 ) -> None:
     """Fill the activation store and the probe stores, and repair them where files are missing or damaged."""
     plan = _plan(experiment)
@@ -92,6 +97,7 @@ def extract(
 
         console.print(describe(plan), highlight=False, soft_wrap=True)
     else:
+        _discard(plan.extracted, workspace, force)
         _extract(plan, workspace, deep)
 
 
@@ -103,9 +109,12 @@ def train(
     seeds: SeedsOption = None,
     layer: LayerOption = None,
     track: Annotated[Service | None, typer.Option("--track", help="Show the SAEs' logs live in this, if installed.")] = None,
+    force: ForceOption = False,
 ) -> None:
     """Train the SAEs that are missing, in lockstep from the store. Exit status 1 when one failed."""
-    raise typer.Exit(int(_train(_plan(experiment, arms, seeds, layer), workspace, track)))
+    plan = _plan(experiment, arms, seeds, layer)
+    _discard(plan.trained, workspace, force)
+    raise typer.Exit(int(_train(plan, workspace, track)))
 
 
 @app.command()
@@ -115,9 +124,12 @@ def evaluate(
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
     layer: LayerOption = None,
+    force: ForceOption = False,
 ) -> None:
-    """Evaluate the SAEs that are trained. Exit status 1 when one is degenerate."""
-    raise typer.Exit(int(_evaluate(_plan(experiment, arms, seeds, layer), workspace)))
+    """Evaluate the SAEs that are trained. Exit status 1 when one is degenerate or could not be measured."""
+    plan = _plan(experiment, arms, seeds, layer)
+    _discard(plan.evaluated, workspace, force)
+    raise typer.Exit(int(_evaluate(plan, workspace)))
 
 
 @app.command()
@@ -211,6 +223,14 @@ def _store(place: str) -> "Storage":
     if not fmt.is_laid_out(storage) and not storage.sizes(fmt.COMMITS):
         raise BadInputError(f"{place} is no activation store; those of a workspace are in its folders stores/ and probes/")
     return storage
+
+
+def _discard(artefacts: "Sequence[Artefact]", workspace: str, force: bool) -> None:
+    from pipeline.workspace import Workspace
+
+    opened = Workspace(workspace)
+    for artefact in artefacts if force else ():
+        opened.discard(artefact)
 
 
 def _extract(plan: "Plan", workspace: str, deep: bool = False) -> None:

@@ -109,3 +109,18 @@ def test_a_lock_keeps_processes_apart(tmp_path: Path) -> None:
     assert [process.exitcode for process in processes] == [0, 0]
     log = (Workspace(tmp_path).folder(artefact()) / "log").read_text()
     assert log in ("a" * 50 + "b" * 50, "b" * 50 + "a" * 50)
+
+
+def test_a_discarded_artefact_is_gone_and_can_be_made_again(tmp_path: Path) -> None:
+    workspace, thing, other = Workspace(tmp_path / "ws"), artefact(), artefact("other")
+    publish(workspace, thing)
+    publish(workspace, other)
+    (workspace.folder(thing) / "checkpoint").mkdir()
+    (workspace.folder(thing) / "checkpoint" / "step").write_bytes(b"1")
+    workspace.discard(thing)
+    workspace.discard(artefact("never made"))
+    assert workspace.manifest(thing) is None
+    assert not workspace.folder(thing).exists()
+    assert workspace.manifest(other) is not None
+    publish(workspace, thing)
+    assert workspace.manifest(thing) is not None
