@@ -56,13 +56,14 @@ def dense(train: Rows, test: Rows, name: str, generator: torch.Generator) -> flo
     """Best test accuracy over the epochs of a linear probe on all features, as `train_probe_gpu`."""
     rows_M, positive_M = train.problem(name, generator)
     test_M, test_positive_M = test.problem(name, generator)
+    test_MF = test.features_NF.index_select(0, test_M)
     probe = _Probe(train.features_NF.shape[1], train.features_NF.dtype, generator)
     labels_M = positive_M.to(train.features_NF.dtype)
     best, without_gain = 0.0, 0
     for _ in range(EPOCHS):
         for batch_B in torch.randperm(len(rows_M), generator=generator).split(BATCH):
-            probe.step(train.features_NF[rows_M[batch_B]], labels_M[batch_B])
-        logits_M = torch.cat([probe(test.features_NF[rows_B]) for rows_B in test_M.split(BATCH)])
+            probe.step(train.features_NF.index_select(0, rows_M[batch_B]), labels_M[batch_B])
+        logits_M = torch.cat([probe(x_BF) for x_BF in test_MF.split(BATCH)])
         accuracy = ((logits_M > 0) == test_positive_M).float().mean().item()
         best, without_gain = (accuracy, 0) if accuracy > best else (best, without_gain + 1)
         if without_gain == PATIENCE:
