@@ -5,6 +5,10 @@
 The model is a small Gemma-2 with its tokenizer, `--data` a folder in which sae-bench's `load_dataset` finds the data set.
 Its first run, which computes the activations and probes the model itself, is counted for nobody; our store is given the very
 activations that it cached, so that every number must be equal, and the benchmark fails when one is not. Random SAEs.
+
+We probe as many SAEs at once as the evaluation stage does, and after each such group sae-bench takes its turn with the same
+ones. Both run in one process, so that sae-bench has our OpenMP and OpenBLAS settings too, which help it on a busy machine.
+At the end we probe two SAEs and then all of them again, which shows whether memory grows with their number.
 """
 
 import argparse
@@ -25,6 +29,7 @@ from measure import peak_memory, reset_peak_memory, show
 
 from pipeline.compatibility import importing_sae_bench
 from pipeline.evaluate import probing
+from pipeline.evaluate.tasks import ProbeTasks
 from pipeline.sae import SAE
 from pipeline.storage import LocalStorage
 from pipeline.store import format as fmt
@@ -102,16 +107,77 @@ def as_store(cached: Path, folder: Path) -> Documents:
     return Documents(ActivationStore(folder), LAYER)
 
 
-def ours(documents: Documents, dataset: str, sae: SAE) -> dict[str, Any]:
-    """Per-class results of one SAE, named as sae-bench names them."""
-    with torch.no_grad():
-        train, test = (probing.pool(documents.padded(split, probing.POOLING_BATCH), sae.encode) for split in SPLITS)
-        result = probing.probe([(dataset, train, test)], K_VALUES, seed=42)[dataset]
-    return {f"sae_{'' if k == 'all' else f'top_{k}_'}test_accuracy": by_class for k, by_class in result.items()}
+def named(accuracies: probing.Accuracies) -> dict[str, Any]:
+    """Per-class results, named as sae-bench names them."""
+    return {f"sae_{'' if k == 'all' else f'top_{k}_'}test_accuracy": by_class for k, by_class in accuracies.items()}
+
+
+class Cost:
+    """Seconds, processor seconds and peak memory of what runs `with` it, over all its turns."""
+
+    def __init__(self) -> None:
+        self.seconds = self.processor = 0.0
+        self.peak = 0
+
+    def __enter__(self) -> None:
+        reset_peak_memory()
+        self._started = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._started[0]
+        self.processor += time.process_time() - self._started[1]
+        self.peak = max(self.peak, peak_memory())
+
+
+def compare(args: argparse.Namespace, folder: Path) -> None:
+    """Every SAE by sae-bench and by us in turn."""
+    stock = Stock(args, folder / "artifacts")
+    d_in = stock.model.cfg.d_model
+    saes = [random_sae(number, d_in, args.d_sae) for number in range(args.saes)]
+    stock(saes[0])
+    documents = as_store(folder / "artifacts" / f"{args.dataset.replace('/', '_')}_activations.pt", folder / "store")
+    tasks = ProbeTasks(documents={args.dataset: documents}, k_values=K_VALUES, seed=42)
+    at_once = tasks.at_once(args.d_sae)
+    groups = [saes[first : first + at_once] for first in range(0, len(saes), at_once)]
+    ours, theirs, two, all_again = Cost(), Cost(), Cost(), Cost()
+    compared = 0
+    for group in groups:
+        with ours:
+            scored = [named(future.result()[args.dataset]) for future in tasks.of_saes(group)]
+        for sae, results in zip(group, scored, strict=True):
+            with theirs:
+                expected = stock(sae)[f"{args.dataset}_results"]
+            for metric, by_class in results.items():
+                assert by_class == expected[metric], f"{metric}: the numbers differ"
+                compared += len(by_class)
+    with two:
+        tasks.of_saes(saes[:2])
+    with all_again:
+        for group in groups:
+            tasks.of_saes(group)
+    rows = [
+        ("sae-bench, cached", theirs, ""),
+        (f"ours, {at_once} at once", ours, "3"),
+        ("ours again, the first two SAEs", two, ""),
+        (f"ours again, all {args.saes} SAEs", all_again, ""),
+    ]
+    show(
+        f"{args.saes} SAEs, {args.dataset} {args.train} / {args.test}, d_in {d_in}, d_sae {args.d_sae}: "
+        f"{compared} numbers, all equal",
+        ["", "seconds", "x faster", "at least", "CPU seconds", "x less CPU", "peak MB"],
+        [
+            [
+                name, f"{cost.seconds:.1f}", f"{theirs.seconds / cost.seconds:.2f}" if cost is not two else "", least,
+                f"{cost.processor:.1f}", f"{theirs.processor / cost.processor:.2f}" if cost is not two else "",
+                f"{cost.peak / 1e6:.0f}",
+            ]
+            for name, cost, least in rows
+        ],
+    )  # fmt: skip
 
 
 def main() -> None:
-    """Every SAE by sae-bench and by us in turn."""
+    """Read the arguments and compare in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--data", required=True, type=Path)
@@ -124,44 +190,8 @@ def main() -> None:
     args.model = args.model.resolve()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        os.environ["HF_DATASETS_CACHE"] = str(folder / "datasets")
-        stock = Stock(args, folder / "artifacts")
-        d_in = stock.model.cfg.d_model
-        stock(random_sae(0, d_in, args.d_sae))
-        documents = as_store(folder / "artifacts" / f"{args.dataset.replace('/', '_')}_activations.pt", folder / "store")
-        seconds = {"sae-bench, cached": 0.0, "ours": 0.0}
-        processor = dict.fromkeys(seconds, 0.0)
-        peak = dict.fromkeys(seconds, 0)
-        compared = 0
-        for number in range(args.saes):
-            sae, results = random_sae(number, d_in, args.d_sae), {}
-            for name, run in (
-                ("sae-bench, cached", lambda sae: stock(sae)[f"{args.dataset}_results"]),
-                ("ours", lambda sae: ours(documents, args.dataset, sae)),
-            ):
-                reset_peak_memory()
-                clock, cpu = time.perf_counter(), time.process_time()
-                results[name] = run(sae)
-                seconds[name] += time.perf_counter() - clock
-                processor[name] += time.process_time() - cpu
-                peak[name] = max(peak[name], peak_memory())
-            for metric, by_class in results["ours"].items():
-                assert by_class == results["sae-bench, cached"][metric], f"SAE {number}, {metric}: the numbers differ"
-                compared += len(by_class)
-        ratio = {name: seconds["sae-bench, cached"] / value for name, value in seconds.items()}
-        show(
-            f"{args.saes} SAEs, {args.dataset} {args.train} / {args.test}, d_in {d_in}, d_sae {args.d_sae}: "
-            f"{compared} numbers, all equal",
-            ["", "seconds", "x faster", "at least", "CPU seconds", "peak MB"],
-            [
-                [
-                    name, f"{value:.1f}", f"{ratio[name]:.2f}", "3" if name == "ours" else "", f"{processor[name]:.1f}",
-                    f"{peak[name] / 1e6:.0f}",
-                ]
-                for name, value in seconds.items()
-            ],
-        )  # fmt: skip
+        os.environ["HF_DATASETS_CACHE"] = str(Path(temporary) / "datasets")
+        compare(args, Path(temporary))
 
 
 if __name__ == "__main__":

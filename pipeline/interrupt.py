@@ -9,6 +9,11 @@ from contextvars import ContextVar
 _request: ContextVar[threading.Event | None] = ContextVar("request", default=None)
 
 
+def stop_requested() -> threading.Event:
+    """The event of `stop_when`, for work that has nothing to save: there SIGTERM may end the process at once."""
+    return _request.get() or threading.Event()
+
+
 @contextmanager
 def stop_on_sigterm() -> Iterator[threading.Event]:
     """While the block runs, SIGTERM sets the event it yields instead of ending the process.
@@ -16,7 +21,7 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
     Only a process's main thread can listen to signals; in another one the event is that of `stop_when`, or never set.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield _request.get() or threading.Event()
+        yield stop_requested()
         return
     stop = threading.Event()
     previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())

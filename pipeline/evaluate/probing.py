@@ -1,18 +1,12 @@
-"""Sparse probing as sae-bench does it: its own probe training, its order of random numbers, its output schema.
+"""Sparse probing as sae-bench does it: its pooling, its order of random numbers, its output schema.
 
 Shapes: N documents, L tokens, D d_in, F d_sae (or D, when the residual stream itself is probed).
 """
 
-import contextlib
-import io
-import os
-import random
 import time
 import uuid
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -21,12 +15,13 @@ import torch
 
 from pipeline.compatibility import importing_sae_bench
 from pipeline.errors import DegenerateSAEError
+from pipeline.evaluate import probes
+from pipeline.evaluate.probes import Features
 
 POOLING_BATCH = 125
-"""Documents encoded at once, sae-bench's `sae_batch_size`; pooled sums round differently for other sizes."""
-
-Features = dict[str, torch.Tensor]
-"""Class name to one row of features per document."""
+"""Documents read at once, and sae-bench's `sae_batch_size`."""
+ENCODED_AT_ONCE = 16
+"""Documents encoded at once: their latents stay in the cache, and every sum is over the same places as in a larger batch."""
 Accuracies = dict[str, dict[str, float]]
 """`all` or the number of latents used, to class name, to test accuracy."""
 
@@ -40,14 +35,18 @@ def pool(
     """
     pooled: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
     for name, acts_NLD in batches:
-        acts_NLD = acts_NLD.float()
-        counts_NL = acts_NLD.sum(dim=2) != 0
-        latents_RF = encode(acts_NLD[counts_NL]) if encode else acts_NLD[counts_NL]
-        # Summed in their places among zeros, because a sum over another number of tokens would round differently.
-        latents_NLF = torch.zeros(*counts_NL.shape, latents_RF.shape[1])
-        latents_NLF[counts_NL] = latents_RF
-        pooled[name].append(latents_NLF.sum(dim=1) / counts_NL.sum(dim=1)[:, None])
+        for some_NLD in acts_NLD.split(ENCODED_AT_ONCE):
+            pooled[name].append(_mean_over_tokens(some_NLD.float(), encode))
     return {name: torch.cat(features) for name, features in pooled.items()}
+
+
+def _mean_over_tokens(acts_NLD: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor] | None) -> torch.Tensor:
+    counts_NL = acts_NLD.sum(dim=2) != 0
+    latents_RF = encode(acts_NLD[counts_NL]) if encode else acts_NLD[counts_NL]
+    # Summed in their places among zeros, because a sum over another number of tokens would round differently.
+    latents_NLF = torch.zeros(*counts_NL.shape, latents_RF.shape[1])
+    latents_NLF[counts_NL] = latents_RF
+    return latents_NLF.sum(dim=1) / counts_NL.sum(dim=1)[:, None]
 
 
 def check_not_degenerate(dataset: str, train: Features, k_values: Sequence[int]) -> None:
@@ -75,61 +74,16 @@ def probe(datasets: Iterable[tuple[str, Features, Features]], k_values: Sequence
 
     The random numbers are seeded once; per data set come the probe on all features, then one for each k, each of them class
     by class. That is the order of sae-bench's runs that find cached activations, so a score does not depend on what ran
-    before. Fitting a sparse probe draws no random numbers, so fits wait for a thread while the next ones are prepared.
+    before, nor on what is probed at the same time.
     """
-    with importing_sae_bench():
-        from sae_bench.evals.sparse_probing import probe_training as stock
-
+    generator = torch.Generator().manual_seed(seed)
     results: dict[str, Accuracies] = {}
-    fits: dict[tuple[str, str, str], Future[float]] = {}
-    python_state = random.getstate()
-    with (
-        torch.random.fork_rng(),
-        torch.enable_grad(),
-        contextlib.redirect_stdout(io.StringIO()),
-        warnings.catch_warnings(),
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        # sae-bench passes `penalty="l2"`, the default, which newer scikit-learn wants left out.
-        warnings.filterwarnings("ignore", message=".*penalty.*", category=FutureWarning)
-        random.seed(seed)
-        torch.manual_seed(seed)
-        for dataset, train, test in datasets:
-            _, accuracies = stock.train_probe_on_activations(
-                train, test, select_top_k=None, use_sklearn=False, batch_size=250, epochs=100, lr=1e-2
-            )
-            results[dataset] = {"all": accuracies} | {str(k): {} for k in k_values}
-            for k in k_values:
-                for name in train:
-                    fits[dataset, str(k), name] = pool.submit(_fit, _problem(train, test, name, k))
-        for (dataset, k, name), fit in fits.items():
-            results[dataset][k][name] = fit.result()
-    random.setstate(python_state)
+    for dataset, train_features, test_features in datasets:
+        train, test = probes.Rows.of(train_features), probes.Rows.of(test_features)
+        results[dataset] = {"all": {name: probes.dense(train, test, name, generator) for name in train.of_class}}
+        for k in k_values:
+            results[dataset][str(k)] = {name: probes.sparse(train, test, name, k, generator) for name in train.of_class}
     return results
-
-
-Problem = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""Rows and labels to train on, rows and labels to test with."""
-
-
-def _problem(train: Features, test: Features, name: str, k: int) -> Problem:
-    """One sparse probe's rows of k features and labels, as sae-bench's `train_probe_on_activations` makes them.
-
-    It draws test rows of all features and then drops all but k; here only those k are ever copied, with the same draws.
-    """
-    from sae_bench.evals.sparse_probing import probe_training as stock
-
-    train_NF, train_label_N = stock.prepare_probe_data(train, name, False)
-    kept_F = ~stock.get_top_k_mean_diff_mask(train_NF, train_label_N, k)
-    test_of_kept = {key: features_NF[:, kept_F] for key, features_NF in test.items()}
-    test_NK, test_label_N = stock.prepare_probe_data(test_of_kept, name, False)
-    return train_NF[:, kept_F], train_label_N, test_NK, test_label_N
-
-
-def _fit(problem: Problem) -> float:
-    from sae_bench.evals.sparse_probing import probe_training as stock
-
-    return float(stock.train_sklearn_probe(*problem)[1])
 
 
 def by_dataset(results: Mapping[str, Accuracies]) -> dict[str, dict[str, float]]:

@@ -3,6 +3,8 @@
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import CorruptArtefactError, DegenerateSAEError, MissingArtefactError
+from pipeline.errors import CorruptArtefactError, DegenerateSAEError, InterruptedRunError, MissingArtefactError
 from pipeline.evaluate import loss, probing
 from pipeline.evaluate.capture import PAIRS_CURVE, Capture, random_tied
 from pipeline.evaluate.examples import Behaviour, Examples
@@ -18,8 +20,10 @@ from pipeline.evaluate.interference import Interference, SimilarPairs, same_dire
 from pipeline.evaluate.pairs import PairBlock, fire_together, firings, pair_blocks
 from pipeline.evaluate.reconstruction import Reconstruction
 from pipeline.evaluate.recovery import Recovery
+from pipeline.evaluate.tasks import ProbeTasks
 from pipeline.experiment import Experiment
 from pipeline.ground_truth import FEATURES, GroundTruth
+from pipeline.interrupt import stop_requested
 from pipeline.model import LanguageModel, check_available, load_tokenizer
 from pipeline.plan import (
     CAPTURE,
@@ -32,11 +36,11 @@ from pipeline.plan import (
     Plan,
     PlannedSAE,
 )
-from pipeline.progress import progress
+from pipeline.progress import Advance, progress
 from pipeline.sae import CONFIG, SAE, WEIGHTS
 from pipeline.sources import HuggingFaceModel, SyntheticModel
 from pipeline.store.batches import rows_in_order, split_shards
-from pipeline.store.documents import SPLITS, Documents
+from pipeline.store.documents import Documents
 from pipeline.store.reader import ActivationStore
 from pipeline.workspace import Workspace, write_atomically
 
@@ -90,16 +94,14 @@ def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Wo
         workspace.require(artefact, f"dasae extract {plan.experiment.argument}")
     bench = _Bench(plan, layer, workspace)
     failed: dict[str, str] = {}
+    stop = stop_requested()
     with progress(f"evaluate layer {layer}", len(saes), "SAEs") as advance:
         llm = bench.llm_results()
-        for sae in saes:
-            with workspace.lock(sae.evaluation) as folder:
-                if workspace.manifest(sae.evaluation) is None:
-                    try:
-                        bench.evaluate(sae, llm, folder)
-                    except CorruptArtefactError as error:
-                        failed[str(sae)] = str(error)
-            advance(1, sae.arm)
+        at_once = bench.tasks.at_once(plan.experiment.train.d_sae)
+        for first in range(0, len(saes), at_once):
+            failed |= bench.evaluate_together(saes[first : first + at_once], llm, advance)
+            if stop.is_set():
+                raise InterruptedRunError("stopped on request; evaluation goes on with the same command")
     return failed
 
 
@@ -112,29 +114,68 @@ class _Bench:
         self.store = ActivationStore(workspace.storage(plan.store))
         _, self.heldout = split_shards(self.store, self.experiment.train.heldout_shards)
         self._spliced: loss.SplicedLoss | None = None
-        self.documents = {
-            dataset: Documents(ActivationStore(workspace.storage(artefact)), layer)
-            for dataset, artefact in plan.probes.items()
-        }
+        self.tasks = ProbeTasks(
+            documents={
+                dataset: Documents(ActivationStore(workspace.storage(artefact)), layer)
+                for dataset, artefact in plan.probes.items()
+            },
+            k_values=self.experiment.evaluate.k_values,
+            seed=self.experiment.probes.seed,
+        )
 
     def llm_results(self) -> dict[str, probing.Accuracies]:
         """Probing results of the residual stream itself, from the workspace if they are there; {} without probes."""
-        if not self.documents:
+        if not self.tasks.documents:
             return {}
         artefact = self.plan.llm_probing[self.layer]
         with self.workspace.lock(artefact) as folder:
             if self.workspace.manifest(artefact) is None:
-                results = self._probe(((name, *self._features(documents)) for name, documents in self.documents.items()))
+                results = self.tasks.of_model()
                 _write(folder, LLM_PROBING, results)
                 self.workspace.publish(artefact, facts={"datasets": list(results)})
         return json.loads(self.workspace.verified(artefact, LLM_PROBING).read_text(encoding="utf-8"))
 
-    def evaluate(self, planned: PlannedSAE, llm: dict[str, probing.Accuracies], folder: Path) -> None:
-        """Measure one SAE and publish its evaluation."""
-        started = time.monotonic()
+    def evaluate_together(
+        self, group: list[PlannedSAE], llm: dict[str, probing.Accuracies], advance: Advance
+    ) -> dict[str, str]:
+        """Evaluate SAEs that are probed side by side, each under its lock until all of them are published.
+
+        Returns those whose files are damaged, and how.
+        """
+        with ExitStack() as locks:
+            # One order for everybody, or two processes could wait for each other.
+            for planned in sorted(group, key=lambda planned: planned.evaluation.name):
+                locks.enter_context(self.workspace.lock(planned.evaluation))
+            saes: dict[PlannedSAE, SAE] = {}
+            damaged: dict[str, str] = {}
+            for planned in group:
+                if self.workspace.manifest(planned.evaluation) is None:
+                    try:
+                        saes[planned] = SAE.load(self.workspace.verified(planned.artefact, WEIGHTS))
+                    except CorruptArtefactError as error:
+                        damaged[str(planned)] = str(error)
+            started = time.monotonic()
+            scores = self.tasks.of_saes(list(saes.values()))
+            seconds_each = (time.monotonic() - started) / max(1, len(saes))
+            for (planned, sae), scored in zip(saes.items(), scores, strict=True):
+                self._evaluate(planned, sae, llm, scored, seconds_each)
+                advance(1, planned.arm)
+            advance(len(group) - len(saes))
+            return damaged
+
+    def _evaluate(
+        self,
+        planned: PlannedSAE,
+        sae: SAE,
+        llm: dict[str, probing.Accuracies],
+        scored: Future[dict[str, probing.Accuracies]],
+        probing_seconds: float,
+    ) -> None:
+        """Measure one probed SAE and publish its evaluation."""
+        started = time.monotonic() - probing_seconds
+        folder = self.workspace.folder(planned.evaluation)
         for leftover in folder.iterdir():
             leftover.unlink()
-        sae = SAE.load(self.workspace.verified(planned.artefact, WEIGHTS))
         degenerate: str | None = None
         with torch.no_grad():
             try:
@@ -144,10 +185,13 @@ class _Bench:
                 behaviour = self._pairs(planned, sae, reconstruction, folder)
                 _write(folder, LOSS, self._loss(sae, reconstruction))
                 _write(folder, EXAMPLES, self._examples(sae, behaviour))
-                if self.documents:
-                    sparse = self._probe(self._sae_features(sae))
+                if self.tasks.documents:
                     config = json.loads(self.workspace.verified(planned.artefact, CONFIG).read_text(encoding="utf-8"))
-                    _write(folder, SPARSE_PROBING, probing.saebench_output(llm, sparse, self._saebench_config(), config))
+                    _write(
+                        folder,
+                        SPARSE_PROBING,
+                        probing.saebench_output(llm, scored.result(), self._saebench_config(), config),
+                    )
                 elif not reconstruction.l0:
                     raise DegenerateSAEError("no latent fires on any held-out row")
             except DegenerateSAEError as error:
@@ -259,20 +303,6 @@ class _Bench:
 
     def _heldout_rows(self) -> Iterator[torch.Tensor]:
         return rows_in_order(self.store, self.layer, self.heldout)
-
-    def _features(self, documents: Documents, sae: SAE | None = None) -> tuple[probing.Features, probing.Features]:
-        encode = sae.encode if sae else None
-        train, test = (probing.pool(documents.padded(split, probing.POOLING_BATCH), encode) for split in SPLITS)
-        return train, test
-
-    def _sae_features(self, sae: SAE) -> Iterator[tuple[str, probing.Features, probing.Features]]:
-        for name, documents in self.documents.items():
-            train, test = self._features(documents, sae)
-            probing.check_not_degenerate(name, train, self.experiment.evaluate.k_values)
-            yield name, train, test
-
-    def _probe(self, features: Any) -> dict[str, probing.Accuracies]:
-        return probing.probe(features, self.experiment.evaluate.k_values, self.experiment.probes.seed)
 
     def _saebench_config(self) -> dict[str, Any]:
         probes, evaluation = self.experiment.probes, self.experiment.evaluate

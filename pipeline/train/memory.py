@@ -8,6 +8,7 @@ import os
 import torch
 
 from pipeline.experiment import Experiment
+from pipeline.memory import free_memory
 
 SHARE = 0.7
 """Of the memory that is free, the part that a cohort may plan for: batches, buffers and other programs need some too."""
@@ -22,7 +23,7 @@ def best_device() -> torch.device:
 
 def cohort_size(experiment: Experiment) -> int:
     """SAEs that fit into the memory which is free now, at least one."""
-    free = _free(best_device()) * SHARE - _shared_bytes(experiment)
+    free = free_memory(best_device()) * SHARE - _shared_bytes(experiment)
     return max(1, int(free / _bytes_each(experiment)))
 
 
@@ -35,14 +36,3 @@ def _shared_bytes(experiment: Experiment) -> int:
     D, F, B = experiment.model.d_in, experiment.train.d_sae, experiment.train.batch_size
     threads = (os.cpu_count() or 1) if best_device().type == "cpu" else 1
     return threads * 2 * 4 * (2 * D * F + 2 * B * F + 2 * B * D)
-
-
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    # Linux knows how much of its cache it would give up; elsewhere half of all there is has to do.
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except OSError:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -2,7 +2,6 @@ import contextlib
 import io
 import json
 import random
-import threading
 import warnings
 from pathlib import Path
 
@@ -40,6 +39,15 @@ def test_pooling_is_the_mean_over_tokens_that_count() -> None:
     }  # fmt: skip
 
 
+def test_documents_encoded_a_few_at_a_time_are_pooled_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    acts_NLD = torch.randn(40, 24, 16, generator=generator) * (torch.rand(40, 24, 1, generator=generator) < 0.7)
+    weights_DF = torch.randn(16, 70, generator=generator)
+    few = probing.pool([("a", acts_NLD)], lambda x: (x @ weights_DF).relu())["a"]
+    monkeypatch.setattr(probing, "ENCODED_AT_ONCE", 1000)
+    assert torch.equal(few, probing.pool([("a", acts_NLD)], lambda x: (x @ weights_DF).relu())["a"])
+
+
 def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
     with importing_sae_bench():
         from sae_bench.evals.sparse_probing.probe_training import train_probe_on_activations
@@ -57,39 +65,6 @@ def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
         _, top2 = train_probe_on_activations(train, test, select_top_k=2)
     assert ours == {"d": {"all": full, "1": top1, "2": top2}}
     assert full["b"] > 0.6
-
-
-def test_fits_in_threads_draw_no_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    with importing_sae_bench():
-        from sae_bench.evals.sparse_probing import probe_training as stock
-    data = [("d", features(0), features(1, rows=40)), ("e", features(2), features(3, rows=40))]
-    fit, states = stock.train_sklearn_probe, []
-
-    def recorded(*problem: torch.Tensor) -> object:
-        result = fit(*problem)
-        states.append(threading.get_ident())
-        return result
-
-    # What was drawn in all shows in the state that the generator is left in, which `probe` puts back.
-    left: list[torch.Tensor] = []
-    monkeypatch.setattr(torch.random, "fork_rng", lambda: contextlib.nullcontext())
-    monkeypatch.setattr(stock, "train_sklearn_probe", recorded)
-    ours = probing.probe(data, [1, 2], seed=42)
-    left.append(torch.get_rng_state())
-    assert threading.get_ident() not in states
-    assert len(states) == 2 * 2 * 3
-    monkeypatch.setattr(stock, "train_sklearn_probe", fit)
-    torch.manual_seed(42)
-    theirs: dict[str, probing.Accuracies] = {}
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        for name, train, test in data:
-            options = {"select_top_k": None, "use_sklearn": False, "batch_size": 250, "epochs": 100, "lr": 1e-2}
-            theirs[name] = {"all": stock.train_probe_on_activations(train, test, **options)[1]}
-            for k in (1, 2):
-                theirs[name][str(k)] = stock.train_probe_on_activations(train, test, select_top_k=k)[1]
-    assert ours == theirs
-    assert torch.equal(left[0], torch.get_rng_state())
 
 
 def test_scores_do_not_depend_on_what_ran_before_nor_disturb_what_comes_after() -> None:

@@ -1,0 +1,90 @@
+"""The probe tasks of one layer: what the model itself scores on them, and SAEs, several at once.
+
+An SAE is probed in one thread, with random numbers of its own, so that its scores do not depend on which others are probed
+beside it. torch gets no threads beyond that: shared by two of them, operations as small as these mostly wait.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.errors import InterruptedRunError
+from pipeline.evaluate import probing
+from pipeline.evaluate.probes import Features
+from pipeline.interrupt import stop_requested
+from pipeline.memory import free_memory
+from pipeline.sae import SAE
+from pipeline.store.documents import SPLITS, Documents
+
+SHARE = 0.5
+"""Of the memory that is free, the part that SAEs probed at once may plan for."""
+COPIES = 3
+"""Of a data set's features while an SAE is probed: by class, all below each other, and the rows of one problem."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeTasks:
+    """Data sets by name, and how probes on them are made."""
+
+    documents: Mapping[str, Documents]
+    k_values: Sequence[int]
+    seed: int
+
+    def at_once(self, d_sae: int) -> int:
+        """SAEs to probe side by side: one per core if they fit into memory, at least one."""
+        most = max((len(documents.store.whole("label")) for documents in self.documents.values()), default=0)
+        fitting = int(free_memory(torch.device("cpu")) * SHARE / max(1, COPIES * 4 * most * d_sae))
+        return max(1, min(os.cpu_count() or 1, fitting))
+
+    def of_model(self) -> dict[str, probing.Accuracies]:
+        """Scores of the residual stream itself, by data set."""
+        with _one_thread():
+            return probing.probe(self._features(None), self.k_values, self.seed)
+
+    def of_saes(self, saes: Sequence[SAE]) -> list[Future[dict[str, probing.Accuracies]]]:
+        """Scores of SAEs probed side by side, by data set; all are finished, and a degenerate SAE's raises what is wrong."""
+        stop = stop_requested()
+
+        def scores(sae: SAE) -> dict[str, probing.Accuracies]:
+            return probing.probe(self._sae_features(sae, stop), self.k_values, self.seed)
+
+        with _one_thread(), ThreadPoolExecutor(max(1, len(saes))) as pool:
+            try:
+                scored = [pool.submit(scores, sae) for sae in saes]
+                for future in scored:
+                    future.exception()
+            except BaseException:
+                stop.set()  # else leaving, here or at exit, would wait for all that is left
+                raise
+        return scored
+
+    def _sae_features(self, sae: SAE, stop: threading.Event) -> Iterator[tuple[str, Features, Features]]:
+        def encode(x_RD: torch.Tensor) -> torch.Tensor:
+            if stop.is_set():
+                raise InterruptedRunError("stopped while probing")
+            return sae.encode(x_RD)
+
+        for name, train, test in self._features(encode):
+            probing.check_not_degenerate(name, train, self.k_values)
+            yield name, train, test
+
+    def _features(self, encode: Callable[[torch.Tensor], torch.Tensor] | None) -> Iterator[tuple[str, Features, Features]]:
+        for name, documents in self.documents.items():
+            train, test = (probing.pool(documents.padded(split, probing.POOLING_BATCH), encode) for split in SPLITS)
+            yield name, train, test
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for every operation of torch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
