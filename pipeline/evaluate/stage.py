@@ -146,18 +146,18 @@ class _Bench:
             # One order for everybody, or two processes could wait for each other.
             for planned in sorted(group, key=lambda planned: planned.evaluation.name):
                 locks.enter_context(self.workspace.lock(planned.evaluation))
-            saes: dict[PlannedSAE, SAE] = {}
+            saes: list[tuple[PlannedSAE, SAE]] = []
             damaged: dict[str, str] = {}
             for planned in group:
                 if self.workspace.manifest(planned.evaluation) is None:
                     try:
-                        saes[planned] = SAE.load(self.workspace.verified(planned.artefact, WEIGHTS))
+                        saes.append((planned, SAE.load(self.workspace.verified(planned.artefact, WEIGHTS))))
                     except CorruptArtefactError as error:
                         damaged[str(planned)] = str(error)
             started = time.monotonic()
-            scores = self.tasks.of_saes(list(saes.values()))
+            scores = self.tasks.of_saes([sae for _, sae in saes])
             seconds_each = (time.monotonic() - started) / max(1, len(saes))
-            for (planned, sae), scored in zip(saes.items(), scores, strict=True):
+            for (planned, sae), scored in zip(saes, scores, strict=True):
                 self._evaluate(planned, sae, llm, scored, seconds_each)
                 advance(1, planned.arm)
             advance(len(group) - len(saes))
