@@ -23,7 +23,7 @@ from pipeline.plan import (
 from pipeline.report.current import made_of
 from pipeline.report.differences import differences
 from pipeline.report.metrics import RECONSTRUCTED
-from pipeline.sources import HuggingFaceModel, SyntheticModel, TinyModel
+from pipeline.sources import CorpusConfig, FilesCorpus, HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.store.reader import ActivationStore
 from pipeline.workspace import Artefact, Workspace
 
@@ -75,7 +75,7 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
             "context": experiment.store.context,
             "d_in": facts["d_in"],
             "seconds": facts["seconds"],
-            "corpus": getattr(experiment.corpus, "name", experiment.corpus.source),
+            "corpus": _corpus_name(experiment.corpus),
         },
         "tasks": [_task(plan, name, artefact, workspace) for name, artefact in plan.probes.items()],
         "training": experiment.train.model_dump() | {"heldout_rows": _heldout_rows(plan, facts["rows"])},
@@ -91,6 +91,10 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
         "cost": _cost(plan, evaluated, workspace),
     }
     return results | {"differences": differences(results)}
+
+
+def _corpus_name(corpus: CorpusConfig) -> str:
+    return ", ".join(corpus.paths) if isinstance(corpus, FilesCorpus) else getattr(corpus, "name", corpus.source)
 
 
 def _model(plan: Plan, workspace: Workspace) -> dict[str, Any]:

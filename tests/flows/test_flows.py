@@ -1,6 +1,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +176,11 @@ def test_nothing_new_means_that_the_report_is_not_written_again(small_toml: Path
 
 
 def test_a_run_that_finds_everything_done_loads_no_torch(study, finished: str, tmp_path: Path):
-    import subprocess
-    import sys
-
     toml = study.workspace.root.parent / "small.toml"
     flows.ablation(str(toml), finished)
     code = f"""
 import sys, flows
+from prefect.testing.utilities import prefect_test_harness
 with prefect_test_harness(server_startup_timeout=90):
     assert flows.ablation({str(toml)!r}, {finished!r}, return_state=True).name == "Cached"
 assert not {{"torch", "matplotlib", "scipy", "transformers"}} & set(sys.modules)
