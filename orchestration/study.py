@@ -122,10 +122,10 @@ class Study:
 
     def extract(self) -> None:
         """Fill every store of the study. Raises the error of a task that failed: without its stores there is no study."""
+        if all(self.workspace.manifest(artefact) for artefact in self.plan.extracted):
+            return  # before anything heavy is imported
         from pipeline.extract.stage import shares
 
-        if all(self.workspace.manifest(artefact) for artefact in self.plan.extracted):
-            return
         ((made, work),) = self._values(prepare, [{}])
         parts = [{"work": share, "part": part + 1} for part, share in enumerate(shares(work, self.engine.workers))]
         seconds = Counter(dict.fromkeys(work, 0.0))
@@ -151,7 +151,7 @@ class Study:
     def train(self) -> None:
         """Train every SAE that is missing; one that fails is noted, the others go on."""
         if all(self.workspace.manifest(artefact) for artefact in self.plan.trained):
-            return  # before anything heavy is imported
+            return
         from pipeline.train.stage import cohorts
 
         # Those that are matched to others come after those.
