@@ -66,9 +66,9 @@ class Server:
     worker: subprocess.Popen[bytes] | None = None
 
     def start_worker(self) -> None:
-        output = (self.logs / "worker").open("ab")
         command = [PREFECT, "worker", "start", "--pool", "local"]
-        self.worker = subprocess.Popen(command, cwd=ROOT, env=self.user, stdout=output, stderr=subprocess.STDOUT)
+        with (self.logs / "worker").open("ab") as output:
+            self.worker = subprocess.Popen(command, cwd=ROOT, env=self.user, stdout=output, stderr=subprocess.STDOUT)
 
     def api(self, method: str, path: str, body: Any = None) -> Any:
         content = None if body is None else json.dumps(body).encode()
