@@ -302,11 +302,16 @@ def test_parameters_are_refused_before_there_is_a_run(server: Server) -> None:
         {"seeds": [-1]},
         {"layer": -2},
         {"force": "perhaps"},
-        {"armz": ["full"]},
     ):
         with pytest.raises(HTTPError) as refused:
             server.start("train/demo", **parameters)
-        assert refused.value.code in (409, 422), parameters
+        with refused.value as answer:
+            assert answer.code in (409, 422), parameters
+    before = len(server.runs("train/demo"))
+    misspelt = prefect(server.user, "deployment", "run", "train/demo", "-p", 'armz=["full"]')
+    assert misspelt.returncode == 1
+    assert "armz" in misspelt.stdout + misspelt.stderr
+    assert len(server.runs("train/demo")) == before
 
 
 def test_every_deployment_exists_and_the_schedules_are_off(server: Server) -> None:
@@ -337,7 +342,8 @@ def test_a_password_keeps_strangers_out(environment: dict[str, str], tmp_path: P
                 with urlopen(Request(f"{api}/flows/filter", data=b"{}", headers=headers), timeout=30) as answer:
                     return answer.status
             except HTTPError as error:
-                return error.code
+                with error:
+                    return error.code
 
         assert [status(None), status("admin:wrong"), status("admin:a-secret")] == [401, 401, 200]
         user = environment | {"PREFECT_API_URL": api}
