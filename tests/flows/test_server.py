@@ -296,6 +296,19 @@ def test_one_arm_that_fails_leaves_its_siblings(server: Server, study: Study, tm
     assert len(times(workspace, "evaluations")) >= 3
 
 
+def test_two_runs_that_want_the_same_do_the_work_once(
+    server: Server, long: tuple[Path, Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    toml, prepared, expected = long
+    workspace = Path(shutil.copytree(prepared, tmp_path / "workspace"))
+    runs = [in_training(server, workspace, toml) for _ in range(2)]
+    first = server.wait(runs[0], "Completed", "Failed")
+    made = times(workspace, "saes")
+    assert {first["name"], server.wait(runs[1], "Cached", "Completed", "Failed")["name"]} == {"Completed", "Cached"}
+    assert times(workspace, "saes") == made
+    assert weights(workspace) == expected
+
+
 def test_parameters_are_refused_before_there_is_a_run(server: Server) -> None:
     for parameters in (
         {"arms": ["fulll"]},
