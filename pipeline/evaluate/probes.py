@@ -9,6 +9,7 @@ Shapes: N rows of features, M rows of a problem, B rows of a batch, F features, 
 """
 
 import math
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,10 @@ Features = dict[str, torch.Tensor]
 BATCH, EPOCHS, PATIENCE = 250, 100, 10
 RATE, DECAY, BETA1, BETA2, EPSILON = 1e-2, 1e-2, 0.9, 0.999, 1e-8
 """Settings with which sae-bench calls its training loop, and torch's defaults of AdamW."""
+
+
+_one_fit = threading.Lock()
+"""One regression at a time: OpenBLAS has one set of threads, and two that ask for them took up to eight times as long."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ def sparse(train: Rows, test: Rows, name: str, k: int, generator: torch.Generato
     difference_F = (features_NF[rows_M[positive_M]].mean(dim=0) - features_NF[rows_M[~positive_M]].mean(dim=0)).abs()
     used_k = difference_F.argsort(descending=True)[:k].sort().values
     regression = LogisticRegression(max_iter=1000)
-    regression.fit(_columns(train, rows_M, used_k), positive_M.int().numpy())
+    with _one_fit:
+        regression.fit(_columns(train, rows_M, used_k), positive_M.int().numpy())
     return float(accuracy_score(test_positive_M.int().numpy(), regression.predict(_columns(test, test_M, used_k))))
 
 

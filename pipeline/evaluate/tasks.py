@@ -7,9 +7,10 @@ beside it. torch gets no threads beyond that: shared by two of them, operations 
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -53,15 +54,19 @@ class ProbeTasks:
         def scores(sae: SAE) -> dict[str, probing.Accuracies]:
             return probing.probe(self._sae_features(sae, stop), self.k_values, self.seed)
 
-        with _one_thread(), ThreadPoolExecutor(max(1, len(saes))) as pool:
+        with _one_thread():
+            scored = [self._threads.submit(scores, sae) for sae in saes]
             try:
-                scored = [pool.submit(scores, sae) for sae in saes]
-                for future in scored:
-                    future.exception()
+                wait(scored)
             except BaseException:
-                stop.set()  # else leaving, here or at exit, would wait for all that is left
+                stop.set()  # else leaving the process would wait for all that is left
                 raise
         return scored
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        """The same threads for every group: glibc keeps freed memory by thread, and more threads would keep more."""
+        return ThreadPoolExecutor(os.cpu_count())
 
     def _sae_features(self, sae: SAE, stop: threading.Event) -> Iterator[tuple[str, Features, Features]]:
         def encode(x_RD: torch.Tensor) -> torch.Tensor:
