@@ -31,7 +31,7 @@ def run(out_dir: Path) -> bool:
     if out_dir.name not in RUNS:
         raise BadInputError(f"--out_dir {out_dir}: its name must be one of {', '.join(RUNS)}, which chooses the arm")
     from pipeline.evaluate.stage import evaluate
-    from pipeline.experiment import load
+    from pipeline.experiment import Experiment
     from pipeline.extract.stage import extract
     from pipeline.plan import make_plan
     from pipeline.report.collect import collect
@@ -39,7 +39,7 @@ def run(out_dir: Path) -> bool:
     from pipeline.train.stage import train
     from pipeline.workspace import Workspace
 
-    plan = make_plan(load(os.environ.get("DASAE_EXPERIMENT", "demo")), arms=[RUNS[out_dir.name]])
+    plan = make_plan(Experiment.load(os.environ.get("DASAE_EXPERIMENT", "demo")), arms=[RUNS[out_dir.name]])
     workspace = Workspace(os.environ.get("DASAE_WORKSPACE", "workspace"))
     extract(plan, workspace)
     failed = train(plan, workspace).failed

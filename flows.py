@@ -20,7 +20,7 @@ from orchestration.parameters import ALL, Arm, ExperimentName, Layer, Seed, run_
 from orchestration.states import errors_in_one_line, outcome
 from orchestration.study import Study
 from pipeline.errors import PipelineError
-from pipeline.experiment import load
+from pipeline.experiment import Experiment
 from pipeline.plan import make_plan
 from pipeline.storage import SCHEME
 from pipeline.workspace import Workspace
@@ -141,7 +141,9 @@ def ablation(experiment: ExperimentName, workspace: str = "") -> list[str]:
 def _study(
     experiment: str, workspace: str, arms: list[str] = ALL, seeds: list[int] = ALL, layer: int | None = None
 ) -> Iterator[Study]:
-    plan = make_plan(load(experiment), arms=arms or None, seeds=seeds or None, layers=None if layer is None else [layer])
+    plan = make_plan(
+        Experiment.load(experiment), arms=arms or None, seeds=seeds or None, layers=None if layer is None else [layer]
+    )
     with engine(plan.experiment.run) as running:
         yield Study(plan=plan, workspace=Workspace(_whole(_place(workspace))), engine=running)
 
@@ -163,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         place = Workspace(_place(options.workspace))
-        study = load(options.experiment)  # before the seconds that a server takes to start
+        study = Experiment.load(options.experiment)  # before the seconds that a server takes to start
         with _server(place):
             made = ablation(options.experiment, options.workspace)
     except PipelineError as error:

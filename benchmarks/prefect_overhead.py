@@ -34,6 +34,10 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
             yield
         finally:
             process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:  # a worker was seen to wait for ever
+                process.kill()
 
 
 def seconds(command: list[str], environment: dict[str, str]) -> float:

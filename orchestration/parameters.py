@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipeline.arms import ARMS
 from pipeline.errors import PipelineError
-from pipeline.experiment import EXPERIMENTS, load
+from pipeline.experiment import EXPERIMENTS, Experiment
 from pipeline.plan import MOST_NAMED, make_plan
 
 
@@ -50,5 +50,5 @@ def name_of(flow: str, parameters: dict[str, Any]) -> str:
     if (layer := parameters.get("layer")) is not None:
         chosen.append(f"layer {layer}")
     with suppress(PipelineError):  # the run itself says what is wrong
-        chosen.append(make_plan(load(parameters["experiment"])).store.key)
+        chosen.append(make_plan(Experiment.load(parameters["experiment"])).store.key)
     return " · ".join([f"{flow} {Path(parameters['experiment']).stem}", *chosen])

@@ -151,7 +151,7 @@ def recipe(arm: str, full: TrainConfig, own: Mapping[str, ArmConfig] | None = No
         else:
             fields[section] = {field: value}  # no section of that name: the validation below says so
     try:
-        return TrainConfig.model_validate(fields)
+        return TrainConfig.model_validate(fields, strict=True)
     except ValidationError as error:
         raise BadInputError(explain(error, where)) from None
 

@@ -151,12 +151,12 @@ def report(
 @app.command()
 def status(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPACE) -> None:
     """Show what is done, partial or missing, and the next command."""
-    from pipeline.status import next_command, status_table
+    from pipeline.status import Status
     from pipeline.workspace import Workspace
 
-    plan, opened = _plan(experiment), Workspace(workspace)
-    console.print(status_table(plan, opened))
-    console.print(next_command(plan, opened), highlight=False, soft_wrap=True)
+    found = Status(_plan(experiment), Workspace(workspace))
+    console.print(found.table())
+    console.print(found.next_command(), highlight=False, soft_wrap=True)
 
 
 @store_app.command()
@@ -199,7 +199,7 @@ def export(
 
 
 def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, layer: int | None = None) -> "Plan":
-    from pipeline.experiment import load
+    from pipeline.experiment import Experiment
     from pipeline.plan import make_plan
 
     try:
@@ -207,7 +207,7 @@ def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, la
     except ValueError:
         raise BadInputError(f"--seeds {seeds!r}: give whole numbers separated by commas, such as 0,1") from None
     return make_plan(
-        load(experiment),
+        Experiment.load(experiment),
         arms=[arm.strip() for arm in arms.split(",")] if arms is not None else None,
         seeds=numbers,
         layers=None if layer is None else [layer],

@@ -3,6 +3,7 @@
 Every section is frozen. A field that determines an artefact's bytes is hashed into its key (see `pipeline.plan`).
 """
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -303,7 +304,9 @@ class Experiment(Section):
             if key in declared:
                 raise BadInputError(f"{path}: remove the key `{key}`, the file name is the experiment's name")
         try:
-            return cls.model_validate(declared | {"name": path.stem, "argument": name_or_path})
+            # As JSON, whose numbers, texts and truth values pydantic can keep apart while it still takes a list for a tuple.
+            said = json.dumps(declared | {"name": path.stem, "argument": name_or_path}, default=str)
+            return cls.model_validate_json(said, strict=True)
         except ValidationError as error:
             raise BadInputError(f"{path}: {explain(error)}") from None
 
@@ -365,8 +368,8 @@ def explain(error: ValidationError, where: str = "") -> str:
     path = [str(part) for part in first["loc"] if part not in SOURCES]
     field = ".".join([where, *path] if where else path)
     kind, given, context = first["type"], first["input"], first.get("ctx", {})
-    # What Python has as a tuple, TOML has as a list.
-    message = first["msg"].removeprefix("Value error, ").replace("tuple", "list").replace("Tuple", "list")
+    # What Python has as a tuple and JSON as an array, TOML has as a list.
+    message = re.sub("tuple|array", "list", first["msg"].removeprefix("Value error, "), flags=re.IGNORECASE)
     if kind == "extra_forbidden":
         message = "unknown key, check its spelling or remove it"
     elif kind == "union_tag_not_found":
@@ -376,6 +379,3 @@ def explain(error: ValidationError, where: str = "") -> str:
         given = given["source"]
     shown = "" if kind in ("missing", "value_error", "extra_forbidden", "union_tag_not_found") else f", got {given!r}"
     return f"{field + ': ' if field else ''}{message[0].lower()}{message[1:]}{shown}"
-
-
-load = Experiment.load

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.identity import sha256_file
 from pipeline.sae import CONFIG, SAE, WEIGHTS
-from pipeline.storage import explained
-from pipeline.workspace import MANIFEST, Manifest, Workspace, fsync
+from pipeline.storage import LocalStorage, Storage, explained, fsync
+from pipeline.workspace import MANIFEST, Artefact, Manifest, Workspace
 
 
 def find(sae: str, workspace: Workspace) -> Path:
@@ -20,20 +20,19 @@ def find(sae: str, workspace: Workspace) -> Path:
     """
     if (Path(sae) / MANIFEST).is_file():
         return Path(sae)
-    if workspace.remote:
-        raise BadInputError(f"{sae!r} is no folder here: copy it from {workspace.root}/saes/ and give the path of the copy")
     # <label>-<key>, and no key holds a dash.
-    finished = {
-        path.parent: path.parent.name.rpartition("-")[0] for path in sorted(workspace.local.glob(f"saes/*/{MANIFEST}"))
-    }
-    found = [folder for folder, label in finished.items() if sae in (folder.name, label)]
+    labels = {name: name.rpartition("-")[0] for name in workspace.finished("saes")}
+    found = [name for name, label in labels.items() if sae in (name, label)]
     if not found:
-        known = ", ".join(dict.fromkeys(finished.values())) or "none"
+        known = ", ".join(dict.fromkeys(labels.values())) or "none"
         raise BadInputError(f"no finished SAE {sae!r}, neither as a path nor in {workspace.root}, which has: {known}")
+    manifests = {name: _manifest(workspace.place(f"saes/{name}")) for name in found}
     if len(found) > 1:
-        candidates = ", ".join(f"{folder.name} (layer {_manifest(folder).inputs['layer']})" for folder in found)
+        candidates = ", ".join(f"{name} (layer {manifest.inputs['layer']})" for name, manifest in manifests.items())
         raise BadInputError(f"{sae!r} is more than one SAE, name one of: {candidates}")
-    return found[0]
+    ((name, manifest),) = manifests.items()
+    artefact = Artefact(kind="saes", label=labels[name], inputs=manifest.inputs)
+    return workspace.fetched(artefact) if workspace.remote else workspace.folder(artefact)
 
 
 def load_sae(sae: Path | str, workspace: Workspace) -> SAE:
@@ -70,7 +69,7 @@ def to_saelens(sae: Path, target: Path) -> None:
 
 def _verified(folder: Path) -> Path:
     """The folder itself, if it holds an SAE that is what its manifest says."""
-    manifest = _manifest(folder)
+    manifest = _manifest(LocalStorage(folder))
     if manifest.kind != "saes":
         raise BadInputError(f"{folder} is no SAE: its manifest says {manifest.kind}")
     for name in (CONFIG, WEIGHTS):
@@ -79,8 +78,8 @@ def _verified(folder: Path) -> Path:
     return folder
 
 
-def _manifest(folder: Path) -> Manifest:
+def _manifest(sae: Storage) -> Manifest:
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        return Manifest.model_validate_json(sae.read(MANIFEST))
     except ValidationError:
-        raise CorruptArtefactError(f"{folder / MANIFEST} cannot be read; delete {folder} and train it again") from None
+        raise CorruptArtefactError(f"{sae}/{MANIFEST} cannot be read; delete {sae} and train it again") from None

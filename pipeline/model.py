@@ -13,7 +13,9 @@ import torch
 
 from pipeline.compatibility import avoid_broken_torchvision, quiet_hub
 from pipeline.errors import BadInputError, ModelAccessError
-from pipeline.sources import HuggingFaceModel
+from pipeline.plan import Plan
+from pipeline.sources import HuggingFaceModel, SyntheticModel
+from pipeline.workspace import Workspace
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -205,14 +207,31 @@ def quiet_transformers() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
 
 
-def open_model(config: HuggingFaceModel, layers: tuple[int, ...]) -> ResidualStream:
-    """Load a model from the Hub or a folder, up to its deepest layer wanted.
+def study_model(plan: Plan, workspace: Workspace) -> tuple[str, str | None]:
+    """What a study's language model is loaded from: a folder, or the name of a repository and its revision.
 
-    Raises ModelAccessError, which tells a missing login from a licence that was not accepted, and BadInputError when the
-    model is not as the experiment declares it.
+    Raises MissingArtefactError when the study trains a model that is not trained yet, BadInputError for a synthetic one,
+    which reads no text, and ModelAccessError, which tells a missing login from a licence that was not accepted.
     """
-    check_available(config)
-    model = ResidualStream(config.name, revision=config.revision, layers=layers, dtype=config.dtype)
+    experiment = plan.experiment
+    if isinstance(experiment.model, HuggingFaceModel):
+        check_available(experiment.model)
+        return experiment.model.name, experiment.model.revision
+    if isinstance(experiment.model, SyntheticModel):
+        raise BadInputError(f"{experiment.name} has a synthetic model, which reads no text")
+    assert plan.model is not None
+    workspace.require(plan.model, f"dasae extract {experiment.argument}")
+    return str(workspace.fetched(plan.model)), None
+
+
+def open_study_model(plan: Plan, workspace: Workspace) -> ResidualStream:
+    """A study's language model, up to the deepest layer of its store.
+
+    Raises what `study_model` does, and BadInputError when the model is not as the experiment declares it.
+    """
+    config = plan.experiment.model
+    name, revision = study_model(plan, workspace)
+    model = ResidualStream(name, revision=revision, layers=plan.experiment.store.layers, dtype=config.dtype)
     if (model.d_in, model.depth) != (config.d_in, config.depth):
         raise BadInputError(
             f"model: {config.name} has d_in {model.d_in} and depth {model.depth}, "

@@ -5,11 +5,10 @@ Every section is frozen and knows its fields' meaning; `pipeline.experiment` put
 
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-SOURCES = ("huggingface", "tiny", "python", "files", "synthetic")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Dtype = Literal["bfloat16", "float32"]
@@ -173,3 +172,11 @@ class SyntheticCorpus(Section):
 
 TextCorpus = PythonCorpus | FilesCorpus | HuggingFaceCorpus
 CorpusConfig = Annotated[TextCorpus | SyntheticCorpus, Field(discriminator="source")]
+
+SOURCES = {
+    tag
+    for union in (ModelConfig, CorpusConfig)
+    for section in get_args(get_args(union)[0])
+    for tag in get_args(section.model_fields["source"].annotation)
+}
+"""Every value of `source`."""

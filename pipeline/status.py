@@ -1,5 +1,9 @@
 """What of a study is done, partial or missing in a workspace, and which command comes next."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
 from rich import box
 from rich.filesize import decimal
 from rich.table import Table
@@ -9,59 +13,79 @@ from pipeline.store.format import is_laid_out
 from pipeline.store.writer import ShardWriter
 from pipeline.workspace import Artefact, Workspace
 
-
-def status_table(plan: Plan, workspace: Workspace) -> Table:
-    """One line per artefact of the study; SAEs and evaluations with those of the same arm and layer together."""
-    table = Table(title=f"{plan.experiment.name} in {workspace.root}", box=box.SIMPLE_HEAD)
-    for column in ("what", "state", "done"):
-        table.add_column(column)
-    table.add_column("bytes", justify="right")
-    table.add_column("path", overflow="fold")
-    for artefact in plan.extracted:
-        state, done = _state(artefact, workspace)
-        table.add_row(artefact.kind, state, done, decimal(_bytes(artefact, workspace)), artefact.path)
-    for kind in ("saes", "evaluations"):
-        for arm, layer in dict.fromkeys((sae.arm, sae.layer) for sae in plan.saes):
-            group = [
-                sae.artefact if kind == "saes" else sae.evaluation
-                for sae in plan.saes
-                if (sae.arm, sae.layer) == (arm, layer)
-            ]
-            done = sum(workspace.manifest(artefact) is not None for artefact in group)
-            state = "done" if done == len(group) else "partial" if done else "missing"
-            size = decimal(sum(_bytes(artefact, workspace) for artefact in group))
-            table.add_row(kind, state, f"{done} of {len(group)} seeds", size, f"{arm}, layer {layer}")
-    return table
+LOOKS_AT_ONCE = 12
+"""On an object store every look waits for its answers, and there are hundreds in a study."""
 
 
-def next_command(plan: Plan, workspace: Workspace) -> str:
-    """The command that brings the study further, or where its report is."""
-    argument = plan.experiment.argument
-    if not all(workspace.manifest(artefact) for artefact in plan.extracted):
-        return f"next: dasae extract {argument}   (or everything at once: dasae ablate {argument})"
-    if not all(workspace.manifest(sae.artefact) for sae in plan.saes):
-        return f"next: dasae train {argument}"
-    if not all(workspace.manifest(sae.evaluation) for sae in plan.saes):
-        return f"next: dasae evaluate {argument}"
-    report = workspace.report(plan.experiment.name)
-    done = report.size("index.html") is not None
-    return f"all done; report: {report}/index.html" if done else f"next: dasae report {argument}"
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one look at an artefact found."""
+
+    state: str
+    """`done`, `partial` or `missing`."""
+    detail: str
+    bytes: int
 
 
-def _state(artefact: Artefact, workspace: Workspace) -> tuple[str, str]:
-    manifest, storage = workspace.manifest(artefact), workspace.storage(artefact)
-    if manifest:
-        rows = manifest.facts.get("rows")
-        return "done", f"{rows:,} rows" if rows else ""
-    if artefact.kind in ("stores", "probes") and is_laid_out(storage):
-        writer = ShardWriter(storage)
-        return "partial", f"{writer.layout.shards - len(writer.missing())} of {writer.layout.shards} shards"
-    return ("partial", "") if storage.sizes() else ("missing", "")
+class Status:
+    """A study as it is in a workspace now; every artefact is looked at once."""
 
+    def __init__(self, plan: Plan, workspace: Workspace):
+        self.plan, self.workspace = plan, workspace
+        everything = [*plan.extracted, *plan.trained, *(sae.evaluation for sae in plan.saes)]
+        with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+            looks = pool.map(self._look, everything)
+            self.found = {artefact.path: look for artefact, look in zip(everything, looks, strict=True)}
 
-def _bytes(artefact: Artefact, workspace: Workspace) -> int:
-    manifest = workspace.manifest(artefact)
-    if manifest:
-        # A store's manifest lists its commits; the shards that those list are not listed again.
-        return int(manifest.facts.get("bytes", 0)) + sum(record.bytes for record in manifest.files.values())
-    return sum(workspace.storage(artefact).sizes().values())
+    def table(self) -> Table:
+        """One line per artefact of the study; SAEs and evaluations with those of the same arm and layer together."""
+        table = Table(title=f"{self.plan.experiment.name} in {self.workspace.root}", box=box.SIMPLE_HEAD)
+        for column in ("what", "state", "done"):
+            table.add_column(column)
+        table.add_column("bytes", justify="right")
+        table.add_column("path", overflow="fold")
+        for artefact in self.plan.extracted:
+            look = self.found[artefact.path]
+            table.add_row(artefact.kind, look.state, look.detail, decimal(look.bytes), artefact.path)
+        for kind in ("saes", "evaluations"):
+            for arm, layer in dict.fromkeys((sae.arm, sae.layer) for sae in self.plan.saes):
+                group = [
+                    self.found[(sae.artefact if kind == "saes" else sae.evaluation).path]
+                    for sae in self.plan.saes
+                    if (sae.arm, sae.layer) == (arm, layer)
+                ]
+                done = sum(look.state == "done" for look in group)
+                state = "done" if done == len(group) else "partial" if done else "missing"
+                size = decimal(sum(look.bytes for look in group))
+                table.add_row(kind, state, f"{done} of {len(group)} seeds", size, f"{arm}, layer {layer}")
+        return table
+
+    def next_command(self) -> str:
+        """The command that brings the study further, or where its report is."""
+        experiment = self.plan.experiment
+        if not self._done(self.plan.extracted):
+            return f"next: dasae extract {experiment.argument}   (or everything at once: dasae ablate {experiment.argument})"
+        if not self._done(self.plan.trained):
+            return f"next: dasae train {experiment.argument}"
+        if not self._done([sae.evaluation for sae in self.plan.saes]):
+            return f"next: dasae evaluate {experiment.argument}"
+        report = self.workspace.report(experiment.name)
+        done = report.size("index.html") is not None
+        return f"all done; report: {report}/index.html" if done else f"next: dasae report {experiment.argument}"
+
+    def _done(self, artefacts: Sequence[Artefact]) -> bool:
+        return all(self.found[artefact.path].state == "done" for artefact in artefacts)
+
+    def _look(self, artefact: Artefact) -> Look:
+        manifest, storage = self.workspace.manifest(artefact), self.workspace.storage(artefact)
+        if manifest:
+            # A store's manifest lists its commits; the shards that those list are not listed again.
+            size = int(manifest.facts.get("bytes", 0)) + sum(record.bytes for record in manifest.files.values())
+            rows = manifest.facts.get("rows")
+            return Look(state="done", detail=f"{rows:,} rows" if rows else "", bytes=size)
+        size = sum(storage.sizes().values())
+        if artefact.kind in ("stores", "probes") and is_laid_out(storage):
+            writer = ShardWriter(storage)
+            shards = writer.layout.shards
+            return Look(state="partial", detail=f"{shards - len(writer.missing())} of {shards} shards", bytes=size)
+        return Look(state="partial" if size else "missing", detail="", bytes=size)

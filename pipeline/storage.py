@@ -80,6 +80,11 @@ def open_storage(place: "str | Path | Storage") -> Storage:
     return LocalStorage(place) if isinstance(place, Path) else place
 
 
+def cache_folder() -> Path:
+    """Where this user's machine keeps what can be made or fetched again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dasae"
+
+
 def read_many(storage: Storage, names: Iterable[str]) -> list[bytes]:
     """Several small files, as many at once as the storage likes."""
     with ThreadPoolExecutor(storage.parallel_reads) as pool:
@@ -141,12 +146,16 @@ class LocalStorage:
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of every file below a folder, temporaries left out."""
         files = (Path(parent, name) for parent, _, names in os.walk(self.root / prefix) for name in names)
-        return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in files if path.suffix != ".partial"}
+        names = [path.relative_to(self.root).as_posix() for path in files if path.suffix != ".partial"]
+        # Without those that another process removed since, such as a checkpoint that a later one replaced.
+        return {name: size for name in names if (size := self.size(name)) is not None}
 
     def size(self, name: str) -> int | None:
         """Bytes of one file, None when there is none."""
-        path = self.root / name
-        return path.stat().st_size if path.is_file() else None
+        try:
+            return (self.root / name).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def zarr_store(self) -> Any:
         """The folder for zarr-python."""
@@ -201,6 +210,8 @@ class ObjectStorage:
                 f"{url}: object stores need the package obstore: pip install 'direction-aware-sae[s3]'"
             ) from None
         self.url = SCHEME + url.removeprefix(SCHEME).strip("/")
+        if self.url == SCHEME:
+            raise BadInputError(f"{url} names no bucket; give s3://bucket or s3://bucket/prefix")
         with self._explained():
             self.store = obstore.store.from_url(self.url, retry_config=RETRIES)
 

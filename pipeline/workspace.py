@@ -7,7 +7,6 @@ are written and read there, and everything else is made in a local folder first 
 
 import fcntl
 import json
-import os
 import platform
 import re
 import shutil
@@ -25,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 import pipeline
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError
 from pipeline.identity import key_of, sha256, sha256_file
-from pipeline.storage import SCHEME, LocalStorage, Storage, explained, fsync, open_storage
+from pipeline.storage import SCHEME, LocalStorage, Storage, cache_folder, explained, fsync, open_storage
 
 Kind = Literal["models", "stores", "probes", "saes", "evaluations"]
 MANIFEST = "manifest.json"
@@ -104,14 +103,15 @@ class Workspace:
 
     def storage(self, artefact: Artefact) -> Storage:
         """Where the artefact's bytes lie."""
-        return self._storage(artefact.path)
+        return self.place(artefact.path)
 
-    def _storage(self, path: str) -> Storage:
+    def place(self, path: str) -> Storage:
+        """Where the bytes below a path inside the workspace lie, such as `saes/full-s0-0123456789ab`."""
         return open_storage(f"{self.root}/{path}" if self.remote else self.local / path)
 
     def report(self, experiment: str) -> Storage:
         """Where the report of an experiment lies."""
-        return self._storage(f"reports/{experiment}")
+        return self.place(f"reports/{experiment}")
 
     def manifest(self, artefact: Artefact) -> Manifest | None:
         """The manifest of a finished, unchanged and current artefact; None when it is still to be made.
@@ -131,8 +131,7 @@ class Workspace:
                 f"{storage} holds the artefact {manifest.key}, which does not belong to this experiment; "
                 f"move it away and run again"
             )
-        # Above a few files one listing is cheaper than asking for each.
-        sizes = storage.sizes() if len(manifest.files) > 16 else {name: storage.size(name) for name in manifest.files}
+        sizes = storage.sizes()  # one listing, where an object store would have to be asked for each file
         for name, record in manifest.files.items():
             if sizes.get(name) != record.bytes:
                 found = "is missing" if sizes.get(name) is None else f"has {sizes[name]} bytes instead of {record.bytes}"
@@ -151,13 +150,15 @@ class Workspace:
     def fingerprint(self, path: str) -> str | None:
         """Hash of the manifest of the artefact at `path`, which names one particular making of it."""
         try:
-            return sha256(self._storage(path).read(MANIFEST))
+            return sha256(self.place(path).read(MANIFEST))
         except FileNotFoundError:
             return None
 
     def verified(self, artefact: Artefact, name: str) -> Path:
         """Path on this machine of one file of a finished artefact, after comparing its hash with the manifest's."""
-        manifest = self.manifest(artefact)
+        return self._verified(artefact, name, self.manifest(artefact))
+
+    def _verified(self, artefact: Artefact, name: str, manifest: Manifest | None) -> Path:
         path = self.folder(artefact) / name
         if manifest is None or name not in manifest.files:
             raise MissingArtefactError(f"{path} is not part of a finished artefact")
@@ -170,11 +171,18 @@ class Workspace:
         return path
 
     def fetched(self, artefact: Artefact) -> Path:
-        """Folder on this machine with every file of a finished artefact."""
+        """Folder on this machine with every file of a finished artefact, and its manifest."""
         manifest = self.manifest(artefact)
         for name in manifest.files if manifest else ():
-            self.verified(artefact, name)
+            self._verified(artefact, name, manifest)
+        if self.remote:
+            write_atomically(self.folder(artefact) / MANIFEST, self.storage(artefact).read(MANIFEST))
         return self.folder(artefact)
+
+    def finished(self, kind: Kind) -> list[str]:
+        """Folder names of all finished artefacts of one kind, of whatever study."""
+        names = (name.rpartition("/") for name in self.place(kind).sizes())
+        return sorted(folder for folder, _, name in names if name == MANIFEST)
 
     @contextmanager
     def lock(self, artefact: Artefact) -> Iterator[Path]:
@@ -269,8 +277,7 @@ def _record(path: Path, storage: Storage, name: str) -> FileRecord:
 
 def _scratch(url: str) -> Path:
     """Local folder for the work on a remote workspace, one for each."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "dasae" / f"{re.sub(r'[^a-z0-9]+', '-', url.removeprefix(SCHEME).lower())}-{key_of({'url': url})}"
+    return cache_folder() / f"{re.sub(r'[^a-z0-9]+', '-', url.removeprefix(SCHEME).lower())}-{key_of({'url': url})}"
 
 
 def library_versions() -> dict[str, str]:

@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 from small_study import SMALL, Study
 
-from pipeline.experiment import load
+from pipeline.experiment import Experiment
 from pipeline.plan import make_plan
 from pipeline.workspace import Workspace
 
@@ -42,7 +42,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
     folder = tmp_path_factory.mktemp("study")
     (folder / "small.toml").write_text(SMALL)
-    experiment = load(str(folder / "small.toml"))
+    experiment = Experiment.load(str(folder / "small.toml"))
     plan, workspace = make_plan(experiment), Workspace(folder / "workspace")
     extract(plan, workspace)
     train(plan, workspace)

@@ -15,7 +15,7 @@ from typing import Any
 from small_study import SMALL, Study
 
 from pipeline.errors import PipelineError
-from pipeline.experiment import load
+from pipeline.experiment import Experiment
 from pipeline.plan import Plan, make_plan
 from pipeline.store import format as fmt
 from pipeline.workspace import MANIFEST, Workspace
@@ -63,7 +63,7 @@ def many_shards(study: Study, folder: Path, *changes: tuple[str, str]) -> Extrac
     folder.mkdir(parents=True, exist_ok=True)
     toml = folder / "small.toml"
     toml.write_text(text)
-    plan, workspace = make_plan(load(str(toml))), Workspace(folder / "ws")
+    plan, workspace = make_plan(Experiment.load(str(toml))), Workspace(folder / "ws")
     if plan.model:
         shutil.copytree(study.workspace.folder(plan.model), workspace.folder(plan.model))
     return Extraction(toml, plan, workspace)
@@ -96,7 +96,7 @@ def extract_here(toml: str, workspace: str, options: dict[str, Any]) -> None:
     if limit := options.get("largest_file"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
-        extract(make_plan(load(toml)), Workspace(workspace))
+        extract(make_plan(Experiment.load(toml)), Workspace(workspace))
     except PipelineError as error:
         Path(options["error"]).write_text(str(error))
         sys.exit(3)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app, main
 from pipeline.plan import make_plan
-from pipeline.status import next_command, status_table
+from pipeline.status import Status
 from pipeline.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def test_a_dry_run_estimates_the_gemma_study_and_makes_nothing(
 
 def shown(study: Study, workspace: Workspace) -> str:
     console = Console(width=160, file=io.StringIO())
-    console.print(status_table(study.plan, workspace))
+    console.print(Status(study.plan, workspace).table())
     return console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -66,12 +66,12 @@ def test_status_goes_from_missing_to_done(study: Study, tmp_path: Path) -> None:
     empty = Workspace(tmp_path)
     assert "missing" in shown(study, empty)
     assert "done" not in shown(study, empty).replace("done  ", "", 1)
-    assert next_command(study.plan, empty).startswith(f"next: dasae extract {study.experiment.argument} ")
+    assert Status(study.plan, empty).next_command().startswith(f"next: dasae extract {study.experiment.argument} ")
     finished = shown(study, study.workspace)
     assert "missing" not in finished
     assert "20,000 rows" in finished
     assert "full, layer 2" in finished
-    assert next_command(study.plan, study.workspace) == f"next: dasae report {study.experiment.argument}"
+    assert Status(study.plan, study.workspace).next_command() == f"next: dasae report {study.experiment.argument}"
 
 
 def test_status_knows_a_half_filled_store(study: Study, tmp_path: Path) -> None:

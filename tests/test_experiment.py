@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.arms import ARMS, recipe
 from pipeline.errors import BadInputError
-from pipeline.experiment import load
+from pipeline.experiment import Experiment
 from pipeline.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +26,7 @@ def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["demo", "gemma-2-2b", "gemma-2b"])
 def test_shipped_experiments_are_the_whole_study(name: str) -> None:
-    experiment = load(name)
+    experiment = Experiment.load(name)
     assert list(experiment.study.arms) == TABLE
     assert len(experiment.study.seeds) >= 2
     # Otherwise the arms that differ in their first reset could not differ.
@@ -34,7 +34,7 @@ def test_shipped_experiments_are_the_whole_study(name: str) -> None:
 
 
 def test_the_gemma_study_is_what_the_method_says() -> None:
-    experiment = load("gemma-2-2b")
+    experiment = Experiment.load("gemma-2-2b")
     assert experiment.store.layers == (5, 12, 19)
     assert (experiment.train.d_sae, experiment.train.batch_size, experiment.train.learning_rate) == (2304, 2048, 3e-4)
     assert (experiment.train.l1, experiment.store.context, experiment.store.tokens) == (0.04, 128, 20_000_000)
@@ -58,7 +58,7 @@ def test_the_table_in_the_documentation_is_up_to_date() -> None:
 
 
 def test_each_arm_differs_from_full_in_what_it_says_and_nothing_else() -> None:
-    full = load("demo").train
+    full = Experiment.load("demo").train
     assert recipe("full", full) == full
     for name, arm in ARMS.items():
         changed = recipe(name, full).model_dump()
@@ -72,9 +72,9 @@ def test_each_arm_differs_from_full_in_what_it_says_and_nothing_else() -> None:
 def test_a_coefficient_touches_only_the_arms_that_use_it(small_toml: Path) -> None:
     text = small_toml.read_text().replace('["baseline", "full", "magnitude"]', str(TABLE[:9]).replace("'", '"'))
     small_toml.write_text(text)
-    before = make_plan(load(str(small_toml)))
+    before = make_plan(Experiment.load(str(small_toml)))
     small_toml.write_text(text + "\n[train.contrast]\ncoefficient = 0.15\n")
-    after = make_plan(load(str(small_toml)))
+    after = make_plan(Experiment.load(str(small_toml)))
     assert after.store.key == before.store.key
     changed = {a.arm for a, b in zip(after.saes, before.saes, strict=True) if a.artefact.key != b.artefact.key}
     assert changed == {"full", "magnitude", "unweighted", "topk-0.05", "topk-0.2"}
@@ -102,7 +102,7 @@ def with_own_arms(small_toml: Path, declared: str, arms: str) -> Path:
 
 def test_an_experiment_declares_arms_of_its_own(small_toml: Path) -> None:
     arms = '["full", "strong", "strong-no-resets"]'
-    experiment = load(str(with_own_arms(small_toml, OWN_ARMS, arms)))
+    experiment = Experiment.load(str(with_own_arms(small_toml, OWN_ARMS, arms)))
     full, strong, neither = (sae.recipe for sae in make_plan(experiment).saes)
     assert full == experiment.train
     expected = full.model_dump()
@@ -113,9 +113,9 @@ def test_an_experiment_declares_arms_of_its_own(small_toml: Path) -> None:
 
 
 def test_what_an_arm_asks_is_no_part_of_its_identity(small_toml: Path) -> None:
-    before = make_plan(load(str(with_own_arms(small_toml, OWN_ARMS, '["strong"]'))))
+    before = make_plan(Experiment.load(str(with_own_arms(small_toml, OWN_ARMS, '["strong"]'))))
     small_toml.write_text(small_toml.read_text().replace("five times the weight do", "it change"))
-    after = make_plan(load(str(small_toml)))
+    after = make_plan(Experiment.load(str(small_toml)))
     assert after.saes[0].artefact.path == before.saes[0].artefact.path
 
 
@@ -144,7 +144,7 @@ def test_what_an_arm_asks_is_no_part_of_its_identity(small_toml: Path) -> None:
 def test_an_arm_that_cannot_be_is_refused_where_it_is_declared(small_toml: Path, declared: str, message: str) -> None:
     tables = f'\n[arms.mine]\nquestion = "?"\n{declared}\n[arms.later]\nquestion = "?"\nl1 = 0.5\n'
     with pytest.raises(BadInputError) as caught:
-        load(str(with_own_arms(small_toml, tables, '["baseline", "full", "mine"]')))
+        Experiment.load(str(with_own_arms(small_toml, tables, '["baseline", "full", "mine"]')))
     assert f"{small_toml}: {message}" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -163,14 +163,14 @@ def test_an_arm_that_cannot_be_is_refused_where_it_is_declared(small_toml: Path,
 )
 def test_an_arm_needs_a_name_of_its_own_and_a_question(small_toml: Path, table: str, message: str) -> None:
     with pytest.raises(BadInputError) as caught:
-        load(str(with_own_arms(small_toml, f"\n{table}\n", '["full"]')))
+        Experiment.load(str(with_own_arms(small_toml, f"\n{table}\n", '["full"]')))
     assert message in str(caught.value)
 
 
 def test_built_in_arms_that_coincide_under_the_experiment_s_values_are_refused(small_toml: Path) -> None:
     declared = "\n[train.contrast]\ncoefficient = 0.2\n"
     with pytest.raises(BadInputError, match=r"study\.arms: 'full' and 'coef-0\.2' have the same recipe"):
-        load(str(with_own_arms(small_toml, declared, '["full", "coef-0.2"]')))
+        Experiment.load(str(with_own_arms(small_toml, declared, '["full", "coef-0.2"]')))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_bad_input_is_one_line_that_names_the_value(small_toml: Path, old: str, 
     assert old in text
     small_toml.write_text(text.replace(old, new))
     with pytest.raises(BadInputError) as caught:
-        load(str(small_toml))
+        Experiment.load(str(small_toml))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(small_toml) in str(caught.value)
@@ -222,7 +222,7 @@ def test_a_pinned_model_and_corpus_count_by_name_and_commit(small_toml: Path) ->
     text = small_toml.read_text().replace(TINY, f'{HUB}\nname = "a/model"\nrevision = "{COMMIT}"\nd_in = 8\ndepth = 4')
     text = text.replace(PYTHON, f'{HUB}\nname = "a/corpus"\nrevision = "{COMMIT}"')
     small_toml.write_text(text)
-    store = make_plan(load(str(small_toml))).store
+    store = make_plan(Experiment.load(str(small_toml))).store
     assert store.label == "model-corpus"
     assert store.inputs["model"] == {"name": "a/model", "revision": COMMIT, "dtype": "bfloat16"}
     assert store.inputs["corpus"]["revision"] == COMMIT
@@ -233,20 +233,20 @@ def test_a_model_in_a_folder_counts_by_content(small_toml: Path, tmp_path: Path)
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     small_toml.write_text(small_toml.read_text().replace(TINY, f'{HUB}\nname = "{folder}"\nd_in = 8\ndepth = 4'))
-    before = make_plan(load(str(small_toml))).store
+    before = make_plan(Experiment.load(str(small_toml))).store
     assert before.label == "a-model-python"
     assert str(tmp_path) not in str(before.inputs)
     (folder / "merges.txt").write_text("a b")
-    assert make_plan(load(str(small_toml))).store.key != before.key
+    assert make_plan(Experiment.load(str(small_toml))).store.key != before.key
 
 
 def test_an_unknown_experiment_names_the_known_ones() -> None:
     with pytest.raises(BadInputError, match=r"no experiment 'dmeo' .*known experiments: demo, gemma-2-2b, gemma-2b"):
-        load("dmeo")
+        Experiment.load("dmeo")
 
 
 def test_a_part_of_the_study_must_be_part_of_it(small_toml: Path) -> None:
-    experiment = load(str(small_toml))
+    experiment = Experiment.load(str(small_toml))
     assert [sae.arm for sae in make_plan(experiment, arms=["full"]).saes] == ["full"]
     with pytest.raises(BadInputError, match="arm 'unweighted' is not part of the study"):
         make_plan(experiment, arms=["unweighted"])
@@ -255,9 +255,9 @@ def test_a_part_of_the_study_must_be_part_of_it(small_toml: Path) -> None:
 
 
 def test_where_flows_run_changes_no_artefact(small_toml: Path) -> None:
-    local = make_plan(load(str(small_toml)))
+    local = make_plan(Experiment.load(str(small_toml)))
     small_toml.write_text(small_toml.read_text() + '\n[run]\nengine = "dask"\nworkers = 3\n')
-    dask = make_plan(load(str(small_toml)))
+    dask = make_plan(Experiment.load(str(small_toml)))
     assert dask.experiment.run.workers == 3
     assert [artefact.key for artefact in (*dask.extracted, *dask.trained, *dask.evaluated)] == [
         artefact.key for artefact in (*local.extracted, *local.trained, *local.evaluated)
@@ -267,4 +267,4 @@ def test_where_flows_run_changes_no_artefact(small_toml: Path) -> None:
 def test_an_address_without_dask_is_refused(small_toml: Path) -> None:
     small_toml.write_text(small_toml.read_text() + '\n[run]\naddress = "tcp://127.0.0.1:8786"\n')
     with pytest.raises(BadInputError, match=r"address tcp://127.0.0.1:8786 is for engine"):
-        load(str(small_toml))
+        Experiment.load(str(small_toml))

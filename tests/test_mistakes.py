@@ -99,6 +99,16 @@ MISTAKES = [
     # What the file declares.
     Mistake("train small.toml", "unknown arm 'fulll'; the arms are baseline, full", (ARMS, 'arms = ["fulll"]')),
     Mistake("train small.toml", "study.arms: input should be a valid list, got 'full'", (ARMS, 'arms = "full"')),
+    Mistake("train small.toml", "train.d_sae: input should be a valid integer, got True", ("d_sae = 96", "d_sae = true")),
+    Mistake("train small.toml", "train.d_sae: input should be a valid integer, got '96'", ("d_sae = 96", 'd_sae = "96"')),
+    Mistake("train small.toml", "train.d_sae: input should be a valid integer, got 96.0", ("d_sae = 96", "d_sae = 96.0")),
+    Mistake("train small.toml", "train.d_sae: input should be a valid integer, got '2026-11-25'", ("= 96", "= 2026-11-25")),
+    Mistake("train small.toml", "train.l1: input should be a finite number, got nan", ("d_sae", "l1 = nan\nd_sae")),
+    Mistake(
+        "train small.toml",
+        "arms.mine.contrast.weighted: input should be a valid boolean, got 1",
+        ("[study]", '[arms.mine]\nquestion = "?"\ncontrast.weighted = 1\n[study]'),
+    ),
     Mistake("train small.toml", "study.seeds.0: input should be greater than or equal to 0, got -1", ("[0]", "[-1]")),
     Mistake("train small.toml", "study.seeds: list should have at least 1 item", ("seeds = [0]", "seeds = []")),
     Mistake(
@@ -226,7 +236,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.status.status_table", interrupted)
+    monkeypatch.setattr("pipeline.status.Status.table", interrupted)
     monkeypatch.setattr(sys, "argv", ["dasae", "status", str(small_toml)])
     with pytest.raises(SystemExit) as ended:
         main()

@@ -13,7 +13,7 @@ from small_study import Study
 
 from pipeline import cli
 from pipeline.evaluate.stage import evaluate
-from pipeline.experiment import load
+from pipeline.experiment import Experiment
 from pipeline.plan import (
     CAPTURE,
     EXAMPLES,
@@ -202,7 +202,7 @@ def test_an_evaluation_without_a_baseline_says_so_and_is_made_again_when_there_i
 def test_a_study_without_the_arm_baseline_says_so(own: Study, small_toml: Path) -> None:
     text = small_toml.read_text().replace('"baseline", ', "").replace("k_values = [1, 5]", "k_values = [1]\nloss_tokens = 0")
     small_toml.write_text(text)
-    plan = make_plan(load(str(small_toml)))
+    plan = make_plan(Experiment.load(str(small_toml)))
     assert all(planned.baseline is None for planned in plan.saes)
     made = evaluate(plan, own.workspace).made
     assert [planned.arm for planned in made] == ["full", "magnitude"]
@@ -222,7 +222,7 @@ def test_an_untrained_arm_is_named_and_the_others_are_evaluated(own: Study) -> N
 
 def test_a_changed_arm_reuses_the_store(own: Study, small_toml: Path) -> None:
     small_toml.write_text(small_toml.read_text() + "\n[train.contrast]\ncoefficient = 0.3\n")
-    plan = make_plan(load(str(small_toml)))
+    plan = make_plan(Experiment.load(str(small_toml)))
     assert [sae.arm for sae in train(plan, own.workspace).made] == ["full", "magnitude"]
 
 
@@ -231,7 +231,7 @@ def test_an_arm_of_the_experiment_s_own_is_all_that_is_trained_and_the_report_sa
 ) -> None:
     text = small_toml.read_text().replace('"magnitude"]', '"dense"]')
     small_toml.write_text(text + '\n[arms.dense]\nfrom = "baseline"\nquestion = "Is it the sparsity?"\nl1 = 0.01\n')
-    plan = make_plan(load(str(small_toml)))
+    plan = make_plan(Experiment.load(str(small_toml)))
     assert [sae.arm for sae in train(plan, own.workspace).made] == ["dense"]
     assert [sae.arm for sae in evaluate(plan, own.workspace).made] == ["dense"]
     results = collect(plan, own.workspace)

@@ -24,7 +24,7 @@ from pipeline.evaluate.tasks import ProbeTasks
 from pipeline.experiment import Experiment
 from pipeline.ground_truth import FEATURES, GroundTruth
 from pipeline.interrupt import stop_requested
-from pipeline.model import LanguageModel, check_available, load_tokenizer
+from pipeline.model import LanguageModel, load_tokenizer, study_model
 from pipeline.plan import (
     CAPTURE,
     EXAMPLES,
@@ -38,7 +38,7 @@ from pipeline.plan import (
 )
 from pipeline.progress import Advance, progress
 from pipeline.sae import CONFIG, SAE, WEIGHTS
-from pipeline.sources import HuggingFaceModel, SyntheticModel
+from pipeline.sources import SyntheticModel
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.documents import Documents
 from pipeline.store.reader import ActivationStore
@@ -267,7 +267,7 @@ class _Bench:
             tokens_SL = loss.heldout_sequences(self.store, self.heldout, tokens)
             if not len(tokens_SL):
                 return loss.not_measured("no whole sequence is held out")
-            name, revision = self._model
+            name, revision = study_model(self.plan, self.workspace)
             model = LanguageModel(name, revision=revision, dtype=self.experiment.model.dtype)
             self._spliced = loss.SplicedLoss(model, self.layer, tokens_SL, self.store.layout.special_ids, seen.mean_D)
         return self._spliced.compute(sae)
@@ -279,18 +279,8 @@ class _Bench:
 
     @cached_property
     def _texts(self) -> Examples:
-        name, revision = self._model
+        name, revision = study_model(self.plan, self.workspace)
         return Examples(self.store, self.layer, self.heldout, load_tokenizer(name, revision))
-
-    @cached_property
-    def _model(self) -> tuple[str, str | None]:
-        """Name or folder of the language model, and its revision."""
-        if self.plan.model:
-            return str(self.workspace.fetched(self.plan.model)), None
-        model = self.experiment.model
-        assert isinstance(model, HuggingFaceModel)
-        check_available(model)
-        return model.name, model.revision
 
     def _recover(self, sae: SAE) -> dict[str, Any]:
         assert self.plan.model is not None

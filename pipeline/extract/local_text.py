@@ -2,6 +2,7 @@
 
 import glob
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,7 +118,8 @@ def reading(what: Path | str) -> Iterator[None]:
     except UnicodeDecodeError as error:
         raise BadInputError(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise BadInputError(f"{what} cannot be read: {' '.join(str(error).split())}") from None
+        reason = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).split()))
+        raise BadInputError(f"{what} cannot be read: {reason}") from None
 
 
 def _matching(pattern: str) -> list[Path]:

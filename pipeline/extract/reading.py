@@ -10,9 +10,8 @@ import torch
 from pipeline.errors import BadInputError
 from pipeline.extract import corpus
 from pipeline.extract.shards import run_shard
-from pipeline.model import ResidualStream, open_model
+from pipeline.model import open_study_model
 from pipeline.plan import Plan
-from pipeline.sources import HuggingFaceModel, SyntheticModel
 from pipeline.store import format as fmt
 from pipeline.workspace import Workspace
 
@@ -69,16 +68,3 @@ class TextReader:
             tokens=[tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in read.fields["token_id"]],
             layers={layer: rows_RD.float() for layer, rows_RD in read.layers.items()},
         )
-
-
-def open_study_model(plan: Plan, workspace: Workspace) -> ResidualStream:
-    """The study's language model: the one that it trained, or one from the Hub or a folder. Raises as `TextReader` does."""
-    experiment = plan.experiment
-    if isinstance(experiment.model, HuggingFaceModel):
-        return open_model(experiment.model, experiment.store.layers)
-    if isinstance(experiment.model, SyntheticModel):
-        raise BadInputError(f"{experiment.name} has a synthetic model, which reads no text")
-    assert plan.model is not None
-    workspace.require(plan.model, f"dasae extract {experiment.argument}")
-    folder = str(workspace.fetched(plan.model))
-    return ResidualStream(folder, layers=experiment.store.layers, dtype=experiment.model.dtype)

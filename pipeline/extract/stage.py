@@ -13,13 +13,12 @@ import numpy as np
 from pipeline.compatibility import keep_freed_memory
 from pipeline.extract import corpus, fill, probes
 from pipeline.extract.estimate import describe
-from pipeline.extract.reading import open_study_model
 from pipeline.extract.shards import ShardRows, run_shard
 from pipeline.extract.synthetic import make_synthetic_model, open_synthetic_model, synthetic_rows, synthetic_store
 from pipeline.ground_truth import GroundTruth
-from pipeline.model import ResidualStream
+from pipeline.model import ResidualStream, check_available, open_study_model
 from pipeline.plan import Plan
-from pipeline.sources import SyntheticCorpus, SyntheticModel, TinyModel
+from pipeline.sources import HuggingFaceModel, SyntheticCorpus, SyntheticModel, TinyModel
 from pipeline.store import format as fmt
 from pipeline.store.documents import SPLITS
 from pipeline.workspace import Artefact, Workspace
@@ -71,12 +70,13 @@ class Extraction:
 
     def prepare(self, *, deep: bool = False) -> Work:
         """Lay out every store, or mend it; returns what is left to do."""
+        model = self.plan.experiment.model
         if not fmt.is_laid_out(self.workspace.storage(self.plan.store)):
+            if isinstance(model, HuggingFaceModel):
+                check_available(model)  # nobody wants to know what it would take without
             print(describe(self.plan), file=sys.stderr)
-        new_stores = {self.plan.store.path: partial(_corpus_store, self.plan, self)}
-        new_stores |= {
-            artefact.path: partial(_probe_store, self.plan, self, dataset) for dataset, artefact in self.plan.probes.items()
-        }
+        new_stores = {self.plan.store.path: partial(_corpus_store, self)}
+        new_stores |= {artefact.path: partial(_probe_store, self, name) for name, artefact in self.plan.probes.items()}
         work: Work = {}
         for path, new_store in new_stores.items():
             started = time.monotonic()
@@ -141,7 +141,8 @@ def _train_model(plan: Plan, folder: Path) -> dict[str, Any]:
     return train_tiny_model(model, corpus.texts(text), context, folder)
 
 
-def _corpus_store(plan: Plan, source: Extraction) -> fmt.NewStore:
+def _corpus_store(source: Extraction) -> fmt.NewStore:
+    plan = source.plan
     config, text = plan.experiment.store, plan.experiment.corpus
     if isinstance(text, SyntheticCorpus):
         return synthetic_store(plan)
@@ -152,7 +153,8 @@ def _corpus_store(plan: Plan, source: Extraction) -> fmt.NewStore:
     return fmt.NewStore(layout=layout, sequences=sequences)
 
 
-def _probe_store(plan: Plan, source: Extraction, dataset: str) -> fmt.NewStore:
+def _probe_store(source: Extraction, dataset: str) -> fmt.NewStore:
+    plan = source.plan
     config, tokenizer = plan.experiment.probes, source.model.tokenizer
     by_split = dict(zip(SPLITS, probes.load_texts(dataset, config), strict=True))
     classes = tuple(by_split["train"])

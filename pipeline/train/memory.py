@@ -16,14 +16,14 @@ COPIES = 3
 """Weights and two moments of Adam, all float32. Gradients lie in buffers that the SAEs of a thread share."""
 
 
-def best_device() -> torch.device:
-    """Where to train."""
+def training_device() -> torch.device:
+    """A GPU of CUDA or the CPU; the fused steps were never tried on Apple's MPS."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def cohort_size(experiment: Experiment) -> int:
     """SAEs that fit into the memory which is free now, at least one."""
-    free = free_memory(best_device()) * SHARE - _shared_bytes(experiment)
+    free = free_memory(training_device()) * SHARE - _shared_bytes(experiment)
     return max(1, int(free / _bytes_each(experiment)))
 
 
@@ -34,5 +34,5 @@ def _bytes_each(experiment: Experiment) -> int:
 def _shared_bytes(experiment: Experiment) -> int:
     """Buffers of the threads that step: gradients, and what a forward and a backward pass keep, twice for bfloat16."""
     D, F, B = experiment.model.d_in, experiment.train.d_sae, experiment.train.batch_size
-    threads = (os.cpu_count() or 1) if best_device().type == "cpu" else 1
+    threads = (os.cpu_count() or 1) if training_device().type == "cpu" else 1
     return threads * 2 * 4 * (2 * D * F + 2 * B * F + 2 * B * D)

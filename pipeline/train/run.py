@@ -14,7 +14,7 @@ from pipeline.store.batches import shuffled_batches, split_shards
 from pipeline.store.reader import ActivationStore
 from pipeline.train import checkpoint
 from pipeline.train.cohort import Member, train_cohort
-from pipeline.train.memory import best_device
+from pipeline.train.memory import training_device
 from pipeline.train.step import Trainer
 from pipeline.train.track import Tracker
 from pipeline.workspace import write_atomically
@@ -96,7 +96,7 @@ class _Run:
 
     def _member(self, job: Job, stack: ExitStack) -> InTraining:
         d_in = self.runner.store.layout.d_in
-        trainer = Trainer(config=job.recipe, d_in=d_in, seed=job.sae.seed, device=best_device())
+        trainer = Trainer(config=job.recipe, d_in=d_in, seed=job.sae.seed, device=training_device())
         if self.done:
             state, facts = checkpoint.load(job.folder, self.done)
             trainer.load_state(state)

@@ -17,7 +17,7 @@ from pipeline.sources import SyntheticModel
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.reader import ActivationStore
 from pipeline.train import checkpoint, matching, memory
-from pipeline.train.memory import best_device
+from pipeline.train.memory import training_device
 from pipeline.train.run import InTraining, Job, Runner
 from pipeline.train.track import Service, connect
 from pipeline.workspace import Workspace
@@ -175,5 +175,5 @@ class _Stage:
             "tokens": sae.recipe.steps * sae.recipe.batch_size,
             "resets": resets,
             "seconds": round(seconds, 1),
-            "device": str(best_device()),
+            "device": str(training_device()),
         }

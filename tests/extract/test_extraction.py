@@ -1,6 +1,7 @@
 """Extraction on the small study: what is stored is what the model computes, and every row knows where it comes from."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from small_study import Study
 from pipeline.errors import BadInputError
 from pipeline.extract import corpus
 from pipeline.extract.stage import extract
-from pipeline.model import ResidualStream, open_model
+from pipeline.model import ResidualStream, open_study_model
 from pipeline.plan import make_plan
 from pipeline.sources import FilesCorpus, HuggingFaceModel
 from pipeline.store.reader import ActivationStore
@@ -90,12 +91,13 @@ def test_rows_are_shuffled_inside_their_shard_and_shards_are_not(study: Study) -
         assert sequence[:start].max() <= sequence[start : start + size].min()
 
 
-def test_a_model_that_is_not_what_the_experiment_declares_is_refused(model_folder: str) -> None:
+def test_a_model_that_is_not_what_the_experiment_declares_is_refused(study: Study, model_folder: str) -> None:
     declared = HuggingFaceModel(source="huggingface", name=model_folder, d_in=64, depth=5, dtype="float32")
+    plan = replace(study.plan, experiment=study.experiment.model_copy(update={"model": declared}))
     with pytest.raises(BadInputError, match="has d_in 64 and depth 4, the experiment declares d_in 64 and depth 5"):
-        open_model(declared, (1,))
+        open_study_model(plan, study.workspace)
     with pytest.raises(BadInputError, match=r"layer 4 does not exist, .* has 0 to 3"):
-        open_model(declared, (4,))
+        ResidualStream(model_folder, layers=(4,), dtype="float32")
 
 
 def test_a_local_model_and_a_local_corpus_go_the_same_way(model_folder: str, small_toml: Path, tmp_path: Path) -> None:
@@ -109,9 +111,9 @@ def test_a_local_model_and_a_local_corpus_go_the_same_way(model_folder: str, sma
         f'source = "huggingface"\nname = "{model_folder}"\nd_in = 64\ndepth = 4\ndtype = "float32"',
     ).replace('source = "python"', f'source = "files"\npaths = ["{texts}/*.jsonl"]\ntext_column = "body"')
     small_toml.write_text(text)
-    from pipeline.experiment import load
+    from pipeline.experiment import Experiment
 
-    plan, workspace = make_plan(load(str(small_toml))), Workspace(tmp_path / "ws")
+    plan, workspace = make_plan(Experiment.load(str(small_toml))), Workspace(tmp_path / "ws")
     assert plan.model is None
     made = extract(plan, workspace)
     assert made == [plan.store, *plan.probes.values()]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import load
+from pipeline.experiment import Experiment
 from pipeline.extract import corpus, local_text
 from pipeline.plan import make_plan
 from pipeline.sources import FilesCorpus
@@ -115,8 +115,8 @@ def test_the_store_of_a_study_changes_with_the_files(tmp_path: Path, small_toml:
     path = lines(tmp_path / "a.jsonl", {"body": "one"})
     declared = f'source = "files"\npaths = ["{path}"]\ntext_column = "body"'
     small_toml.write_text(small_toml.read_text().replace('source = "python"', declared))
-    before = make_plan(load(str(small_toml))).store
+    before = make_plan(Experiment.load(str(small_toml))).store
     assert before.label == "tiny-gemma2-files"
     assert str(tmp_path) not in str(before.inputs)
     lines(path, {"body": "two"})
-    assert make_plan(load(str(small_toml))).store.key != before.key
+    assert make_plan(Experiment.load(str(small_toml))).store.key != before.key

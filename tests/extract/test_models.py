@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, D_IN, DEPTH, GEMMA_2_2B, POSITIONS, VOCABULARY, save_gemma_2_2b, save_model
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import load
+from pipeline.experiment import Experiment
 from pipeline.extract.stage import extract
-from pipeline.model import ResidualStream, open_model, quiet_transformers, transformers
+from pipeline.model import ResidualStream, check_available, quiet_transformers, transformers
 from pipeline.plan import Plan, make_plan
 from pipeline.sources import HuggingFaceModel
 from pipeline.store.reader import ActivationStore
@@ -121,10 +121,15 @@ def test_a_text_longer_than_the_tokenizers_limit_is_no_warning(folder: Path, cap
 
 
 def refused(folder: Path) -> str:
-    """The one line in which `open_model` refuses a folder."""
+    """The one line in which a model in a folder is refused."""
     declared = HuggingFaceModel(source="huggingface", name=str(folder), d_in=D_IN, depth=DEPTH, dtype="float32")
+
+    def opened() -> ResidualStream:
+        check_available(declared)
+        return ResidualStream(declared.name, layers=(1,), dtype=declared.dtype)
+
     with pytest.raises(BadInputError) as caught:
-        open_model(declared, (1,))
+        opened()
     message = str(caught.value)
     assert str(folder) in message
     assert "\n" not in message
@@ -177,7 +182,7 @@ def test_gemma_2_2b_in_its_real_size(tmp_path: Path) -> None:
     folder = save_gemma_2_2b(tmp_path / "gemma")
     (tmp_path / "text.txt").write_text("\n".join(f"line {number} of a text" for number in range(200)))
     (tmp_path / "gemma.toml").write_text(GEMMA_STUDY.format(folder=folder, text=tmp_path / "text.txt"))
-    plan, workspace = make_plan(load(str(tmp_path / "gemma.toml"))), Workspace(tmp_path / "workspace")
+    plan, workspace = make_plan(Experiment.load(str(tmp_path / "gemma.toml"))), Workspace(tmp_path / "workspace")
     try:
         model = ResidualStream(str(folder), layers=(2, 5), dtype="bfloat16")
         outputs = model(some_tokens(2, 128, vocabulary=GEMMA_2_2B["vocab_size"]))

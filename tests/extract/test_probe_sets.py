@@ -11,7 +11,7 @@ from small_study import SMALL, Study
 
 from pipeline.compatibility import importing_sae_bench
 from pipeline.errors import BadInputError
-from pipeline.experiment import SAE_BENCH_DATASETS, ProbesConfig, load
+from pipeline.experiment import SAE_BENCH_DATASETS, Experiment, ProbesConfig
 from pipeline.extract.probes import load_texts
 from pipeline.extract.stage import extract
 from pipeline.plan import Plan, make_plan
@@ -92,7 +92,7 @@ def plan_with(path: Path, *datasets: Path | str) -> Plan:
     """The plan of the small study with other probe data sets."""
     declared = ", ".join(f'"{dataset}"' for dataset in datasets)
     path.write_text(SMALL.replace('"python/text-kind", "python/docstring-of"', declared))
-    return make_plan(load(str(path)))
+    return make_plan(Experiment.load(str(path)))
 
 
 def test_a_folder_goes_by_its_name_and_counts_by_content(tmp_path: Path) -> None:

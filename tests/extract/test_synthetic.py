@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.errors import BadInputError
 from pipeline.evaluate.recovery import Recovery
 from pipeline.evaluate.stage import evaluate
-from pipeline.experiment import TrainConfig, load
+from pipeline.experiment import Experiment, TrainConfig
 from pipeline.extract.estimate import describe
 from pipeline.extract.stage import extract
 from pipeline.extract.synthetic import DRAWN, make_synthetic_model, open_synthetic_model, synthetic_rows, synthetic_store
@@ -26,7 +26,7 @@ from pipeline.report.page import write_report
 from pipeline.report.terminal import TRUTH_COLUMNS, results_table
 from pipeline.sae import SAE, WEIGHTS
 from pipeline.sources import SyntheticModel
-from pipeline.status import next_command, status_table
+from pipeline.status import Status
 from pipeline.store.format import Layout
 from pipeline.store.reader import ActivationStore
 from pipeline.train.stage import train
@@ -94,7 +94,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Workspace]
     """The study, extracted, trained and evaluated. Read only."""
     folder = tmp_path_factory.mktemp("synthetic")
     (folder / "known.toml").write_text(STUDY)
-    plan, workspace = make_plan(load(str(folder / "known.toml"))), Workspace(folder / "workspace")
+    plan, workspace = make_plan(Experiment.load(str(folder / "known.toml"))), Workspace(folder / "workspace")
     extract(plan, workspace)
     train(plan, workspace)
     evaluate(plan, workspace)
@@ -274,7 +274,7 @@ def test_a_synthetic_store_keeps_the_rules_of_every_store(finished: tuple[Plan, 
 
 def test_bfloat16_rows_are_the_float32_rows_rounded(toml: Path) -> None:
     toml.write_text(STUDY.replace('"float32"', '"bfloat16"'))
-    plan = make_plan(load(str(toml)))
+    plan = make_plan(Experiment.load(str(toml)))
     new, truth = synthetic_store(plan), GroundTruth.plant(CONFIG)
     rows_RD = synthetic_rows(truth, new.layout, new.sequences, 1).layers[0]
     assert torch.equal(rows_RD, drawn(truth, new.layout, 1)[1].bfloat16())
@@ -283,8 +283,9 @@ def test_bfloat16_rows_are_the_float32_rows_rounded(toml: Path) -> None:
 def test_the_study_is_whole_without_probes(finished: tuple[Plan, Workspace], tmp_path: Path) -> None:
     plan, workspace = finished
     assert (plan.probes, plan.llm_probing) == ({}, {})
-    assert next_command(plan, workspace) == f"next: dasae report {plan.experiment.argument}"
-    assert status_table(plan, workspace).row_count == 2 + 2 * 3
+    status = Status(plan, workspace)
+    assert status.next_command() == f"next: dasae report {plan.experiment.argument}"
+    assert status.table().row_count == 2 + 2 * 3
     assert "40 known features" in describe(plan)
     results = collect(plan, workspace)
     assert [row["arm"] for row in results["rows"]] == ["baseline", "full", "unweighted"]
@@ -347,11 +348,11 @@ def test_everything_made_once_is_not_made_again(finished: tuple[Plan, Workspace]
 
 
 def test_what_is_planted_names_the_model_and_what_is_drawn_names_the_store(toml: Path) -> None:
-    plan = make_plan(load(str(toml)))
+    plan = make_plan(Experiment.load(str(toml)))
     toml.write_text(STUDY.replace("correlated_pairs = 5", "correlated_pairs = 6"))
-    other_truth = make_plan(load(str(toml)))
+    other_truth = make_plan(Experiment.load(str(toml)))
     toml.write_text(STUDY.replace("tokens = 5_000", "tokens = 6_000"))
-    more_rows = make_plan(load(str(toml)))
+    more_rows = make_plan(Experiment.load(str(toml)))
     assert plan.model
     assert other_truth.model
     assert more_rows.model
@@ -381,7 +382,7 @@ def test_bad_input_is_one_line(toml: Path, old: str, new: str, message: str) -> 
     assert old in STUDY
     toml.write_text(STUDY.replace(old, new))
     with pytest.raises(BadInputError) as caught:
-        load(str(toml))
+        Experiment.load(str(toml))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -390,12 +391,12 @@ def test_only_a_synthetic_model_may_have_no_probes(small_toml: Path) -> None:
     text = small_toml.read_text()
     small_toml.write_text(text.replace('datasets = ["python/text-kind", "python/docstring-of"]', "datasets = []"))
     with pytest.raises(BadInputError, match=r"probes\.datasets is empty, which only a synthetic model may have"):
-        load(str(small_toml))
+        Experiment.load(str(small_toml))
 
 
 def test_the_shipped_study_compares_arms_that_can_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
-    experiment = load("synthetic")
+    experiment = Experiment.load("synthetic")
     assert isinstance(experiment.model, SyntheticModel)
     assert {"baseline", "full", "no-contrast", "no-contrast-l0", "orthogonal"} <= set(experiment.study.arms)
     # What the penalty must tell apart is more similar than most random directions: otherwise the mask would miss it.

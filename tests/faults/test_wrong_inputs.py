@@ -67,10 +67,10 @@ def test_the_store_of_another_study_is_refused_and_left_alone(
     assert change[0] in text
     toml = tmp_path / "small.toml"
     toml.write_text(text.replace(*change))
-    from pipeline.experiment import load
+    from pipeline.experiment import Experiment
     from pipeline.plan import make_plan
 
-    plan = make_plan(load(str(toml)))
+    plan = make_plan(Experiment.load(str(toml)))
     assert plan.store.key != other.plan.store.key
     if plan.model != other.plan.model:
         assert plan.model is not None

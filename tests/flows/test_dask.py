@@ -20,7 +20,7 @@ from prefect.client.orchestration import get_client
 from small_study import SMALL, Study
 
 import flows
-from pipeline.experiment import load
+from pipeline.experiment import Experiment
 from pipeline.plan import make_plan
 from pipeline.storage import open_storage
 
@@ -133,7 +133,7 @@ def test_a_killed_worker_costs_only_its_unfinished_shards(study: Study, cluster:
         ("shard_rows = 4096\nchunk_rows = 256", "shard_rows = 512\nchunk_rows = 128"),
     )
     toml = with_run(tmp_path / "small.toml", *many, engine="dask", address=cluster.address)
-    plan = make_plan(load(str(toml)))
+    plan = make_plan(Experiment.load(str(toml)))
     assert plan.model is not None
     places = {name: tmp_path / name for name in ("here", "there")}
     for place in places.values():

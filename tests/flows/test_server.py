@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 import pytest
 from small_study import SMALL, Study
 
-from pipeline.experiment import load
+from pipeline.experiment import Experiment
 from pipeline.plan import make_plan
 from pipeline.train.stage import train
 from pipeline.workspace import Workspace
@@ -230,7 +230,7 @@ def long(study: Study, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     """An experiment whose training takes a while, a workspace in which it is extracted, and the weights it must end with."""
     folder = tmp_path_factory.mktemp("long")
     toml = experiment(folder, LONG, TWO_ARMS)
-    plan, whole = make_plan(load(str(toml))), folder / "whole"
+    plan, whole = make_plan(Experiment.load(str(toml))), folder / "whole"
     shutil.copytree(study.workspace.root, whole, ignore=shutil.ignore_patterns("saes", "evaluations", "reports"))
     prepared = Path(shutil.copytree(whole, folder / "prepared"))
     train(plan, Workspace(whole))

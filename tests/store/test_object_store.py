@@ -17,8 +17,8 @@ from small_study import SMALL, Study
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.errors import CorruptArtefactError, PipelineError
-from pipeline.experiment import load
+from pipeline.errors import BadInputError, CorruptArtefactError, PipelineError
+from pipeline.experiment import Experiment
 from pipeline.plan import make_plan
 from pipeline.storage import ObjectStorage, open_storage
 from pipeline.store import format as fmt
@@ -128,7 +128,7 @@ def test_the_whole_study_runs_there(study: Study, place: str, tmp_path: Path, mo
     toml.write_text(SMALL)
     result = CliRunner().invoke(app, ["ablate", str(toml), "--workspace", place])
     assert result.exit_code == 0, result.output
-    plan = make_plan(load(str(toml)))
+    plan = make_plan(Experiment.load(str(toml)))
     workspace = Workspace(place)
     for sae in plan.saes:
         assert workspace.manifest(sae.artefact)
@@ -139,6 +139,9 @@ def test_the_whole_study_runs_there(study: Study, place: str, tmp_path: Path, mo
     assert f"report: {place}/reports/small/index.html" in result.output
     # Another machine has nothing but the object store.
     shutil.rmtree(tmp_path / "cache")
+    exported = CliRunner().invoke(app, ["export", "full-s0", str(tmp_path / "exported"), "--workspace", place])
+    assert exported.exit_code == 0, exported.output
+    assert (tmp_path / "exported" / "sae_weights.safetensors").is_file()
     again = CliRunner().invoke(app, ["ablate", str(toml), "--workspace", place])
     assert again.exit_code == 0, again.output
     assert "train: 0 SAEs trained" in again.output
@@ -219,7 +222,8 @@ def test_what_an_object_store_objects_to_is_one_line(place: str, monkeypatch: py
             ask()
     with pytest.raises(FileNotFoundError):
         open_storage(place).read("x")
-    assert "URL" in refusal("s3://")
+    with pytest.raises(BadInputError, match="names no bucket; give s3://bucket"):
+        Workspace("s3://")
     monkeypatch.setattr("pipeline.storage.RETRIES", {"max_retries": 1})
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert "the object store cannot be reached" in refusal("s3://bucket/study")

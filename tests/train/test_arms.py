@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.arms import ARMS, recipe
-from pipeline.experiment import load
+from pipeline.experiment import Experiment
 from pipeline.train.gradients import closed_form
 from pipeline.train.losses import differentiated
 from pipeline.train.pairs import thresholds
@@ -24,7 +24,7 @@ class FirstStep:
 
 
 def first_step(arm: str) -> FirstStep:
-    config = recipe(arm, load("demo").train)
+    config = recipe(arm, Experiment.load("demo").train)
     trainer = Trainer(config=config, d_in=D_IN, seed=1)
     x_BD = torch.nn.functional.normalize(torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(3)), dim=1)
     contrast, W_dec_FD = config.contrast, trainer.weights.W_dec_FD

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small_study import SMALL, Study
 
 from pipeline.errors import BadInputError, InterruptedRunError
-from pipeline.experiment import load
+from pipeline.experiment import Experiment
 from pipeline.plan import TRAINING_LOG, Plan, make_plan
 from pipeline.sae import CONFIG, SAE, WEIGHTS
 from pipeline.store.batches import rows_in_order, split_shards
@@ -91,7 +91,7 @@ def matched_study(study: Study, folder: Path, arms: Sequence[str] = ("full", "l0
     workspace.local.mkdir()
     for kind in ("models", "stores", "probes"):
         (workspace.local / kind).symlink_to(study.workspace.local.resolve() / kind)
-    return make_plan(load(str(toml))), workspace
+    return make_plan(Experiment.load(str(toml))), workspace
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def test_the_reference_s_recipe_is_part_of_the_identity(study: Study, tmp_path: 
     before, _ = matched_study(study, tmp_path / "before", ["baseline", "full", "l0-matched"])
     toml = tmp_path / "before" / "small.toml"
     toml.write_text(toml.read_text() + "\n[train.contrast]\ncoefficient = 0.3\n")
-    after = make_plan(load(str(toml)))
+    after = make_plan(Experiment.load(str(toml)))
     same = {str(sae) for sae, now in zip(before.saes, after.saes, strict=True) if sae.artefact.key == now.artefact.key}
     assert {name.split()[0] for name in same} == {"baseline"}
 
@@ -237,7 +237,7 @@ def test_the_reference_s_recipe_is_part_of_the_identity(study: Study, tmp_path: 
 def test_a_match_that_cannot_be_is_refused(small_toml: Path, arms: list[str], more: str, message: str) -> None:
     small_toml.write_text(SMALL.replace(ARMS, f"arms = {json.dumps(arms)}") + more)
     with pytest.raises(BadInputError) as caught:
-        load(str(small_toml))
+        Experiment.load(str(small_toml))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -245,4 +245,4 @@ def test_a_match_that_cannot_be_is_refused(small_toml: Path, arms: list[str], mo
 def test_the_recipe_itself_cannot_be_matched(small_toml: Path) -> None:
     small_toml.write_text(SMALL.replace("[train]", "[train]\nmatch_l0 = 'full'"))
     with pytest.raises(BadInputError, match=r"train\.match_l0: only an arm can be matched"):
-        load(str(small_toml))
+        Experiment.load(str(small_toml))

@@ -34,15 +34,13 @@ def longer(study: Study, folder: Path) -> tuple[Path, Plan, Workspace]:
     """The small study with more steps, in a workspace of its own that has the same store."""
     from small_study import SMALL
 
-    from pipeline.experiment import load
-
     toml = folder / "small.toml"
     toml.write_text(SMALL.replace("steps = 120", f"steps = {STEPS}"))
     workspace = Workspace(folder / "workspace")
     workspace.local.mkdir()
     for kind in ("models", "stores", "probes"):
         (workspace.local / kind).symlink_to(study.workspace.local.resolve() / kind)
-    experiment: Experiment = load(str(toml))
+    experiment: Experiment = Experiment.load(str(toml))
     return toml, make_plan(experiment), workspace
 
 
