@@ -26,7 +26,7 @@ import torch
 from measure import interleaved, peak_memory, reset_peak_memory, show
 
 from pipeline.compatibility import importing_sae_bench, keep_freed_memory
-from pipeline.extract import corpus
+from pipeline.extract import packing
 from pipeline.extract.fill import finish, prepare, write_shards
 from pipeline.extract.shards import run_shard
 from pipeline.model import ResidualStream, transformers
@@ -97,7 +97,7 @@ def bare(args: argparse.Namespace, folder: Path) -> None:
     layers, rows, batch = ((1, 3, 5), args.tokens or 8192, 8) if wide else ((LAYER,), args.tokens or 262144, 64)
     model = ResidualStream(place, layers=layers, dtype="bfloat16")
     texts = (lambda: iter(["def f(x):\n    return x\n" * 4] * 10**6)) if wide else partial(texts_of, args.corpus)
-    pack = partial(corpus.pack, tokenizer=model.tokenizer, context=CONTEXT, rows=rows)
+    pack = partial(packing.pack, tokenizer=model.tokenizer, context=CONTEXT, rows=rows)
     tokens_SL = torch.from_numpy(pack(texts()).tokens_SL).long()
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ def ours(args: argparse.Namespace, folder: Path, dtype: str, batch: int) -> dict
     """One run of ours, model and store in `dtype`."""
     keep_freed_memory()
     model = ResidualStream(args.model, layers=(LAYER,), dtype=dtype)
-    pack = partial(corpus.pack, tokenizer=model.tokenizer, context=CONTEXT, rows=args.tokens)
+    pack = partial(packing.pack, tokenizer=model.tokenizer, context=CONTEXT, rows=args.tokens)
     reset_peak_memory()
     began = time.perf_counter()
     store = extract(model, lambda: pack(texts_of(args.corpus)), args.tokens, batch, dtype, folder)

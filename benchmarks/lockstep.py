@@ -27,9 +27,9 @@ from measure import peak_memory, reset_peak_memory, show
 
 from pipeline.arms import ARMS, recipe
 from pipeline.compatibility import importing_sae_bench
-from pipeline.experiment import TrainConfig
-from pipeline.extract import corpus
+from pipeline.extract import packing
 from pipeline.model import ResidualStream
+from pipeline.recipe import TrainConfig
 from pipeline.store.batches import shuffled_batches
 from pipeline.store.reader import ActivationStore
 from pipeline.train.cohort import Member, train_cohort
@@ -133,7 +133,7 @@ CONTESTANTS = {
 def prepare(args: argparse.Namespace) -> None:
     """The store and SAELens' cache of the same text."""
     model = ResidualStream(args.model, layers=(LAYER,), dtype="float32")
-    pack = partial(corpus.pack, tokenizer=model.tokenizer, context=CONTEXT, rows=args.tokens + 32768)
+    pack = partial(packing.pack, tokenizer=model.tokenizer, context=CONTEXT, rows=args.tokens + 32768)
     (args.folder / "ours").mkdir()
     extract(model, lambda: pack(texts_of(args.corpus)), args.tokens, 32, "bfloat16", args.folder / "ours")
     with importing_sae_bench():

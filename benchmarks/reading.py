@@ -18,7 +18,7 @@ import torch
 from datasets import Array2D, Dataset, Features, disable_progress_bars, load_from_disk
 from measure import interleaved, peak_memory, reset_peak_memory, show
 
-from pipeline.experiment import TrainConfig
+from pipeline.recipe import TrainConfig
 from pipeline.storage import LocalStorage
 from pipeline.store import format as fmt
 from pipeline.store.batches import shuffled_batches

@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 
 from pipeline.compatibility import importing_sae_bench
-from pipeline.experiment import Contrast, TrainConfig
+from pipeline.recipe import Contrast, TrainConfig
 from pipeline.train import losses
 from pipeline.train.gradients import row_norms
 from pipeline.train.pairs import thresholds

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import ArmConfig, TrainConfig, explain
+from pipeline.recipe import ArmConfig, TrainConfig
+from pipeline.sources import explain
 
 
 @dataclass(frozen=True, kw_only=True)

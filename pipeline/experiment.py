@@ -1,6 +1,7 @@
 """An experiment: a whole study declared in one TOML file, validated here and nowhere else.
 
-Every section is frozen. A field that determines an artefact's bytes is hashed into its key (see `pipeline.plan`).
+Its sections on models and corpora are in `pipeline.sources`, the recipe of an SAE in `pipeline.recipe`. Every section is
+frozen. A field that determines an artefact's bytes is hashed into its key (see `pipeline.plan`).
 """
 
 import json
@@ -9,16 +10,26 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveInt, ValidationError, model_validator
 
+from pipeline.arms import check
 from pipeline.errors import BadInputError
-from pipeline.sources import SOURCES, CorpusConfig, Dtype, ModelConfig, Section, Seed, SyntheticCorpus, SyntheticModel
+from pipeline.recipe import ArmConfig, TrainConfig
+from pipeline.sources import (
+    CorpusConfig,
+    Dtype,
+    Fraction,
+    ModelConfig,
+    Section,
+    Seed,
+    SyntheticCorpus,
+    SyntheticModel,
+    explain,
+)
 from pipeline.store.codecs import Codec
 
 EXPERIMENTS = Path("experiments")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class StoreConfig(Section):
@@ -105,93 +116,6 @@ def probe_name(dataset: str) -> str:
     return Path(dataset).resolve().name if is_probe_folder(dataset) else dataset
 
 
-class Contrast(Section):
-    """The penalty on pairs of latents that point the same way and fire together (docs/method.md, "The loss")."""
-
-    coefficient: PositiveFloat = 0.1
-    """Weight c of the penalty."""
-    by: Literal["direction", "magnitude"] = "direction"
-    """`direction`: pairs by cosine, norms inside the strength detached. `magnitude`: pairs by dot product, norms trained."""
-    topk: Fraction = 0.1
-    """K: a latent's most similar fraction of the others that counts as pointing the same way."""
-    select: Literal["union", "row", "mutual"] = "union"
-    """Pairs in the top K of either latent, of the first (which is the mean of the other two), or of both."""
-    weighted: bool = True
-    """Weigh each pair by how strongly both fire; without it, every selected pair counts the same."""
-    every: PositiveInt = 1
-    """Compute the penalty on every n-th step only, n times as strong: the same on average."""
-    pair_refresh: PositiveInt = 1
-    """Steps after which a latent's threshold of similarity, its k-th largest, is computed anew; 1 is exact."""
-    precision: Dtype = "float32"
-    """Dtype of the products of latents and decoder rows. Similarities, which select the pairs, are always float32."""
-    literal: bool = False
-    """The penalty as first written down: summed over rows and ordered pairs with the diagonal, norms multiplied into the
-    encoder. Kept to be shown, not used: it is expected to degenerate."""
-
-    @model_validator(mode="after")
-    def _literal_has_no_variants(self) -> Self:
-        changed = self.model_fields_set - {"coefficient", "topk", "literal"}
-        changed = {name for name in changed if getattr(self, name) != type(self).model_fields[name].default}
-        if self.literal and changed:
-            raise ValueError(f"the literal penalty has no variants: remove {', '.join(sorted(changed))}")
-        return self
-
-
-class Resets(Section):
-    """Re-initialisation of dead latents (docs/method.md, "Dead-latent resets")."""
-
-    every: PositiveInt = 500
-    """Steps between resets, and the window in which a latent must have fired to count as alive."""
-    first: PositiveInt = 1000
-    """Step of the first reset (the method's reset warm-up)."""
-
-
-class TrainConfig(Section):
-    """The recipe of one SAE. This is the arm `full`; the other arms are diffs of it (`pipeline.arms`)."""
-
-    d_sae: Annotated[int, Field(ge=4)]
-    """F, number of latents."""
-    steps: PositiveInt
-    batch_size: PositiveInt = 2048
-    """B, rows per step."""
-    precision: Dtype = "float32"
-    """Dtype of the operands of matrix products. Weights, gradients' sums and Adam are float32 in either case."""
-    learning_rate: PositiveFloat = 3e-4
-    lr_warmup: Annotated[int, Field(ge=0)] = 500
-    """Steps over which the learning rate rises from 0."""
-    lr_decay: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Last fraction of the steps over which the learning rate falls to 0."""
-    l1: Annotated[float, Field(ge=0)] = 0.04
-    """Weight of the sparsity term, for activations scaled to E||x||^2 = 1."""
-    l1_warmup: Annotated[int, Field(ge=0)] = 500
-    """Steps over which the sparsity weight rises from 0."""
-    match_l0: str | None = None
-    """Arm of the study whose L0 this one gets: l1 is only where the search for the sparsity weight begins."""
-    decoder_norm: Literal["free", "unit"] = "free"
-    """`unit`: rows of W_dec kept at norm 1, as in the vanilla baseline."""
-    contrast: Contrast | None = Contrast()
-    resets: Resets | None = Resets()
-    heldout_shards: PositiveInt = 1
-    """Last shards of the store, never trained on: evaluation reads them."""
-    data_seed: Seed = 0
-    """Seed of the batch order, shared by all arms and seeds so that they are compared on the same batches."""
-    buffer_chunks: PositiveInt = 32
-    """Chunks of different shards from which shuffled batches are drawn."""
-
-    @model_validator(mode="after")
-    def _resets_after_warmup(self) -> Self:
-        warmup = max(self.lr_warmup, self.l1_warmup)
-        if self.resets and self.resets.first < warmup:
-            raise ValueError(f"the first reset, at step {self.resets.first}, would come before warm-up ends at {warmup}")
-        return self
-
-    @model_validator(mode="after")
-    def _search_begins_above_zero(self) -> Self:
-        if self.match_l0 and not self.l1:
-            raise ValueError("l1 0 is nothing that the search for match_l0 could begin with; set it above 0")
-        return self
-
-
 class StudyConfig(Section):
     """Which SAEs are compared: every arm x seed x layer."""
 
@@ -199,23 +123,6 @@ class StudyConfig(Section):
     """Layers SAEs are trained on; each must be among the store's."""
     arms: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
-
-
-class ArmConfig(Section):
-    """An arm of the experiment's own: what it changes is written as in [train], such as `contrast.coefficient = 0.5`."""
-
-    # The fields of the recipe, validated when it is made: see `pipeline.arms.recipe`.
-    model_config = ConfigDict(extra="allow")
-
-    question: Annotated[str, Field(min_length=1)]
-    """What its difference to the arm it changes tells, in a sentence; shown on the report."""
-    base: Annotated[str, Field(alias="from")] = "full"
-    """The arm it changes: a built-in one or one declared above. The key in the file is `from`."""
-
-    @property
-    def diff(self) -> dict[str, Any]:
-        """The changed fields, as nested as they are in the file. `contrast = false` leaves the section out."""
-        return self.model_extra or {}
 
 
 class EvaluateConfig(Section):
@@ -312,8 +219,6 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        from pipeline.arms import check  # arms builds TrainConfigs, so it imports this module
-
         if not NAME.fullmatch(self.name):
             raise ValueError(f"experiment name {self.name!r} must be lower-case letters, digits, '.', '_' or '-'")
         synthetic = isinstance(self.model, SyntheticModel)
@@ -357,25 +262,3 @@ class Experiment(Section):
 def available() -> list[str]:
     """Names of the experiments beside the current folder."""
     return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
-
-
-def explain(error: ValidationError, where: str = "") -> str:
-    """The first problem of a pydantic error as one line: field (inside `where`), what is wrong, the value given."""
-    problems = error.errors(include_url=False)
-    # A misspelt key also makes the right one missing: the spelling is what to talk about.
-    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    # Discriminated unions put the tag into the location; it is no key of the TOML.
-    path = [str(part) for part in first["loc"] if part not in SOURCES]
-    field = ".".join([where, *path] if where else path)
-    kind, given, context = first["type"], first["input"], first.get("ctx", {})
-    # What Python has as a tuple and JSON as an array, TOML has as a list.
-    message = re.sub("tuple|array", "list", first["msg"].removeprefix("Value error, "), flags=re.IGNORECASE)
-    if kind == "extra_forbidden":
-        message = "unknown key, check its spelling or remove it"
-    elif kind == "union_tag_not_found":
-        message = f"{context['discriminator']} is missing, which says what kind it is"
-    elif kind == "union_tag_invalid":
-        message = "source should be one of " + context["expected_tags"]
-        given = given["source"]
-    shown = "" if kind in ("missing", "value_error", "extra_forbidden", "union_tag_not_found") else f", got {given!r}"
-    return f"{field + ': ' if field else ''}{message[0].lower()}{message[1:]}{shown}"

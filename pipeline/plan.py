@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from pipeline.arms import recipe
 from pipeline.errors import BadInputError
-from pipeline.experiment import SAE_BENCH_DATASETS, Experiment, TrainConfig, is_probe_folder
-from pipeline.extract import local_text, python_text
+from pipeline.experiment import SAE_BENCH_DATASETS, Experiment, is_probe_folder
 from pipeline.identity import fingerprint
+from pipeline.recipe import TrainConfig
 from pipeline.sources import FilesCorpus, HuggingFaceCorpus, HuggingFaceModel, PythonCorpus, SyntheticModel
+from pipeline.texts import files, python
 from pipeline.workspace import Artefact
 
 T = TypeVar("T")
@@ -159,17 +160,17 @@ def _external_model(experiment: Experiment) -> dict[str, Any]:
     assert isinstance(model, HuggingFaceModel)
     folder = Path(model.name)
     if folder.is_dir():
-        files = [(path.name, path) for path in folder.iterdir() if path.suffix in MODEL_FILES]
-        return {"content": fingerprint(files), "dtype": model.dtype}
+        counted = [(path.name, path) for path in folder.iterdir() if path.suffix in MODEL_FILES]
+        return {"content": fingerprint(counted), "dtype": model.dtype}
     return model.model_dump(include={"name", "revision", "dtype"})
 
 
 def _corpus(experiment: Experiment) -> dict[str, Any]:
     corpus = experiment.corpus
     if isinstance(corpus, PythonCorpus):
-        return {"source": "python", "content": python_text.fingerprint()}
+        return {"source": "python", "content": python.fingerprint()}
     if isinstance(corpus, FilesCorpus):
-        content = local_text.corpus_fingerprint(corpus)
+        content = files.corpus_fingerprint(corpus)
         return {"source": "files", "content": content, "text_column": corpus.text_column}
     return corpus.model_dump()
 
@@ -206,12 +207,12 @@ def _probe_store(experiment: Experiment, model: dict[str, Any], name: str, datas
 
 def _probe_content(dataset: str) -> str | None:
     if is_probe_folder(dataset):
-        return local_text.probe_fingerprint(Path(dataset))
-    if dataset in python_text.TASKS:
-        return python_text.fingerprint()
+        return files.probe_fingerprint(Path(dataset))
+    if dataset in python.TASKS:
+        return python.fingerprint()
     if dataset in SAE_BENCH_DATASETS:
         return None  # its loaders pin no revision: the name is all that is known
-    known = ", ".join([*SAE_BENCH_DATASETS, *python_text.TASKS])
+    known = ", ".join([*SAE_BENCH_DATASETS, *python.TASKS])
     raise BadInputError(
         f"probes.datasets: {dataset!r} is neither a folder with train.parquet and test.parquet nor one of {known}"
     )

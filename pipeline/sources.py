@@ -1,19 +1,21 @@
 """The sections of an experiment that say where its rows come from: a model, and what the model reads.
 
-Every section is frozen and knows its fields' meaning; `pipeline.experiment` puts them together.
+Every section is frozen and knows its fields' meaning; `pipeline.experiment` puts them together. What all sections share
+stands here too: their base, and how pydantic's errors are said in one line.
 """
 
 import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 Dtype = Literal["bfloat16", "float32"]
 Seed = Annotated[int, Field(ge=0)]
 """Of a random generator; numpy's take no negative one."""
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Section(BaseModel):
@@ -180,3 +182,25 @@ SOURCES = {
     for tag in get_args(section.model_fields["source"].annotation)
 }
 """Every value of `source`."""
+
+
+def explain(error: ValidationError, where: str = "") -> str:
+    """The first problem of a pydantic error as one line: field (inside `where`), what is wrong, the value given."""
+    problems = error.errors(include_url=False)
+    # A misspelt key also makes the right one missing: the spelling is what to talk about.
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    # Discriminated unions put the tag into the location; it is no key of the TOML.
+    path = [str(part) for part in first["loc"] if part not in SOURCES]
+    field = ".".join([where, *path] if where else path)
+    kind, given, context = first["type"], first["input"], first.get("ctx", {})
+    # What Python has as a tuple and JSON as an array, TOML has as a list.
+    message = re.sub("tuple|array", "list", first["msg"].removeprefix("Value error, "), flags=re.IGNORECASE)
+    if kind == "extra_forbidden":
+        message = "unknown key, check its spelling or remove it"
+    elif kind == "union_tag_not_found":
+        message = f"{context['discriminator']} is missing, which says what kind it is"
+    elif kind == "union_tag_invalid":
+        message = "source should be one of " + context["expected_tags"]
+        given = given["source"]
+    shown = "" if kind in ("missing", "value_error", "extra_forbidden", "union_tag_not_found") else f", got {given!r}"
+    return f"{field + ': ' if field else ''}{message[0].lower()}{message[1:]}{shown}"

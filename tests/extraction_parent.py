@@ -5,9 +5,9 @@ It must not start a thread: the processes are forks of it.
 
 from importlib import import_module
 
-from pipeline.extract import python_text
+from pipeline.texts import python
 
 for module in ("pipeline.extract.stage", "transformers.models.gemma2.modeling_gemma2"):
     import_module(module)
-python_text.fingerprint()
-list(python_text.corpus_texts())
+python.fingerprint()
+list(python.corpus_texts())

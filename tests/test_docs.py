@@ -17,10 +17,10 @@ from pipeline.cli import _report
 from pipeline.errors import BadInputError
 from pipeline.evaluate.reconstruction import METRICS
 from pipeline.evaluate.stage import evaluate
-from pipeline.extract.corpus import texts
-from pipeline.extract.local_text import READERS
 from pipeline.report.metrics import RECONSTRUCTED
 from pipeline.store.codecs import CODECS
+from pipeline.texts.corpus import corpus_texts
+from pipeline.texts.files import READERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,11 +107,11 @@ def test_a_corpus_source_is_added(extended: None, small_toml: Path, tmp_path: Pa
     files = f'source = "files"\npaths = ["{tmp_path}/texts.csv"]'
     small_toml.write_text(SMALL.replace('source = "python"', files))
     experiment = Experiment.load(str(small_toml))
-    assert list(texts(experiment.corpus)) == ["one, two", "three"]
+    assert list(corpus_texts(experiment.corpus)) == ["one, two", "three"]
     assert make_plan(experiment).store.label == "tiny-gemma2-files"
     small_toml.write_text(small_toml.read_text().replace("texts.csv", "other.csv"))
     with pytest.raises(BadInputError, match=r"other\.csv has no column 'text'"):
-        list(texts(Experiment.load(str(small_toml)).corpus))
+        list(corpus_texts(Experiment.load(str(small_toml)).corpus))
 
 
 def test_a_codec_is_added(extended: None, small_toml: Path, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from small_study import Study
 
 import pipeline
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError
-from pipeline.extract.probes import load_texts
 from pipeline.report.collect import collect
 from pipeline.report.page import write_report
 from pipeline.sae import WEIGHTS
 from pipeline.store.documents import Documents
+from pipeline.texts.probes import load_texts
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

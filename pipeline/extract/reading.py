@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.errors import BadInputError
-from pipeline.extract import corpus
+from pipeline.extract import packing
 from pipeline.extract.shards import run_shard
 from pipeline.model import open_study_model
 from pipeline.plan import Plan
@@ -48,7 +48,7 @@ class TextReader:
             raise BadInputError(
                 f"the text has {count} tokens, a sequence of this study has room for {store.context - 1} after BOS: cut it"
             )
-        sequences = corpus.pad([text], tokenizer, context=store.context)
+        sequences = packing.pad([text], tokenizer, context=store.context)
         rows = int(sequences.row_offsets[-1])
         layout = fmt.Layout(
             rows=rows,
@@ -60,7 +60,7 @@ class TextReader:
             codec="raw",
             row_order="document",
             seed=0,
-            special_ids=tuple(corpus.padding_ids(tokenizer)),
+            special_ids=tuple(packing.padding_ids(tokenizer)),
             provenance={},
         )
         read = run_shard(0, layout, sequences, self.model, forward_batch=1)

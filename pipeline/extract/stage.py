@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.compatibility import keep_freed_memory
-from pipeline.extract import corpus, fill, probes
+from pipeline.extract import fill, packing
 from pipeline.extract.estimate import describe
 from pipeline.extract.shards import ShardRows, run_shard
 from pipeline.extract.synthetic import make_synthetic_model, open_synthetic_model, synthetic_rows, synthetic_store
@@ -21,6 +21,8 @@ from pipeline.plan import Plan
 from pipeline.sources import HuggingFaceModel, SyntheticCorpus, SyntheticModel, TinyModel
 from pipeline.store import format as fmt
 from pipeline.store.documents import SPLITS
+from pipeline.texts.corpus import corpus_texts
+from pipeline.texts.probes import load_texts
 from pipeline.workspace import Artefact, Workspace
 
 
@@ -138,7 +140,7 @@ def _train_model(plan: Plan, folder: Path) -> dict[str, Any]:
     model, text, context = plan.experiment.model, plan.experiment.corpus, plan.experiment.store.context
     assert isinstance(model, TinyModel)
     assert not isinstance(text, SyntheticCorpus)
-    return train_tiny_model(model, corpus.texts(text), context, folder)
+    return train_tiny_model(model, corpus_texts(text), context, folder)
 
 
 def _corpus_store(source: Extraction) -> fmt.NewStore:
@@ -147,7 +149,7 @@ def _corpus_store(source: Extraction) -> fmt.NewStore:
     if isinstance(text, SyntheticCorpus):
         return synthetic_store(plan)
     tokenizer = source.model.tokenizer
-    sequences = corpus.pack(corpus.texts(text), tokenizer, context=config.context, rows=config.tokens)
+    sequences = packing.pack(corpus_texts(text), tokenizer, context=config.context, rows=config.tokens)
     rows = min(int(sequences.row_offsets[-1]), config.tokens)
     layout = _layout(plan.store, source, rows, "shuffled", config.seed, sorted(set(tokenizer.all_special_ids)), ())
     return fmt.NewStore(layout=layout, sequences=sequences)
@@ -156,7 +158,7 @@ def _corpus_store(source: Extraction) -> fmt.NewStore:
 def _probe_store(source: Extraction, dataset: str) -> fmt.NewStore:
     plan = source.plan
     config, tokenizer = plan.experiment.probes, source.model.tokenizer
-    by_split = dict(zip(SPLITS, probes.load_texts(dataset, config), strict=True))
+    by_split = dict(zip(SPLITS, load_texts(dataset, config), strict=True))
     classes = tuple(by_split["train"])
     documents = [
         (text, label, split)
@@ -165,9 +167,9 @@ def _probe_store(source: Extraction, dataset: str) -> fmt.NewStore:
         for text in by_split[name][class_name]
     ]
     texts, label, split = zip(*documents, strict=True)
-    sequences = corpus.pad(texts, tokenizer, context=config.context)
+    sequences = packing.pad(texts, tokenizer, context=config.context)
     layout = _layout(
-        plan.probes[dataset], source, int(sequences.row_offsets[-1]), "document", 0, corpus.padding_ids(tokenizer), classes
+        plan.probes[dataset], source, int(sequences.row_offsets[-1]), "document", 0, packing.padding_ids(tokenizer), classes
     )
     labels = {"label": np.array(label, dtype=np.int32), "split": np.array(split, dtype=np.uint8)}
     return fmt.NewStore(layout=layout, sequences=sequences, labels=labels)

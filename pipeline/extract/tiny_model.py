@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 
 from pipeline.errors import BadInputError
-from pipeline.extract.corpus import pack
+from pipeline.extract.packing import pack
 
 # transformers comes from there, where what could break its import is dealt with first.
 from pipeline.model import quiet_transformers, transformers
@@ -38,7 +38,7 @@ AVERAGED_STEPS = 20
 def train_tiny_model(config: TinyModel, texts: Iterable[str], context: int, folder: Path) -> dict[str, Any]:
     """Train tokenizer and model on the CPU and save both into `folder`, as `from_pretrained` expects them.
 
-    Equal arguments give equal files. The texts are packed as they are for extraction (`pipeline.extract.corpus.pack`).
+    Equal arguments give equal files. The texts are packed as they are for extraction (`pipeline.extract.packing.pack`).
     Returns facts about the training, losses in nats per token. Raises BadInputError when the texts do not fill one batch.
     """
     started = time.monotonic()

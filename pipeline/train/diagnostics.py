@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.experiment import Contrast
+from pipeline.recipe import Contrast
 from pipeline.train.gradients import row_norms
 from pipeline.train.pairs import Latents, contrastive, thresholds
 from pipeline.train.weights import Weights

@@ -5,7 +5,8 @@ Shapes: B rows, D d_in, F d_sae.
 
 import torch
 
-from pipeline.experiment import Contrast, Dtype
+from pipeline.recipe import Contrast
+from pipeline.sources import Dtype
 from pipeline.train.losses import Pass
 from pipeline.train.pairs import Gradients, Latents, contrastive
 from pipeline.train.weights import Weights, factor, scratch

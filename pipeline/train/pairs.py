@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.experiment import Contrast, Dtype
+from pipeline.recipe import Contrast
+from pipeline.sources import Dtype
 from pipeline.train.weights import factor
 
 SMALL = 192

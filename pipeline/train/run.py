@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.experiment import TrainConfig
 from pipeline.plan import TRAINING_LOG, PlannedSAE
+from pipeline.recipe import TrainConfig
 from pipeline.store.batches import shuffled_batches, split_shards
 from pipeline.store.reader import ActivationStore
 from pipeline.train import checkpoint

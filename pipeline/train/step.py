@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.optim.adam import adam
 
-from pipeline.experiment import TrainConfig
+from pipeline.recipe import TrainConfig
 from pipeline.sae import SAE
 from pipeline.train import diagnostics, losses
 from pipeline.train.gradients import closed_form, row_norms

@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from pipeline.experiment import Dtype
+from pipeline.sources import Dtype
 
 
 @dataclass(frozen=True, kw_only=True)

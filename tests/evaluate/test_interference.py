@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.evaluate import pairs as pairs_module
 from pipeline.evaluate.interference import Interference, SimilarPairs, same_direction
 from pipeline.evaluate.pairs import pair_blocks
-from pipeline.experiment import Contrast
+from pipeline.recipe import Contrast
 from pipeline.sae import SAE
 from pipeline.train.losses import contrastive
 

@@ -12,12 +12,13 @@ import transformers
 from small_study import Study
 
 from pipeline.errors import BadInputError
-from pipeline.extract import corpus
+from pipeline.extract import packing
 from pipeline.extract.stage import extract
 from pipeline.model import ResidualStream, open_study_model
 from pipeline.plan import make_plan
 from pipeline.sources import FilesCorpus, HuggingFaceModel
 from pipeline.store.reader import ActivationStore
+from pipeline.texts.corpus import corpus_texts
 from pipeline.workspace import Workspace
 
 
@@ -134,4 +135,4 @@ def test_a_corpus_that_cannot_be_used_is_one_line(study: Study, tmp_path: Path, 
     assert study.plan.model is not None
     tokenizer = transformers.AutoTokenizer.from_pretrained(study.workspace.folder(study.plan.model))
     with pytest.raises(BadInputError, match=message):
-        corpus.pack(corpus.texts(config), tokenizer, context=32, rows=1000)
+        packing.pack(corpus_texts(config), tokenizer, context=32, rows=1000)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import BadInputError
-from pipeline.extract import corpus
+from pipeline.extract import packing
 from pipeline.store.format import Sequences
 
 SPECIAL = {"<": 0, "=": 1, ">": 2}
@@ -43,7 +43,7 @@ class GPT2(Letters):
 
 
 def plainly_packed(texts: list[str], tokenizer: Letters, context: int, rows: int) -> Sequences | None:
-    """Token by token, as the docstring of `corpus.pack` says; None where there is not one whole sequence."""
+    """Token by token, as the docstring of `packing.pack` says; None where there is not one whole sequence."""
     separator = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     sequences: list[list[int]] = [[separator]]
     doc_starts: list[int] = []
@@ -79,9 +79,9 @@ def test_packing_does_what_the_plain_twin_does(texts: list[str], tokenizer: Lett
     expected = plainly_packed(texts, tokenizer, context, rows)
     if expected is None:
         with pytest.raises(BadInputError, match=r"holds no text|less than one context"):
-            corpus.pack(texts, tokenizer, context=context, rows=rows)
+            packing.pack(texts, tokenizer, context=context, rows=rows)
         return
-    packed = corpus.pack(iter(texts), tokenizer, context=context, rows=rows)
+    packed = packing.pack(iter(texts), tokenizer, context=context, rows=rows)
     for name in ("tokens_SL", "row_offsets", "doc_starts"):
         np.testing.assert_array_equal(getattr(packed, name), getattr(expected, name), err_msg=name)
     assert (packed.tokens_SL.dtype, packed.row_offsets.dtype, packed.doc_starts.dtype) == (np.int32, np.int64, np.int64)
@@ -89,17 +89,17 @@ def test_packing_does_what_the_plain_twin_does(texts: list[str], tokenizer: Lett
 
 def test_however_texts_are_grouped_the_sequences_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [chr(97 + n % 26) * (n % 40) for n in range(600)]
-    whole = corpus.pack(texts, Letters(), context=16, rows=10**6)
-    monkeypatch.setattr(corpus, "TEXTS_PER_CALL", 7)
-    monkeypatch.setattr(corpus, "CHARACTERS_PER_CALL", 50)
-    np.testing.assert_array_equal(corpus.pack(texts, Letters(), context=16, rows=10**6).tokens_SL, whole.tokens_SL)
+    whole = packing.pack(texts, Letters(), context=16, rows=10**6)
+    monkeypatch.setattr(packing, "TEXTS_PER_CALL", 7)
+    monkeypatch.setattr(packing, "CHARACTERS_PER_CALL", 50)
+    np.testing.assert_array_equal(packing.pack(texts, Letters(), context=16, rows=10**6).tokens_SL, whole.tokens_SL)
 
 
 def test_packing_takes_about_four_bytes_a_token() -> None:
     documents, length = 4000, 500
     tracemalloc.start()
     try:
-        packed = corpus.pack(("a" * length for _ in range(documents)), Letters(), context=128, rows=10**9)
+        packed = packing.pack(("a" * length for _ in range(documents)), Letters(), context=128, rows=10**9)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -112,17 +112,17 @@ def test_packing_takes_about_four_bytes_a_token() -> None:
     [(Letters(), 0, 2, [0, 1, 2]), (Qwen(), 1, 2, [1, 2]), (GPT2(), 1, 1, [1])],
 )
 def test_eos_stands_in_for_what_a_tokenizer_lacks(tokenizer: Any, separator: int, padding: int, left_out: list[int]) -> None:
-    padded = corpus.pad(["abc"], tokenizer, context=8)
+    padded = packing.pad(["abc"], tokenizer, context=8)
     assert padded.tokens_SL.tolist() == [[separator, 100, 101, 102, *[padding] * 4]]
     assert padded.row_offsets.tolist() == [0, 3]
-    assert corpus.padding_ids(tokenizer) == left_out
+    assert packing.padding_ids(tokenizer) == left_out
 
 
 def test_a_tokenizer_with_neither_bos_nor_eos_is_refused() -> None:
     class Bare(Letters):
         bos_token_id = eos_token_id = None
 
-    for make in (lambda: corpus.pack(["abc"], Bare(), context=8, rows=1), lambda: corpus.pad(["abc"], Bare(), context=8)):
+    for make in (lambda: packing.pack(["abc"], Bare(), context=8, rows=1), lambda: packing.pad(["abc"], Bare(), context=8)):
         with pytest.raises(BadInputError, match="neither a BOS nor an EOS"):
             make()
 
@@ -134,9 +134,9 @@ def test_packing_keeps_every_token_in_order_and_no_special_one_as_a_row(texts: l
     # A BOS stands before every document.
     if len(tokens) + len(nonempty) < context:
         with pytest.raises(BadInputError):
-            corpus.pack(texts, Letters(), context=context, rows=10**6)
+            packing.pack(texts, Letters(), context=context, rows=10**6)
         return
-    packed = corpus.pack(texts, Letters(), context=context, rows=10**6)
+    packed = packing.pack(texts, Letters(), context=context, rows=10**6)
     assert packed.tokens_SL.shape[1] == context
     assert (packed.tokens_SL[:, 0] == 0).all()
     flat = packed.tokens_SL.ravel()
@@ -152,7 +152,7 @@ def test_packing_keeps_every_token_in_order_and_no_special_one_as_a_row(texts: l
 
 @given(st.lists(st.text(LETTERS, min_size=1, max_size=30), min_size=1, max_size=10), st.integers(8, 16))
 def test_probe_texts_are_one_sequence_each(texts: list[str], context: int) -> None:
-    padded = corpus.pad(texts, Letters(), context=context)
+    padded = packing.pad(texts, Letters(), context=context)
     for index, text in enumerate(texts):
         expected = [0, *(3 + ord(letter) for letter in text)][:context]
         assert padded.tokens_SL[index].tolist() == expected + [2] * (context - len(expected))
@@ -161,4 +161,4 @@ def test_probe_texts_are_one_sequence_each(texts: list[str], context: int) -> No
 
 def test_an_empty_probe_text_is_refused() -> None:
     with pytest.raises(BadInputError, match="text 1 has no tokens: ''"):
-        corpus.pad(["a", ""], Letters(), context=8)
+        packing.pad(["a", ""], Letters(), context=8)

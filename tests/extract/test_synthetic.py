@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from pipeline.errors import BadInputError
 from pipeline.evaluate.recovery import Recovery
 from pipeline.evaluate.stage import evaluate
-from pipeline.experiment import Experiment, TrainConfig
+from pipeline.experiment import Experiment
 from pipeline.extract.estimate import describe
 from pipeline.extract.stage import extract
 from pipeline.extract.synthetic import DRAWN, make_synthetic_model, open_synthetic_model, synthetic_rows, synthetic_store
 from pipeline.ground_truth import FEATURES, NO_PARENT, GroundTruth
 from pipeline.plan import SPARSE_PROBING, Plan, make_plan
+from pipeline.recipe import TrainConfig
 from pipeline.report.collect import collect
 from pipeline.report.page import write_report
 from pipeline.report.terminal import TRUTH_COLUMNS, results_table

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.arms import ARMS
-from pipeline.experiment import TrainConfig
+from pipeline.recipe import TrainConfig
 from pipeline.report.collect import REPORTED_LLM_PROBING
 from pipeline.report.differences import differences
 from pipeline.report.page import write_report

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.experiment import Contrast, TrainConfig
+from pipeline.recipe import Contrast, TrainConfig
 from pipeline.train import losses, pairs
 from pipeline.train.diagnostics import geometry
 from pipeline.train.gradients import closed_form, row_norms

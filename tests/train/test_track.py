@@ -17,8 +17,8 @@ import torch
 from small_study import Study
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import Resets, TrainConfig
 from pipeline.plan import TRAINING_LOG
+from pipeline.recipe import Resets, TrainConfig
 from pipeline.sae import WEIGHTS
 from pipeline.train import cohort
 from pipeline.train.cohort import Member, train_cohort

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from pipeline.experiment import Contrast, Resets, TrainConfig
+from pipeline.recipe import Contrast, Resets, TrainConfig
 from pipeline.train import losses, pairs
 from pipeline.train.step import Trainer
 

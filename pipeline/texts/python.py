@@ -22,7 +22,6 @@ from pipeline.errors import BadInputError
 Part = Literal["corpus", "train", "test"]
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
-PREFIX = "python/"
 TASKS = {
     "python/text-kind": ("source", "docstring", "reference"),
     "python/package": ("asyncio", "email", "importlib", "xml"),

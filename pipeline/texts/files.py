@@ -10,8 +10,8 @@ from typing import Any
 
 from pipeline import identity
 from pipeline.errors import BadInputError, PipelineError
-from pipeline.extract.python_text import draw
 from pipeline.sources import FilesCorpus
+from pipeline.texts.python import draw
 
 ROWS_PER_READ = 1024
 """Rows of a parquet file in memory at once: a few megabytes of ordinary documents."""

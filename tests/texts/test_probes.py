@@ -12,11 +12,11 @@ from small_study import SMALL, Study
 from pipeline.compatibility import importing_sae_bench
 from pipeline.errors import BadInputError
 from pipeline.experiment import SAE_BENCH_DATASETS, Experiment, ProbesConfig
-from pipeline.extract.probes import load_texts
 from pipeline.extract.stage import extract
 from pipeline.plan import Plan, make_plan
 from pipeline.store.documents import Documents
 from pipeline.store.reader import ActivationStore
+from pipeline.texts.probes import load_texts
 from pipeline.workspace import Workspace
 
 AG_NEWS = Path(__file__).parents[3] / "shared" / "data" / "probes" / "ag_news"

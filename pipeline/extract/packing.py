@@ -9,37 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compatibility import quiet_hub
 from pipeline.errors import BadInputError
-from pipeline.extract import local_text, python_text
 from pipeline.progress import progress
-from pipeline.sources import FilesCorpus, HuggingFaceCorpus, PythonCorpus, TextCorpus
 from pipeline.store.format import Sequences
 
 TEXTS_PER_CALL = 256
 CHARACTERS_PER_CALL = 1_000_000
 """A tokenizer's answer is Python integers, ten times the size of the text: this bounds it."""
-
-
-def texts(corpus: TextCorpus) -> Iterator[str]:
-    """The corpus's documents, in a fixed order."""
-    if isinstance(corpus, PythonCorpus):
-        return python_text.corpus_texts()
-    if isinstance(corpus, FilesCorpus):
-        return local_text.corpus_texts(corpus)
-    return _hub_texts(corpus)
-
-
-def _hub_texts(corpus: HuggingFaceCorpus) -> Iterator[str]:
-    from datasets import load_dataset
-
-    with local_text.reading(f"corpus {corpus.name}"):
-        with quiet_hub():
-            rows: Any = load_dataset(corpus.name, revision=corpus.revision, split=corpus.split, streaming=True)
-        for number, row in enumerate(rows, start=1):
-            if corpus.text_column not in row:
-                raise BadInputError(f"corpus.text_column: {corpus.name} has no column {corpus.text_column!r}")
-            yield local_text.checked_text(row[corpus.text_column], f"{corpus.name} row {number}")
 
 
 def pack(documents: Iterable[str], tokenizer: Any, *, context: int, rows: int) -> Sequences:

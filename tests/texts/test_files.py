@@ -9,9 +9,10 @@ import pytest
 
 from pipeline.errors import BadInputError
 from pipeline.experiment import Experiment
-from pipeline.extract import corpus, local_text
 from pipeline.plan import make_plan
 from pipeline.sources import FilesCorpus
+from pipeline.texts.corpus import corpus_texts
+from pipeline.texts.files import ROWS_PER_READ, corpus_fingerprint
 
 
 def files(*paths: Path | str, column: str = "text") -> FilesCorpus:
@@ -19,7 +20,7 @@ def files(*paths: Path | str, column: str = "text") -> FilesCorpus:
 
 
 def read(*paths: Path | str, column: str = "text") -> list[str]:
-    return list(corpus.texts(files(*paths, column=column)))
+    return list(corpus_texts(files(*paths, column=column)))
 
 
 def parquet(path: Path, **columns: object) -> Path:
@@ -45,7 +46,7 @@ def test_every_format_is_read_in_sorted_order_and_no_file_twice(tmp_path: Path) 
 
 
 def test_a_parquet_file_longer_than_one_read_is_read_whole(tmp_path: Path) -> None:
-    texts = [f"text {row}" for row in range(local_text.ROWS_PER_READ + 5)]
+    texts = [f"text {row}" for row in range(ROWS_PER_READ + 5)]
     assert read(parquet(tmp_path / "long.parquet", body=texts), column="body") == texts
 
 
@@ -103,12 +104,12 @@ def test_a_corpus_counts_by_content_and_order_not_by_place(tmp_path: Path) -> No
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.txt").write_text("first")
         (tmp_path / folder / "b.txt").write_text("second")
-    one, two = (local_text.corpus_fingerprint(files(tmp_path / folder / "*.txt")) for folder in ("one", "two"))
+    one, two = (corpus_fingerprint(files(tmp_path / folder / "*.txt")) for folder in ("one", "two"))
     assert one == two
     (tmp_path / "two" / "a.txt").rename(tmp_path / "two" / "c.txt")
-    assert local_text.corpus_fingerprint(files(tmp_path / "two/*.txt")) != one
+    assert corpus_fingerprint(files(tmp_path / "two/*.txt")) != one
     (tmp_path / "one" / "b.txt").write_text("third")
-    assert local_text.corpus_fingerprint(files(tmp_path / "one/*.txt")) != one
+    assert corpus_fingerprint(files(tmp_path / "one/*.txt")) != one
 
 
 def test_the_store_of_a_study_changes_with_the_files(tmp_path: Path, small_toml: Path) -> None:

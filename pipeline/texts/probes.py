@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pipeline.compatibility import importing_sae_bench, quiet_hub
 from pipeline.experiment import ProbesConfig, is_probe_folder
-from pipeline.extract import local_text, python_text
+from pipeline.texts import files, python
 
 Texts = dict[str, list[str]]
 """Class name to texts."""
@@ -17,14 +17,14 @@ def load_texts(name: str, probes: ProbesConfig) -> tuple[Texts, Texts]:
     """
     dataset, train, test = probes.named[name], probes.train_size // 2, probes.test_size // 2
     if is_probe_folder(dataset):
-        return local_text.probe_texts(Path(dataset), train, test, probes.seed)
-    if dataset in python_text.TASKS:
-        return python_text.probe_texts(dataset, train, test, probes.seed)
+        return files.probe_texts(Path(dataset), train, test, probes.seed)
+    if dataset in python.TASKS:
+        return python.probe_texts(dataset, train, test, probes.seed)
     with importing_sae_bench():
         from sae_bench.sae_bench_utils import dataset_utils
         from sae_bench.sae_bench_utils.dataset_info import chosen_classes_per_dataset
 
-    with local_text.reading(f"probe data set {dataset}"), quiet_hub():
+    with files.reading(f"probe data set {dataset}"), quiet_hub():
         both = dataset_utils.get_multi_label_train_test_data(dataset, probes.train_size, probes.test_size, probes.seed)
     by_split = [dataset_utils.filter_dataset(texts, chosen_classes_per_dataset[dataset]) for texts in both]
     return by_split[0], by_split[1]

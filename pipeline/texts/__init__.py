@@ -1,0 +1,1 @@
+"""Where text comes from: corpora and labelled texts, in files, in the Python installation, or on the Hugging Face Hub."""

@@ -1,0 +1,30 @@
+"""The documents of a corpus, whatever its source."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.compatibility import quiet_hub
+from pipeline.errors import BadInputError
+from pipeline.sources import FilesCorpus, HuggingFaceCorpus, PythonCorpus, TextCorpus
+from pipeline.texts import files, python
+
+
+def corpus_texts(corpus: TextCorpus) -> Iterator[str]:
+    """The corpus's documents, in a fixed order. Raises BadInputError for what cannot be read."""
+    if isinstance(corpus, PythonCorpus):
+        return python.corpus_texts()
+    if isinstance(corpus, FilesCorpus):
+        return files.corpus_texts(corpus)
+    return _hub_texts(corpus)
+
+
+def _hub_texts(corpus: HuggingFaceCorpus) -> Iterator[str]:
+    from datasets import load_dataset
+
+    with files.reading(f"corpus {corpus.name}"):
+        with quiet_hub():
+            rows: Any = load_dataset(corpus.name, revision=corpus.revision, split=corpus.split, streaming=True)
+        for number, row in enumerate(rows, start=1):
+            if corpus.text_column not in row:
+                raise BadInputError(f"corpus.text_column: {corpus.name} has no column {corpus.text_column!r}")
+            yield files.checked_text(row[corpus.text_column], f"{corpus.name} row {number}")
