@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numcodecs
+import numcodecs.abc
 import numpy as np
 import torch
 from measure import interleaved, show

@@ -78,7 +78,8 @@ def gemma_width(folder: Path) -> str:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     config = transformers.Gemma2Config(num_hidden_layers=6, vocab_size=512)
-    transformers.Gemma2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = transformers.Gemma2ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     alphabet = {letter: 3 + index for index, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     specials = {"<pad>": 0, "<eos>": 1, "<bos>": 2}
     tokenizer = Tokenizer(models.BPE(vocab=specials | alphabet, merges=[]))
@@ -157,12 +158,15 @@ def saelens(args: argparse.Namespace, folder: Path) -> dict[str, float]:
 
 
 def hooked(place: str) -> Any:
-    """The same weights as a TransformerLens model in float32, nothing folded."""
+    """The same weights as a TransformerLens model in float32, nothing folded.
+
+    tests/evaluate/test_parity.py has it too: neither folder imports the other, and the product needs no TransformerLens.
+    """
     from transformer_lens import HookedTransformer, HookedTransformerConfig
-    from transformer_lens.pretrained.weight_conversions import convert_gemma_weights
+    from transformer_lens.pretrained.weight_conversions.gemma import convert_gemma_weights
 
     source = transformers.Gemma2ForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager")
-    its = source.config
+    its: Any = source.config
     config = HookedTransformerConfig(
         model_name="gemma-2-small", original_architecture="Gemma2ForCausalLM", device="cpu", dtype=torch.float32,
         init_weights=False, default_prepend_bos=True,

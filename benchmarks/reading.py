@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import zarr
 from datasets import Array2D, Dataset, Features, disable_progress_bars, load_from_disk
 from measure import interleaved, peak_memory, reset_peak_memory, show
 
@@ -94,7 +95,7 @@ def reading(folder: Path, rows: int, rounds: int) -> None:
             stores[codec].read(LAYER, start, stop, out_RD)
 
     def by_zarr(codec: str) -> None:
-        array = fmt.array(stores[codec].group, fmt.layer_array(LAYER))
+        array = zarr.open_array(stores[codec].storage.zarr_store(), path=fmt.layer_array(LAYER), mode="r")
         for start, stop in order:
             bits_RD[:] = array[start:stop]
 
