@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
-import numpy as np
-
 from pipeline.errors import BadInputError, PipelineError, StorageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SCHEME = "s3://"
 # obstore by itself tries for three minutes before it says what is wrong.
@@ -40,7 +41,7 @@ class Storage(Protocol):
         """All of a file. Raises FileNotFoundError."""
         ...
 
-    def read_into(self, name: str, offset: int, buffers: list[np.ndarray]) -> None:
+    def read_into(self, name: str, offset: int, buffers: "list[np.ndarray]") -> None:
         """Fill uint8 arrays, in turn, from `offset` on. Raises FileNotFoundError, and EOFError for too short a file."""
         ...
 
@@ -106,7 +107,7 @@ class LocalStorage:
         """All of a file. Raises FileNotFoundError."""
         return (self.root / name).read_bytes()
 
-    def read_into(self, name: str, offset: int, buffers: list[np.ndarray]) -> None:
+    def read_into(self, name: str, offset: int, buffers: "list[np.ndarray]") -> None:
         """Fill uint8 arrays by one `preadv`, which copies straight from the page cache and needs no file position."""
         descriptor = os.open(self.root / name, os.O_RDONLY)
         try:
@@ -225,8 +226,9 @@ class ObjectStorage:
         with self._explained():
             return obstore.get(self.store, name).bytes().to_bytes()
 
-    def read_into(self, name: str, offset: int, buffers: list[np.ndarray]) -> None:
+    def read_into(self, name: str, offset: int, buffers: "list[np.ndarray]") -> None:
         """Fill uint8 arrays from one ranged GET."""
+        import numpy as np
         import obstore
 
         wanted = sum(buffer.nbytes for buffer in buffers)
