@@ -11,7 +11,7 @@ description = "A study small enough for a test."
 
 [model]
 source = "tiny"
-steps = 20
+steps = 150
 batch_size = 8
 vocabulary = 512
 

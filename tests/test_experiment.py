@@ -15,7 +15,7 @@ TABLE = [
 ]  # fmt: skip
 
 PYTHON, HUB = 'source = "python"', 'source = "huggingface"'
-TINY = 'source = "tiny"\nsteps = 20\nbatch_size = 8\nvocabulary = 512'
+TINY = 'source = "tiny"\nsteps = 150\nbatch_size = 8\nvocabulary = 512'
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 

@@ -14,7 +14,7 @@ from pipeline.sae import WEIGHTS
 DESCRIPTION = 'description = "A study small enough for a test."'
 ARMS = 'arms = ["baseline", "full", "magnitude"]'
 PROBES = 'datasets = ["python/text-kind", "python/docstring-of"]'
-TINY = 'source = "tiny"\nsteps = 20\nbatch_size = 8\nvocabulary = 512'
+TINY = 'source = "tiny"\nsteps = 150\nbatch_size = 8\nvocabulary = 512'
 PYTHON = 'source = "python"'
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 

@@ -108,7 +108,7 @@ def test_a_local_model_and_a_local_corpus_go_the_same_way(model_folder: str, sma
     (texts / "train.jsonl").write_text("\n".join(lines))
     text = small_toml.read_text()
     text = text.replace(
-        'source = "tiny"\nsteps = 20\nbatch_size = 8\nvocabulary = 512',
+        'source = "tiny"\nsteps = 150\nbatch_size = 8\nvocabulary = 512',
         f'source = "huggingface"\nname = "{model_folder}"\nd_in = 64\ndepth = 4\ndtype = "float32"',
     ).replace('source = "python"', f'source = "files"\npaths = ["{texts}/*.jsonl"]\ntext_column = "body"')
     small_toml.write_text(text)

@@ -33,7 +33,7 @@ def test_a_model_that_puts_out_no_numbers_stops_at_the_sequence(
     weights[name][token] = value
     save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
 
-    tiny = 'source = "tiny"\nsteps = 20\nbatch_size = 8\nvocabulary = 512'
+    tiny = 'source = "tiny"\nsteps = 150\nbatch_size = 8\nvocabulary = 512'
     local = f'source = "huggingface"\nname = "{poisoned}"\nd_in = 64\ndepth = 4\ndtype = "float32"'
     extraction = many_shards(study, tmp_path, (tiny, local), ("[store]", f"[store]\n{max_norm}"))
     with pytest.raises(PipelineError, match="values that are not finite for sequence") as stopped:
