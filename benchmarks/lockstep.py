@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from functools import partial
-from itertools import count
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def ours(args: argparse.Namespace, *, precision: str, arms: list[str], alone: bo
     )
     trainers = [
         Trainer(config=recipe(arm, full), d_in=store.layout.d_in, seed=seed)
-        for seed, arm in zip(count(), arms, strict=False)
+        for seed, arm in zip(range(args.saes), cycle(arms), strict=False)
     ]
     fvu: list[float] = []
     for cohort in [[trainer] for trainer in trainers] if alone else [trainers]:
@@ -120,10 +120,10 @@ def dictionary_learning(args: argparse.Namespace) -> None:
 
 
 CONTESTANTS = {
-    "ours, float32": partial(ours, precision="float32", arms=["baseline"] * 11),
-    "ours, bfloat16": partial(ours, precision="bfloat16", arms=["baseline"] * 11),
-    "ours, float32, one after the other": partial(ours, precision="float32", arms=["baseline"] * 11, alone=True),
-    "ours, bfloat16, the eleven arms": partial(ours, precision="bfloat16", arms=TABLE),
+    "ours, float32": partial(ours, precision="float32", arms=["baseline"]),
+    "ours, bfloat16": partial(ours, precision="bfloat16", arms=["baseline"]),
+    "ours, float32, one after the other": partial(ours, precision="float32", arms=["baseline"], alone=True),
+    "ours, bfloat16, the arms": partial(ours, precision="bfloat16", arms=TABLE),
     "SAELens from its cache": partial(saelens, multi=False),
     "SAELens, several SAEs, live": partial(saelens, multi=True),
     "dictionary_learning, from memory": dictionary_learning,

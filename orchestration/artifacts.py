@@ -29,7 +29,7 @@ SECONDS_BETWEEN_UPDATES = 5.0
 SECONDS_BETWEEN_LINES = 60.0
 
 
-def key_of(*parts: str) -> str:
+def slug(*parts: str) -> str:
     """A key as Prefect takes it: lower-case letters, digits and dashes."""
     return re.sub("[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
@@ -46,7 +46,7 @@ class ProgressPage:
         """Show one piece of work from its beginning to its end."""
         started = time.monotonic()
         done, last, updated, logged = 0, "", started, started
-        key = key_of(self.experiment, title.split(",", maxsplit=1)[0], self.part)
+        key = slug(self.experiment, title.split(",", maxsplit=1)[0], self.part)
         self.log.info("%s: %s %s to do", title, f"{total:,}", unit)
         page = quietly(self.log, lambda: create_progress_artifact(0.0, key=key, description=f"{title}: starting"))
 
@@ -63,7 +63,7 @@ class ProgressPage:
             if now - updated >= SECONDS_BETWEEN_UPDATES:
                 updated = now
                 show(now)
-            if now - logged >= SECONDS_BETWEEN_LINES:
+            if done and now - logged >= SECONDS_BETWEEN_LINES:
                 logged = now
                 left = (now - started) / done * (total - done)
                 self.log.info("%s: %s of %s %s, %.0f s left %s", title, f"{done:,}", f"{total:,}", unit, left, last)
@@ -88,11 +88,11 @@ def show_results(results: dict[str, Any]) -> None:
     log = get_run_logger()
     experiment, description = results["experiment"], results["description"]
     table = [_table_row(row, [str(k) for k in results["k_values"]]) for row in results["rows"]]
-    quietly(log, lambda: create_table_artifact(table, key=key_of(experiment, "results"), description=description))
+    quietly(log, lambda: create_table_artifact(table, key=slug(experiment, "results"), description=description))
     for layer, image in _comparisons(results).items():
         # Not an image artifact, whose page would print the whole of such a URL below the picture.
         picture = f"![planned differences](data:image/svg+xml;base64,{base64.b64encode(image.encode()).decode()})"
-        key = key_of(experiment, f"comparison layer {layer}")
+        key = slug(experiment, f"comparison layer {layer}")
         said = f"{experiment}, layer {layer}: planned differences with 95 % intervals, filled where one can be told"
         quietly(log, partial(create_markdown_artifact, picture, key=key, description=said))
 
@@ -103,7 +103,7 @@ def show_report(experiment: str, page: str) -> None:
     said = f"The report of {experiment}, one self-contained page: `{page}`"
     quietly(
         get_run_logger(),
-        lambda: create_link_artifact(link, link_text="open the report", key=key_of(experiment, "report"), description=said),
+        lambda: create_link_artifact(link, link_text="open the report", key=slug(experiment, "report"), description=said),
     )
 
 

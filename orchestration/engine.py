@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext
 from prefect.tasks import Task
 
 from pipeline.errors import BadInputError
@@ -47,8 +46,6 @@ class Dask:
 
     def run(self, task: Task[..., Any], calls: Sequence[dict[str, Any]]) -> list[State[Any]]:
         """All calls at once, as many at a time as there are workers. What a lost worker had in hand goes to another one."""
-        context = FlowRunContext.get()
-        assert context is not None
         futures = [self.runner.submit(task, parameters | {"stop": self.stop}) for parameters in calls]
         for future in futures:
             future.wait()

@@ -15,7 +15,7 @@ from pipeline.plan import MOST_NAMED, make_plan
 
 
 def known_arms() -> list[str]:
-    """The built-in arms, then those that the experiments beside this file declare."""
+    """The built-in arms, then those that the experiments of the current folder declare."""
     declared: list[str] = []
     for path in sorted(EXPERIMENTS.glob("*.toml")):
         try:

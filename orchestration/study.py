@@ -65,7 +65,7 @@ def publish_stores(plan: Plan, workspace: Workspace, seconds: dict[str, float], 
         return _paths(Extraction(plan, workspace).finish(list(seconds), seconds))
 
 
-@stage_task("train layer {plan.saes[0].layer}: {plan.arms}")
+@stage_task("train layer {plan.saes[0].layer}: {plan.arms_in_words}")
 def train_cohort(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], Failures]:
     """Train SAEs that share their batches; returns the paths made, and which SAE failed and why."""
     from pipeline.train.stage import train
@@ -75,7 +75,7 @@ def train_cohort(plan: Plan, workspace: Workspace, stop: str | None = None) -> t
         return [sae.artefact.path for sae in trained.made], trained.failed
 
 
-@stage_task("evaluate layer {plan.saes[0].layer}: {plan.arms}")
+@stage_task("evaluate layer {plan.saes[0].layer}: {plan.arms_in_words}")
 def evaluate_saes(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], Failures]:
     """Evaluate SAEs of one layer; returns the paths made, and which SAE could not be measured and why."""
     from pipeline.evaluate.stage import evaluate

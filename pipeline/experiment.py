@@ -229,6 +229,8 @@ class Experiment(Section):
             )
         if synthetic and self.probes.datasets:
             raise ValueError("probes.datasets: a synthetic model reads no texts; remove the section [probes]")
+        if synthetic and self.store.max_norm:
+            raise ValueError("store.max_norm: a synthetic model has no massive rows; remove it")
         if not synthetic and not self.probes.datasets:
             raise ValueError("probes.datasets is empty, which only a synthetic model may have; name at least one data set")
         if max(self.store.layers) >= self.model.depth:

@@ -49,12 +49,7 @@ class ResidualStream:
         Attention is causal, so padding on the right changes nothing to its left and needs no mask. Raises BadInputError
         for sequences longer than the model has positions.
         """
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        if positions and tokens_SL.shape[1] > positions:
-            raise BadInputError(
-                f"{self.name} has {positions} positions, fewer than a context of {tokens_SL.shape[1]}: "
-                "lower store.context or probes.context"
-            )
+        self.check_context(tokens_SL.shape[1])
         outputs: dict[int, torch.Tensor] = {}
 
         def keep(layer: int) -> Any:
@@ -71,6 +66,15 @@ class ResidualStream:
             for handle in handles:
                 handle.remove()
         return outputs
+
+    def check_context(self, context: int) -> None:
+        """Raises BadInputError for sequences longer than the model has positions."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if positions and context > positions:
+            raise BadInputError(
+                f"{self.name} has {positions} positions, fewer than a context of {context}: "
+                "lower store.context or probes.context"
+            )
 
 
 class LanguageModel:
@@ -237,6 +241,8 @@ def open_study_model(plan: Plan, workspace: Workspace) -> ResidualStream:
             f"model: {config.name} has d_in {model.d_in} and depth {model.depth}, "
             f"the experiment declares d_in {config.d_in} and depth {config.depth}"
         )
+    # Known now rather than after hours, when the probe texts' turn comes.
+    model.check_context(max(plan.experiment.store.context, plan.experiment.probes.context))
     return model
 
 
@@ -287,3 +293,6 @@ def check_access(name: str, revision: str | None) -> None:
         raise ModelAccessError(
             f"model {name} is not in the local cache, and the Hugging Face Hub cannot be reached"
         ) from None
+    except hub.EntryNotFoundError:
+        problem = f"model {name} has no config.json, so transformers cannot load it: name another one"
+        raise ModelAccessError(problem) from None

@@ -24,7 +24,7 @@ MODEL_FORMAT = 1
 STORE_FORMAT = 2
 PROBES_FORMAT = 2
 SAE_FORMAT = 2
-EVALUATION_FORMAT = 3
+EVALUATION_FORMAT = 4
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
 """What of a model's folder counts: configuration, weights, and every form of tokenizer."""
@@ -80,7 +80,7 @@ class Plan:
     saes: tuple[PlannedSAE, ...]
 
     @property
-    def arms(self) -> str:
+    def arms_in_words(self) -> str:
         """The arms, in few words."""
         names = list(dict.fromkeys(sae.arm for sae in self.saes))
         return ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} arms"

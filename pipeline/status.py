@@ -55,7 +55,8 @@ class Status:
                     if (sae.arm, sae.layer) == (arm, layer)
                 ]
                 done = sum(look.state == "done" for look in group)
-                state = "done" if done == len(group) else "partial" if done else "missing"
+                begun = any(look.state != "missing" for look in group)
+                state = "done" if done == len(group) else "partial" if begun else "missing"
                 size = decimal(sum(look.bytes for look in group))
                 table.add_row(kind, state, f"{done} of {len(group)} seeds", size, f"{arm}, layer {layer}")
         return table

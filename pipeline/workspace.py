@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,7 +22,7 @@ from typing import IO, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 import pipeline
-from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError
+from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError
 from pipeline.identity import key_of, sha256, sha256_file
 from pipeline.storage import SCHEME, LocalStorage, Storage, cache_folder, explained, fsync, open_storage
 
@@ -144,7 +144,7 @@ class Workspace:
         """The manifest of an artefact that another stage must have made; `command` is how to make it."""
         manifest = self.manifest(artefact)
         if manifest is None:
-            raise MissingArtefactError(f"{self.folder(artefact)} does not exist yet; make it with: {command}")
+            raise MissingArtefactError(f"{self.storage(artefact)} does not exist yet; make it with: {command}")
         return manifest
 
     def fingerprint(self, path: str) -> str | None:
@@ -154,14 +154,24 @@ class Workspace:
         except FileNotFoundError:
             return None
 
-    def verified(self, artefact: Artefact, name: str) -> Path:
-        """Path on this machine of one file of a finished artefact, after comparing its hash with the manifest's."""
-        return self._verified(artefact, name, self.manifest(artefact))
+    def makings(self, artefacts: Iterable[Artefact]) -> dict[str, str]:
+        """Which making of each artefact is there now, "" where there is none: the `parents` of what is made from them.
 
-    def _verified(self, artefact: Artefact, name: str, manifest: Manifest | None) -> Path:
+        Ask before reading them. If one is made again meanwhile, what was made from the old one is then out of date; asked
+        afterwards, it would pass for made from the new one.
+        """
+        return {artefact.path: self.fingerprint(artefact.path) or "" for artefact in artefacts}
+
+    def verified(self, artefact: Artefact, name: str, manifest: Manifest | None = None) -> Path:
+        """Path on this machine of one file of a finished artefact, after comparing its hash with the manifest's.
+
+        `manifest` saves a look where the caller has just taken it. Raises MissingArtefactError where there is no such file,
+        and CorruptArtefactError for one that is not what the manifest says.
+        """
+        manifest = manifest or self.manifest(artefact)
         path = self.folder(artefact) / name
         if manifest is None or name not in manifest.files:
-            raise MissingArtefactError(f"{path} is not part of a finished artefact")
+            raise MissingArtefactError(f"{self.storage(artefact)}/{name} is not there; run again the stage that makes it")
         known = manifest.files[name].sha256
         if self.remote and not (path.is_file() and sha256_file(path) == known):
             write_atomically(path, self.storage(artefact).read(name))
@@ -174,7 +184,7 @@ class Workspace:
         """Folder on this machine with every file of a finished artefact, and its manifest."""
         manifest = self.manifest(artefact)
         for name in manifest.files if manifest else ():
-            self._verified(artefact, name, manifest)
+            self.verified(artefact, name, manifest)
         if self.remote:
             write_atomically(self.folder(artefact) / MANIFEST, self.storage(artefact).read(MANIFEST))
         return self.folder(artefact)
@@ -218,13 +228,14 @@ class Workspace:
         artefact: Artefact,
         *,
         files: Iterable[str] | None = None,
-        parents: Iterable[Artefact] = (),
+        parents: Mapping[str, str] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Write the manifest, after which the artefact exists. Call it with the lock held and every file complete.
 
         `files` are the paths to record, relative to the folder; by default all files of the folder on this machine. Those
-        that lie there are first copied to the object store if the workspace is one.
+        that lie there are first copied to the object store if the workspace is one. `parents` is what `makings` said before
+        they were read.
         """
         folder, storage = self.folder(artefact), self.storage(artefact)
         if files is None:
@@ -239,7 +250,7 @@ class Workspace:
             key=artefact.key,
             inputs=json.loads(json.dumps(artefact.inputs)),
             files=records,
-            parents={parent.path: self.fingerprint(parent.path) or "" for parent in parents},
+            parents=dict(parents or {}),
             facts=dict(facts or {}),
             versions=library_versions(),
             host=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -249,9 +260,15 @@ class Workspace:
         return manifest
 
     def discard(self, artefact: Artefact) -> None:
-        """Remove an artefact, finished or not, so that its stage makes it again. Waits for a process that is making it."""
+        """Remove an artefact, finished or not, so that its stage makes it again. Waits for a process that is making it.
+
+        Raises PipelineError while other processes fill it together.
+        """
         storage = self.storage(artefact)
-        with self.lock(artefact) as folder:
+        with self.lock(artefact) as folder, ExitStack() as claims:
+            for part in (self.local / ".locks" / f"{artefact.kind}-{artefact.name}.parts").glob("*"):
+                if not claims.enter_context(self.claim(artefact, part.name)):
+                    raise PipelineError(f"{storage} is being filled by another process: stop that one, then run this again")
             storage.delete(MANIFEST)  # first, so that it never looks whole with files missing
             for name in storage.sizes():
                 storage.delete(name)

@@ -83,6 +83,16 @@ def test_status_knows_a_half_filled_store(study: Study, tmp_path: Path) -> None:
     assert "4 of 5 shards" in shown(study, workspace)
 
 
+def test_status_knows_training_that_has_begun(study: Study, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "ws")
+    folder = workspace.folder(study.plan.saes[0].artefact)
+    folder.mkdir(parents=True)
+    (folder / "training.jsonl").write_text("{}")
+    (line,) = [line for line in shown(study, workspace).splitlines() if "saes" in line and "baseline" in line]
+    assert "partial" in line
+    assert "0 of 1 seeds" in line
+
+
 def test_a_part_of_the_study_is_trained_alone(study: Study, small_toml: Path) -> None:
     plan = make_plan(study.experiment, arms=["full"])
     assert [sae.artefact.key for sae in plan.saes] == [sae.artefact.key for sae in study.plan.saes if sae.arm == "full"]

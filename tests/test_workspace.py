@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError
+from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError
 from pipeline.workspace import MANIFEST, Artefact, Workspace
 
 
@@ -16,7 +16,7 @@ def artefact(label: str = "thing", **inputs: object) -> Artefact:
 def publish(workspace: Workspace, thing: Artefact, parents: tuple[Artefact, ...] = ()) -> None:
     with workspace.lock(thing) as folder:
         (folder / "data.bin").write_bytes(b"12345")
-        workspace.publish(thing, parents=parents, facts={"n": 5})
+        workspace.publish(thing, parents=workspace.makings(parents), facts={"n": 5})
 
 
 def test_an_artefact_exists_when_its_manifest_does(tmp_path: Path) -> None:
@@ -75,6 +75,28 @@ def test_a_child_is_out_of_date_once_its_parent_was_made_again(tmp_path: Path) -
     assert workspace.manifest(child) is None
     publish(workspace, parent)
     assert workspace.manifest(child) is None
+
+
+def test_a_parent_that_is_made_again_while_its_child_is_made_leaves_the_child_out_of_date(tmp_path: Path) -> None:
+    workspace, parent, child = Workspace(tmp_path), artefact("parent"), artefact("child", of="parent")
+    before = workspace.makings([parent])
+    assert before == {parent.path: ""}
+    publish(workspace, parent)
+    with workspace.lock(child):
+        workspace.publish(child, parents=before, facts={})
+    assert workspace.manifest(child) is None
+
+
+def test_what_others_fill_is_not_discarded(tmp_path: Path) -> None:
+    workspace, thing = Workspace(tmp_path), artefact()
+    publish(workspace, thing)
+    with workspace.claim(thing, "3") as mine:
+        assert mine
+        with pytest.raises(PipelineError, match="is being filled by another process: stop that one"):
+            workspace.discard(thing)
+    assert workspace.manifest(thing)
+    workspace.discard(thing)
+    assert workspace.manifest(thing) is None
 
 
 @given(st.text(max_size=200))

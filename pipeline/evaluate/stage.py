@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -45,6 +45,7 @@ from pipeline.store.reader import ActivationStore
 from pipeline.workspace import Workspace, write_atomically
 
 LLM_PROBING = "llm_probing.json"
+STOPPED = "stopped on request; evaluation goes on with the same command"
 
 
 @dataclass(kw_only=True)
@@ -66,7 +67,7 @@ def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
     Raises MissingArtefactError when no SAE of the plan was trained.
     """
     missing = unmeasured(plan, workspace)
-    result = Evaluated(untrained=[str(sae) for sae in plan.saes if workspace.manifest(sae.artefact) is None])
+    result = Evaluated(untrained=[str(sae) for sae in plan.saes if not _is_there(sae, workspace)])
     for layer in dict.fromkeys(sae.layer for sae in missing):
         chosen = [sae for sae in missing if sae.layer == layer]
         result.failed |= evaluate_layer(plan, layer, chosen, workspace)
@@ -80,12 +81,20 @@ def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
 
 def unmeasured(plan: Plan, workspace: Workspace) -> list[PlannedSAE]:
     """The SAEs that are trained and not evaluated. Raises MissingArtefactError when no SAE of the plan was trained."""
-    trained = [sae for sae in plan.saes if workspace.manifest(sae.artefact)]
+    trained = [sae for sae in plan.saes if _is_there(sae, workspace)]
     if not trained:
         raise MissingArtefactError(
             f"no SAE of {plan.experiment.name} is trained yet; run: dasae train {plan.experiment.argument}"
         )
     return [sae for sae in trained if workspace.manifest(sae.evaluation) is None]
+
+
+def _is_there(sae: PlannedSAE, workspace: Workspace) -> bool:
+    """Whether an SAE exists, even damaged: that is then said of it alone, when it is loaded."""
+    try:
+        return workspace.manifest(sae.artefact) is not None
+    except CorruptArtefactError:
+        return True
 
 
 def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Workspace) -> dict[str, str]:
@@ -101,7 +110,7 @@ def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Wo
         for first in range(0, len(saes), at_once):
             failed |= bench.evaluate_together(saes[first : first + at_once], llm, advance)
             if stop.is_set():
-                raise InterruptedRunError("stopped on request; evaluation goes on with the same command")
+                raise InterruptedRunError(STOPPED)
     return failed
 
 
@@ -147,9 +156,11 @@ class _Bench:
             for planned in sorted(group, key=lambda planned: planned.evaluation.name):
                 locks.enter_context(self.workspace.lock(planned.evaluation))
             saes: list[tuple[PlannedSAE, SAE]] = []
+            parents: dict[str, str] = {}
             damaged: dict[str, str] = {}
             for planned in group:
                 if self.workspace.manifest(planned.evaluation) is None:
+                    parents |= self.workspace.makings([planned.artefact, *([planned.baseline] if planned.baseline else [])])
                     try:
                         saes.append((planned, SAE.load(self.workspace.verified(planned.artefact, WEIGHTS))))
                     except CorruptArtefactError as error:
@@ -157,8 +168,10 @@ class _Bench:
             started = time.monotonic()
             scores = self.tasks.of_saes([sae for _, sae in saes])
             seconds_each = (time.monotonic() - started) / max(1, len(saes))
+            if stop_requested().is_set():
+                raise InterruptedRunError(STOPPED)  # now, not after everything else was measured for nothing
             for (planned, sae), scored in zip(saes, scores, strict=True):
-                self._evaluate(planned, sae, llm, scored, seconds_each)
+                self._evaluate(planned, sae, llm, scored, parents, seconds_each)
                 advance(1, planned.arm)
             advance(len(group) - len(saes))
             return damaged
@@ -169,11 +182,13 @@ class _Bench:
         sae: SAE,
         llm: dict[str, probing.Accuracies],
         scored: Future[dict[str, probing.Accuracies]],
+        makings: Mapping[str, str],
         probing_seconds: float,
     ) -> None:
         """Measure one probed SAE and publish its evaluation."""
         started = time.monotonic() - probing_seconds
         folder = self.workspace.folder(planned.evaluation)
+        self.workspace.reopen(planned.evaluation)  # an evaluation that is out of date must not look damaged meanwhile
         for leftover in folder.iterdir():
             leftover.unlink()
         degenerate: str | None = None
@@ -198,7 +213,7 @@ class _Bench:
                 degenerate = str(error)
         self.workspace.publish(
             planned.evaluation,
-            parents=[planned.artefact, *([planned.baseline] if planned.baseline else [])],
+            parents={parent.path: makings[parent.path] for parent in (planned.artefact, planned.baseline) if parent},
             facts={"degenerate": degenerate, "seconds": round(time.monotonic() - started, 1)},
         )
 
@@ -253,9 +268,12 @@ class _Bench:
         """The SAE on whose pairs all arms of a seed are measured, or why there is none."""
         if planned.baseline is None:
             return None, "the study has no arm `baseline`"
-        if self.workspace.manifest(planned.baseline) is None:
-            return None, "the arm `baseline` of this seed is not trained"
-        return SAE.load(self.workspace.verified(planned.baseline, WEIGHTS)), None
+        try:
+            if self.workspace.manifest(planned.baseline) is None:
+                return None, "the arm `baseline` of this seed is not trained"
+            return SAE.load(self.workspace.verified(planned.baseline, WEIGHTS)), None
+        except CorruptArtefactError as error:
+            return None, f"the arm `baseline` of this seed is damaged: {error}"
 
     def _loss(self, sae: SAE, seen: Reconstruction) -> dict[str, Any]:
         tokens = self.experiment.evaluate.loss_tokens
@@ -264,12 +282,12 @@ class _Bench:
         if not tokens:
             return loss.not_measured("evaluate.loss_tokens is 0")
         if self._spliced is None:
-            tokens_SL = loss.heldout_sequences(self.store, self.heldout, tokens)
+            tokens_SL, rows_SL = loss.heldout_sequences(self.store, self.heldout, tokens)
             if not len(tokens_SL):
                 return loss.not_measured("no whole sequence is held out")
             name, revision = study_model(self.plan, self.workspace)
             model = LanguageModel(name, revision=revision, dtype=self.experiment.model.dtype)
-            self._spliced = loss.SplicedLoss(model, self.layer, tokens_SL, self.store.layout.special_ids, seen.mean_D)
+            self._spliced = loss.SplicedLoss(model, self.layer, tokens_SL, rows_SL, seen.mean_D)
         return self._spliced.compute(sae)
 
     def _examples(self, sae: SAE, behaviour: Behaviour) -> dict[str, Any]:

@@ -54,10 +54,10 @@ def write_shards(
     SIGTERM, with the shard in hand committed.
     """
     storage = workspace.storage(artefact)
-    writer = ShardWriter(storage)
+    writer, wanted = ShardWriter(storage), frozenset(shards)
 
     def still_missing() -> list[int]:
-        return [shard for shard in writer.missing() if shard in shards]
+        return [shard for shard in writer.missing() if shard in wanted]
 
     missing = still_missing()
     if not missing:
@@ -141,6 +141,7 @@ def _publish(artefact: Artefact, workspace: Workspace, seconds: float) -> None:
     storage = workspace.storage(artefact)
     storage.sweep()
     store = ActivationStore(storage)
+    fmt.read_sequences(storage)  # raises where they were damaged since: a manifest would take them for what was written
     shard_data = {name for commit in store.commits.values() for name in commit.files}
     workspace.publish(
         artefact,

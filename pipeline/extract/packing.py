@@ -84,19 +84,21 @@ def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
         yield group
 
 
-def pad(documents: Sequence[str], tokenizer: Any, *, context: int) -> Sequences:
+def pad(documents: Sequence[str], tokenizer: Any, *, context: int, special_ids: Sequence[int]) -> Sequences:
     """One sequence per text: BOS (`separator_id`), at most `context` - 1 tokens, padding on the right.
+
+    Tokens of `special_ids` are no rows.
 
     Padding is EOS where a tokenizer has no token for it (GPT-2, Llama). Raises BadInputError for a text without a token:
     its mean activation would be NaN.
     """
-    separator, ignored = separator_id(tokenizer), padding_ids(tokenizer)
+    separator = separator_id(tokenizer)
     padding = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, separator) if token is not None)
     tokens_SL = np.full((len(documents), context), padding, dtype=np.int32)
     for index, ids in enumerate(tokenizer(list(documents), add_special_tokens=False)["input_ids"]):
         kept = [separator, *ids[: context - 1]]
         tokens_SL[index, : len(kept)] = kept
-    counts = _count_rows(tokens_SL, ignored)
+    counts = _count_rows(tokens_SL, special_ids)
     for index in np.flatnonzero(counts == 0):
         raise BadInputError(f"text {index} has no tokens: {documents[index]!r}")
     doc_starts = np.arange(len(documents), dtype=np.int64) * context

@@ -48,7 +48,8 @@ class TextReader:
             raise BadInputError(
                 f"the text has {count} tokens, a sequence of this study has room for {store.context - 1} after BOS: cut it"
             )
-        sequences = packing.pad([text], tokenizer, context=store.context)
+        special_ids = sorted(set(tokenizer.all_special_ids))
+        sequences = packing.pad([text], tokenizer, context=store.context, special_ids=special_ids)
         rows = int(sequences.row_offsets[-1])
         layout = fmt.Layout(
             rows=rows,
@@ -60,7 +61,7 @@ class TextReader:
             codec="raw",
             row_order="document",
             seed=0,
-            special_ids=tuple(packing.padding_ids(tokenizer)),
+            special_ids=tuple(special_ids),
             provenance={},
         )
         read = run_shard(0, layout, sequences, self.model, forward_batch=1)

@@ -167,10 +167,9 @@ def _probe_store(source: Extraction, dataset: str) -> fmt.NewStore:
         for text in by_split[name][class_name]
     ]
     texts, label, split = zip(*documents, strict=True)
-    sequences = packing.pad(texts, tokenizer, context=config.context)
-    layout = _layout(
-        plan.probes[dataset], source, int(sequences.row_offsets[-1]), "document", 0, packing.padding_ids(tokenizer), classes
-    )
+    special_ids = packing.padding_ids(tokenizer)
+    sequences = packing.pad(texts, tokenizer, context=config.context, special_ids=special_ids)
+    layout = _layout(plan.probes[dataset], source, int(sequences.row_offsets[-1]), "document", 0, special_ids, classes)
     labels = {"label": np.array(label, dtype=np.int32), "split": np.array(split, dtype=np.uint8)}
     return fmt.NewStore(layout=layout, sequences=sequences, labels=labels)
 

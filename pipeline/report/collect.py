@@ -25,7 +25,7 @@ from pipeline.report.differences import differences
 from pipeline.report.metrics import RECONSTRUCTED
 from pipeline.sources import CorpusConfig, FilesCorpus, HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.store.reader import ActivationStore
-from pipeline.workspace import Artefact, Workspace
+from pipeline.workspace import Artefact, Manifest, Workspace
 
 NOT_PROBED: dict[str, Any] = dict.fromkeys(
     ("sparse_probing", "llm_probing", "sparse_probing_by_task", "llm_probing_by_task")
@@ -51,7 +51,8 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
     Raises MissingArtefactError when nothing of the study was evaluated yet.
     """
     experiment = plan.experiment
-    evaluated = [sae for sae in plan.saes if workspace.manifest(sae.evaluation)]
+    seen = _Seen(workspace)
+    evaluated = [sae for sae in plan.saes if seen.manifest(sae.evaluation)]
     if not evaluated:
         raise MissingArtefactError(f"nothing of {experiment.name} is evaluated yet; run: dasae ablate {experiment.argument}")
     facts = workspace.require(plan.store, f"dasae extract {experiment.argument}").facts
@@ -78,17 +79,17 @@ def collect(plan: Plan, workspace: Workspace) -> dict[str, Any]:
             "corpus": _corpus_name(experiment.corpus),
         },
         "tasks": [_task(plan, name, artefact, workspace) for name, artefact in plan.probes.items()],
-        "training": experiment.train.model_dump() | {"heldout_rows": _heldout_rows(plan, facts["rows"])},
+        "training": experiment.train.model_dump() | {"heldout_rows": _heldout_rows(plan, workspace)},
         "arms": [
             {"arm": name, "run": arm.run, "question": arm.question, "base": None if name == "full" else arm.base}
             for name, arm in arms.items()
         ],
         "k_values": list(experiment.evaluate.k_values),
-        "rows": [_row(sae, workspace) for sae in evaluated],
-        "curves": [_curve(sae, workspace) for sae in evaluated],
+        "rows": [_row(sae, seen) for sae in evaluated],
+        "curves": [_curve(sae, seen) for sae in evaluated],
         "missing": [str(sae) for sae in plan.saes if sae not in evaluated],
-        "examples": [_examples(sae, workspace) for sae in _shown(evaluated, workspace)],
-        "cost": _cost(plan, evaluated, workspace),
+        "examples": [_examples(sae, seen) for sae in _shown(evaluated, seen)],
+        "cost": _cost(plan, evaluated, seen),
     }
     return results | {"differences": differences(results)}
 
@@ -114,14 +115,13 @@ def _task(plan: Plan, name: str, artefact: Artefact, workspace: Workspace) -> di
     return {"name": name, "classes": list(classes), "train_size": probes.train_size, "test_size": probes.test_size}
 
 
-def _heldout_rows(plan: Plan, rows: int) -> int:
-    store, heldout = plan.experiment.store, plan.experiment.train.heldout_shards
-    shards = -(-rows // store.shard_rows)
-    return rows - (shards - heldout) * store.shard_rows
+def _heldout_rows(plan: Plan, workspace: Workspace) -> int:
+    store = ActivationStore(workspace.storage(plan.store))
+    return sum(store.commits[shard].rows for shard in store.shards[-plan.experiment.train.heldout_shards :])
 
 
-def _row(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
-    trained, evaluated = workspace.manifest(sae.artefact), workspace.manifest(sae.evaluation)
+def _row(sae: PlannedSAE, seen: "_Seen") -> dict[str, Any]:
+    trained, evaluated = seen.manifest(sae.artefact), seen.manifest(sae.evaluation)
     assert trained
     assert evaluated
     row: dict[str, Any] = {
@@ -138,7 +138,7 @@ def _row(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
     from_reconstruction = [metric.name for metric in RECONSTRUCTED] + [*SHAPES]
     if row["degenerate"]:
         return row | NOT_PROBED | dict.fromkeys((*from_reconstruction, "loss", "interference", "bpcr", "ground_truth"))
-    reconstruction, loss, interference = (_read(sae, name, workspace) for name in (RECONSTRUCTION, LOSS, INTERFERENCE))
+    reconstruction, loss, interference = (seen.read(sae.evaluation, name) for name in (RECONSTRUCTION, LOSS, INTERFERENCE))
     probed = SPARSE_PROBING in evaluated.files
     return row | {
         # An evaluation made before a metric was added does not have it.
@@ -146,9 +146,9 @@ def _row(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
         "loss": {name: loss[name] for name in LOSSES}
         | {f"recovered_{null}": (loss["recovered"] or {}).get(null) for null in ("zero", "mean")},
         "interference": interference,
-        **(_probing(_read(sae, SPARSE_PROBING, workspace)) if probed else NOT_PROBED),
-        "bpcr": _capture(_read(sae, CAPTURE, workspace)),
-        "ground_truth": _read(sae, GROUND_TRUTH, workspace) if GROUND_TRUTH in evaluated.files else None,
+        **(_probing(seen.read(sae.evaluation, SPARSE_PROBING)) if probed else NOT_PROBED),
+        "bpcr": _capture(seen.read(sae.evaluation, CAPTURE)),
+        "ground_truth": seen.read(sae.evaluation, GROUND_TRUTH) if GROUND_TRUTH in evaluated.files else None,
     }
 
 
@@ -174,11 +174,11 @@ def _capture(capture: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _shown(evaluated: list[PlannedSAE], workspace: Workspace) -> list[PlannedSAE]:
+def _shown(evaluated: list[PlannedSAE], seen: "_Seen") -> list[PlannedSAE]:
     """The SAEs whose latents the report shows: per layer, the first seed of each arm of EXAMPLES_OF that is sound."""
     sound: dict[tuple[int, str], PlannedSAE] = {}
     for sae in evaluated:
-        manifest = workspace.manifest(sae.evaluation)
+        manifest = seen.manifest(sae.evaluation)
         if manifest and manifest.facts["degenerate"] is None:
             sound.setdefault((sae.layer, sae.arm), sae)
     shown: list[PlannedSAE] = []
@@ -188,8 +188,8 @@ def _shown(evaluated: list[PlannedSAE], workspace: Workspace) -> list[PlannedSAE
     return shown
 
 
-def _examples(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
-    return {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer} | _read(sae, EXAMPLES, workspace)
+def _examples(sae: PlannedSAE, seen: "_Seen") -> dict[str, Any]:
+    return {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer} | seen.read(sae.evaluation, EXAMPLES)
 
 
 def _probing(bench: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,30 +213,48 @@ def _by_k(metrics: Mapping[str, Any], who: str) -> dict[str, float]:
     return accuracies
 
 
-def _curve(sae: PlannedSAE, workspace: Workspace) -> dict[str, Any]:
-    log = workspace.verified(sae.artefact, TRAINING_LOG).read_text(encoding="utf-8")
+def _curve(sae: PlannedSAE, seen: "_Seen") -> dict[str, Any]:
+    log = seen.text(sae.artefact, TRAINING_LOG)
     records = [json.loads(line) for line in log.splitlines()]
     return {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer} | {
         name: [record[name] for record in records] for name in CURVES
     }
 
 
-def _cost(plan: Plan, evaluated: list[PlannedSAE], workspace: Workspace) -> dict[str, float]:
+def _cost(plan: Plan, evaluated: list[PlannedSAE], seen: "_Seen") -> dict[str, float]:
     def seconds(artefacts: list[Artefact]) -> float:
-        manifests = [workspace.manifest(artefact) for artefact in artefacts]
+        manifests = [seen.manifest(artefact) for artefact in artefacts]
         return round(sum(manifest.facts["seconds"] for manifest in manifests if manifest), 1)
 
-    model = workspace.manifest(plan.model) if plan.model else None
+    model = seen.manifest(plan.model) if plan.model else None
     return {
         "model_seconds": round(model.facts["seconds"], 1) if model else 0.0,
         "extract_seconds": seconds([plan.store, *plan.probes.values()]),
         "train_seconds": seconds([sae.artefact for sae in evaluated]),
         "evaluate_seconds": seconds([sae.evaluation for sae in evaluated]),
         "store_bytes": sum(
-            ActivationStore(workspace.storage(artefact)).bytes for artefact in (plan.store, *plan.probes.values())
+            ActivationStore(seen.workspace.storage(artefact)).bytes for artefact in (plan.store, *plan.probes.values())
         ),
     }
 
 
-def _read(sae: PlannedSAE, name: str, workspace: Workspace) -> dict[str, Any]:
-    return json.loads(workspace.verified(sae.evaluation, name).read_text(encoding="utf-8"))
+class _Seen:
+    """Artefacts of a workspace, each looked at once."""
+
+    def __init__(self, workspace: Workspace):
+        self.workspace = workspace
+        self.manifests: dict[str, Manifest | None] = {}
+
+    def manifest(self, artefact: Artefact) -> Manifest | None:
+        """Its manifest; None while it is still to be made."""
+        if artefact.path not in self.manifests:
+            self.manifests[artefact.path] = self.workspace.manifest(artefact)
+        return self.manifests[artefact.path]
+
+    def text(self, artefact: Artefact, name: str) -> str:
+        """One of its files, verified."""
+        return self.workspace.verified(artefact, name, self.manifest(artefact)).read_text(encoding="utf-8")
+
+    def read(self, artefact: Artefact, name: str) -> dict[str, Any]:
+        """One of its JSON files, verified."""
+        return json.loads(self.text(artefact, name))

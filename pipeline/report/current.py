@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pipeline
+from pipeline.arms import arms_of
 from pipeline.plan import Plan
 from pipeline.workspace import Workspace
 
@@ -11,9 +12,11 @@ from pipeline.workspace import Workspace
 def made_of(plan: Plan, workspace: Workspace) -> dict[str, Any]:
     """What a report follows from: the program, the words of the experiment, and which making of every evaluation."""
     evaluations = {sae.evaluation.path: workspace.fingerprint(sae.evaluation.path) for sae in plan.saes}
+    known = arms_of(plan.experiment.arms)
     return {
         "version": pipeline.__version__,
         "description": plan.experiment.description,
+        "arms": {name: [known[name].question, known[name].base] for name in plan.experiment.study.arms},
         "evaluations": {path: found for path, found in evaluations.items() if found},
     }
 

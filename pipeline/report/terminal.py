@@ -13,18 +13,19 @@ TRUTH_COLUMNS = ("found", "F1", "silent", "alone", "captured")
 
 def results_table(results: Mapping[str, Any]) -> Table:
     """A table of `pipeline.report.collect.collect`'s results."""
-    k = str(results["k_values"][-1]) if results["tasks"] else None
+    # The smallest and the largest probe.
+    ks = [str(k) for k in dict.fromkeys((results["k_values"][0], results["k_values"][-1]))] if results["tasks"] else []
     layers = list(dict.fromkeys(row["layer"] for row in results["rows"]))
     seeds = len({row["seed"] for row in results["rows"]})
     table = Table(
         title=f"{results['experiment']}: mean over {seeds} seeds, ± half their range",
-        caption=_caption(results, k),
+        caption=_caption(results, ks),
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
     table.add_column("arm", no_wrap=True)
-    probed = ["top 1", f"top {k}"] if k else []
+    probed = [f"top {k}" for k in ks]
     judged = TRUTH_COLUMNS if results["is_synthetic"] else [*probed, "BPCR", "chance", "random"]
     for title in ("FVU", "L0", *judged):
         table.add_column(title, justify="right", no_wrap=True)
@@ -33,14 +34,14 @@ def results_table(results: Mapping[str, Any]) -> Table:
         if len(layers) > 1:
             table.add_row(f"layer {layer}", style="bold")
         for arm in dict.fromkeys(row["arm"] for row in of_layer):
-            table.add_row(arm, *_cells([row for row in of_layer if row["arm"] == arm], k))
+            table.add_row(arm, *_cells([row for row in of_layer if row["arm"] == arm], ks))
         llm = next((row["llm_probing"] for row in of_layer if row["llm_probing"]), None)
-        if llm and k:
-            table.add_row("the model", "", "", _short(llm["1"], 3), _short(llm[k], 3), style="italic")
+        if llm:
+            table.add_row("the model", "", "", *(_short(llm[k], 3) for k in ks), style="italic")
     return table
 
 
-def _cells(rows: Sequence[Row], k: str | None) -> list[str]:
+def _cells(rows: Sequence[Row], ks: Sequence[str]) -> list[str]:
     sound = [row for row in rows if not row["degenerate"]]
     if not sound:
         return ["degenerate"]
@@ -50,7 +51,7 @@ def _cells(rows: Sequence[Row], k: str | None) -> list[str]:
     capture = [row["bpcr"] for row in sound]
     return [
         *reconstruction,
-        *(_mean([row["sparse_probing"][at] for row in sound]) for at in ("1", k) if k),
+        *(_mean([row["sparse_probing"][k] for row in sound]) for k in ks),
         _mean([rates["union"] for rates in capture], 2),
         _mean([rates["chance"] for rates in capture], 2, spread=False),
         _mean([rates["random_tied"] for rates in capture], 2, spread=False),
@@ -70,7 +71,7 @@ def _truth_cells(truths: Sequence[Row]) -> list[str]:
     ]
 
 
-def _caption(results: Mapping[str, Any], k: str | None) -> str:
+def _caption(results: Mapping[str, Any], ks: Sequence[str]) -> str:
     if results["is_synthetic"]:
         return (
             "FVU: variance unexplained. found: true features that have a latent of their own, cosine > 0.8. F1: of the "
@@ -78,8 +79,9 @@ def _caption(results: Mapping[str, Any], k: str | None) -> str:
             "where the parent fires without a child and its latent does not. captured: of the planted pairs with two "
             "latents, how many the mask captures; not a score."
         )
+    probed = ", ".join(f"top {k}" for k in ks)
     return (
-        f"FVU: variance unexplained. {f'top 1, top {k}: sparse probing accuracy. ' if k else ''}"
+        f"FVU: variance unexplained. {probed + ': sparse probing accuracy. ' if ks else ''}"
         "BPCR: co-firing pairs that the mask captures, beside what chance and a random SAE capture; not a score."
     )
 

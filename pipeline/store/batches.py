@@ -56,7 +56,7 @@ def shuffled_batches(
     """
     order = _Order(store.chunks(shards), buffer_chunks, seed)
     if order.rows < batch_size:
-        raise BadInputError(f"train.batch_size {batch_size} is more than the rows there are to train on")
+        raise BadInputError(f"train.batch_size {batch_size} is more than the {order.rows} rows to train on; lower it")
     return _ahead(_batches(store, layer, order, batch_size, start * batch_size))
 
 

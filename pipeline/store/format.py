@@ -5,7 +5,7 @@ Shapes: S sequences, L tokens per sequence, N documents, D d_in.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -208,11 +208,6 @@ def read_layout(storage: Storage) -> Layout:
 def text_arrays(layout: Layout) -> list[str]:
     """Names of the arrays that are there before any row."""
     return ["tokens", "row_offsets", "doc_starts", *(("label", "split") if layout.classes else ())]
-
-
-def array(group: zarr.Group, name: str) -> zarr.Array:
-    """An array of a group, by name."""
-    return cast("zarr.Array", group[name])
 
 
 def shard_files(layout: Layout, shard: int) -> list[str]:

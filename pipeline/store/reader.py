@@ -13,7 +13,7 @@ import torch
 import zarr
 from pydantic import ValidationError
 
-from pipeline.errors import CorruptArtefactError
+from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.identity import sha256
 from pipeline.storage import Storage, open_storage, read_many
 from pipeline.store import format as fmt
@@ -90,7 +90,11 @@ class ActivationStore:
         return sum(check.bytes for commit in self.commits.values() for check in commit.files.values())
 
     def scale(self, layer: int) -> float:
-        """The factor that makes E||x||^2 = 1 over the store (docs/method.md, "The loss")."""
+        """The factor that makes E||x||^2 = 1 over the store (docs/method.md, "The loss").
+
+        Raises BadInputError for a layer that the store does not have.
+        """
+        self._check(layer)
         return math.sqrt(self.rows / math.fsum(commit.norms[layer].sum_squares for commit in self.commits.values()))
 
     def rows_of(self, shard: int) -> tuple[int, int]:
@@ -105,7 +109,12 @@ class ActivationStore:
         return [(first, min(first + size, stop)) for start, stop in ranges for first in range(start, stop, size)]
 
     def read(self, layer: int, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Rows `start` to `stop` of a layer, [R, D] in the store's dtype, written into `out` if that is given."""
+        """Rows `start` to `stop` of a layer, [R, D] in the store's dtype, written into `out` if that is given.
+
+        `out` is contiguous. Raises BadInputError for a layer that the store does not have, IndexError for rows that were not
+        written, and CorruptArtefactError for a chunk that does not match its checksum.
+        """
+        self._check(layer)
         bits = fmt.BITS[self.layout.dtype]
         if out is None:
             out = torch.empty(stop - start, self.layout.d_in, dtype=bits.torch_dtype)
@@ -121,6 +130,10 @@ class ActivationStore:
     def whole(self, name: str) -> np.ndarray:
         """All of one of the arrays that have an entry per sequence or per document."""
         return fmt.read_whole(self.storage, name)
+
+    def _check(self, layer: int) -> None:
+        if layer not in self.layout.layers:
+            raise BadInputError(f"{self.storage} has no layer {layer}; it has {', '.join(map(str, self.layout.layers))}")
 
     def _read_rows(self, name: str, start: int, stop: int, out: np.ndarray) -> None:
         if name not in self._direct:

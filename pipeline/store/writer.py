@@ -6,10 +6,12 @@ Shapes: R rows of one shard, D d_in.
 import json
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import google_crc32c
 import numpy as np
 import torch
+import zarr
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import CorruptArtefactError, PipelineError
@@ -93,7 +95,8 @@ class ShardWriter:
 
         `layers` maps each layer to its rows [R, D] in the store's dtype on the CPU, `row_fields` each name of ROW_FIELDS to
         [R]. Raises TypeError for another dtype, because Zarr would convert the bits by value without a word, and
-        PipelineError for values that are not finite, a disk that is full, or a record of other bytes by another writer.
+        PipelineError for values that are not finite, a disk that is full, or a record of other bytes by another writer, upon
+        which the shard counts as not committed.
         """
         layout = self.layout
         start, stop = layout.shard_range(shard)
@@ -113,6 +116,7 @@ class ShardWriter:
         record = canonical_json(json.loads(commit.model_dump_json())).encode()
         # Never replaces a record: of two writers the first wins, and on equal machines both wrote the same bytes.
         if not self.storage.create(commit_name(shard), record) and self.storage.read(commit_name(shard)) != record:
+            self.storage.delete(commit_name(shard))  # it vouches for files that are now this writer's
             raise CorruptArtefactError(
                 f"{self.storage}: shard {shard} was written by two machines that compute different bytes; {fmt.REMEDY}"
             )
@@ -120,7 +124,7 @@ class ShardWriter:
 
     def _put(self, name: str, start: int, values: np.ndarray) -> dict[str, FileCheck]:
         """Encode the rows of one array and write the file; its name and checksum."""
-        fmt.array(self.group, name)[start : start + len(values)] = values
+        cast("zarr.Array", self.group[name])[start : start + len(values)] = values
         (made,) = [file for file in self.files if not file.endswith(fmt.ROOT)]
         content = self.files.pop(made).as_numpy_array()
         self.storage.write(made, content.data)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -116,6 +117,14 @@ def _log(member: Member, measured: StepMetrics | None, x_BD: torch.Tensor, pace:
     """Add a record to the log. `pace` is that of the whole cohort, and all in it that differs from run to run."""
     if measured is None:
         return
+    try:
+        _record(member, measured, x_BD, pace)
+    except Exception as error:
+        traceback.print_exc()
+        member.stopped = f"{type(error).__name__} in the log of step {member.trainer.done}: {' '.join(str(error).split())}"
+
+
+def _record(member: Member, measured: StepMetrics, x_BD: torch.Tensor, pace: float) -> None:
     trainer = member.trainer
     values = {name: float(value) for name, value in vars(measured).items() if name != "reset_now"}
     if not all(math.isfinite(value) for value in values.values()):
@@ -133,4 +142,8 @@ def _log(member: Member, measured: StepMetrics | None, x_BD: torch.Tensor, pace:
     }
     member.log.write(json.dumps(member.last) + "\n")
     if member.tracker:
-        member.tracker.log(trainer.done, {name: value for name, value in member.last.items() if name != "step"})
+        try:
+            member.tracker.log(trainer.done, {name: value for name, value in member.last.items() if name != "step"})
+        except Exception as error:  # a live view is no part of the artefact
+            print(f"no longer shown live: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+            member.tracker = None

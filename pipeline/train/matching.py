@@ -9,7 +9,7 @@ Shapes: B rows, D d_in, F d_sae.
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,8 @@ class Search:
     folder: Path
     """Holds the record, and a folder per try."""
     target: float
+    reference: Mapping[str, str]
+    """Which making of the reference the target was measured on."""
     tries: list[Try] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Training that goes on: SAEs taken from their last checkpoints to their last step, with log and checkpoints in a folder."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -112,7 +113,7 @@ class _Run:
 
     def _save(self, members: Sequence[InTraining]) -> None:
         for member in members:
-            member.log.flush()
+            os.fsync(member.log.fileno())  # or a power cut could leave a checkpoint whose log ends before it
             checkpoint.save(member.job.folder, member.trainer.state(), member.trainer.done, {"seconds": self.seconds})
         for member in members:
             checkpoint.remove(member.job.folder, but=member.trainer.done)

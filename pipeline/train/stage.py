@@ -39,12 +39,10 @@ def cohorts(plan: Plan, workspace: Workspace) -> list[list[PlannedSAE]]:
 
     Those that are matched to others come last, in groups of their own.
     """
-    groups: dict[tuple[object, ...], list[PlannedSAE]] = defaultdict(list)
+    groups: dict[tuple[bool, int], list[PlannedSAE]] = defaultdict(list)
     for sae in sorted(plan.saes, key=lambda sae: sae.reference is not None):
         if workspace.manifest(sae.artefact) is None:
-            recipe = sae.recipe
-            stream = (recipe.batch_size, recipe.steps, recipe.data_seed, recipe.heldout_shards, recipe.buffer_chunks)
-            groups[(sae.reference is not None, sae.layer, *stream)].append(sae)
+            groups[(sae.reference is not None, sae.layer)].append(sae)  # no arm changes the batches (`arms.SHARED`)
     fitting = memory.cohort_size(plan.experiment)
     return [group[start : start + fitting] for group in groups.values() for start in range(0, len(group), fitting)]
 
@@ -113,12 +111,14 @@ class _Stage:
         if self.workspace.manifest(reference.artefact) is None:
             self.result.failed[str(sae)] = f"it is matched to {reference}, which is not trained"
             return None
+        makings = self.workspace.makings([reference.artefact])
         weights = self.workspace.verified(reference.artefact, WEIGHTS)
         (target,) = matching.heldout_l0([SAE.load(weights)], self._heldout(sae))
         if not target:
             self.result.failed[str(sae)] = f"no latent of {reference}, to which it is matched, fires"
             return None
-        return matching.Search(sae=sae, folder=self.workspace.folder(sae.artefact) / matching.TRIES, target=target)
+        folder = self.workspace.folder(sae.artefact) / matching.TRIES
+        return matching.Search(sae=sae, folder=folder, target=target, reference=makings)
 
     def _heldout(self, sae: PlannedSAE) -> Iterator[torch.Tensor]:
         _, heldout = split_shards(self.runner.store, sae.recipe.heldout_shards)
@@ -135,7 +135,6 @@ class _Stage:
 
     def _publish_matched(self, search: matching.Search) -> None:
         sae, folder = search.sae, self.workspace.folder(search.sae.artefact)
-        assert sae.reference is not None
         # An artefact that is out of date would else be a damaged one until it is replaced.
         self.workspace.reopen(sae.artefact)
         SAE.load(search.kept / WEIGHTS).save(folder, self._metadata(sae) | {"matching": search.facts})
@@ -145,7 +144,7 @@ class _Stage:
         self.workspace.publish(
             sae.artefact,
             files=[CONFIG, WEIGHTS, TRAINING_LOG, matching.RECORD],
-            parents=[sae.reference.artefact],
+            parents=search.reference,
             facts=self._facts(sae, search.closest.resets, seconds) | {"matching": search.facts},
         )
         shutil.rmtree(search.folder)

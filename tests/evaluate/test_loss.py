@@ -1,17 +1,21 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_study import Study
+from small_study import SMALL, Study
 from tiny_models import CONFIGS, D_IN, save_model
 
 from pipeline.evaluate.loss import SplicedLoss, heldout_sequences
+from pipeline.experiment import Experiment
+from pipeline.extract.stage import extract
 from pipeline.model import LanguageModel, transformers
-from pipeline.plan import LOSS
+from pipeline.plan import LOSS, make_plan
 from pipeline.sae import SAE
 from pipeline.store.batches import split_shards
 from pipeline.store.reader import ActivationStore
+from pipeline.workspace import Workspace
 
 LAYER, SPECIAL = 1, (0, 1, 2)
 
@@ -29,15 +33,21 @@ def random_sae() -> SAE:
     return SAE(W_enc_DF=W_dec_FD.T, b_enc_F=torch.full((48,), -0.05), W_dec_FD=W_dec_FD, b_dec_D=torch.ones(D_IN))
 
 
+def text(tokens_SL: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([[token not in SPECIAL for token in sequence] for sequence in tokens_SL.tolist()])
+
+
 @pytest.mark.parametrize("family", ["gemma-2", "gpt-2", "gpt-j"])
 def test_losses_are_those_of_the_model_run_by_hand_with_its_stream_replaced(family: str, tmp_path: Path) -> None:
     place = save_model(tmp_path / family, CONFIGS[family])
     tokens_SL, sae, mean_D = sequences(), random_sae(), torch.linspace(-1, 1, D_IN)
-    measured = SplicedLoss(LanguageModel(str(place), dtype="float32"), LAYER, tokens_SL, SPECIAL, mean_D).compute(sae)
+    measured = SplicedLoss(LanguageModel(str(place), dtype="float32"), LAYER, tokens_SL, text(tokens_SL), mean_D).compute(
+        sae
+    )
 
     model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager").eval()
     layers = model.model.layers if family == "gemma-2" else model.transformer.h
-    text_SL = torch.tensor([[token not in SPECIAL for token in sequence] for sequence in tokens_SL.tolist()])
+    text_SL = text(tokens_SL)
 
     def loss(replacement) -> float:
         def hook(module, inputs, output):
@@ -85,7 +95,7 @@ class Uniform:
 
 
 def test_where_ablation_does_not_raise_the_loss_nothing_can_be_recovered() -> None:
-    measured = SplicedLoss(Uniform(), LAYER, sequences(), SPECIAL, torch.zeros(D_IN)).compute(random_sae())  # type: ignore[arg-type]
+    measured = SplicedLoss(Uniform(), LAYER, sequences(), text(sequences()), torch.zeros(D_IN)).compute(random_sae())  # type: ignore[arg-type]
     assert measured["recovered"] == {"zero": None, "mean": None}
     assert measured["reason"] == "zero ablation does not raise the loss; mean ablation does not raise the loss"
     assert measured["clean"] == 1
@@ -94,7 +104,7 @@ def test_where_ablation_does_not_raise_the_loss_nothing_can_be_recovered() -> No
 def test_sequences_are_whole_and_held_out(study: Study) -> None:
     store = ActivationStore(study.workspace.folder(study.plan.store))
     training, heldout = split_shards(store, 1)
-    few, all_there = heldout_sequences(store, heldout, 100), heldout_sequences(store, heldout, 10**9)
+    (few, _), (all_there, rows_SL) = (heldout_sequences(store, heldout, tokens) for tokens in (100, 10**9))
     trained_on = {int(sequence) for shard in training for sequence in store.read_field("sequence", *store.rows_of(shard))}
     held = store.read_field("sequence", *store.rows_of(heldout[0]))
     tokens_SL = store.whole("tokens")
@@ -108,6 +118,26 @@ def test_sequences_are_whole_and_held_out(study: Study) -> None:
     assert torch.equal(few, all_there[: len(few)])
     rows = [int((held == sequence).sum()) for sequence in expected]
     assert sum(rows[: len(few)]) >= 100 > sum(rows[: len(few) - 1])
+    assert torch.equal(rows_SL, ~torch.isin(all_there, torch.tensor(special)))
+
+
+def test_rows_that_were_left_out_are_not_replaced(study: Study, tmp_path: Path) -> None:
+    toml = tmp_path / "small.toml"
+    toml.write_text(SMALL.replace("[store]", "[store]\nmax_norm = 1.2"))
+    plan, workspace = make_plan(Experiment.load(str(toml))), Workspace(tmp_path / "workspace")
+    shutil.copytree(study.workspace.local / "models", workspace.local / "models")
+    extract(plan, workspace)
+    store = ActivationStore(workspace.storage(plan.store))
+    _, heldout = split_shards(store, 1)
+    start, stop = store.rows_of(heldout[0])
+    sequence, position = (store.read_field(name, start, stop) for name in ("sequence", "position"))
+    tokens_SL, rows_SL = heldout_sequences(store, heldout, 10**9)
+    text_SL = ~torch.isin(tokens_SL, torch.tensor(store.layout.special_ids))
+    assert 0 < int((text_SL & ~rows_SL).sum()) < int(text_SL.sum())
+    assert not (rows_SL & ~text_SL).any()
+    first = int(np.flatnonzero((store.whole("tokens") == tokens_SL[0].numpy()).all(axis=1))[0])
+    kept = {(int(s), int(p)) for s, p in zip(sequence, position, strict=True) if first <= s < first + len(tokens_SL)}
+    assert {(first + s, p) for s, p in rows_SL.nonzero().tolist()} == kept
 
 
 def test_the_study_s_model_loses_its_loss_with_nothing_in_its_stream(study: Study) -> None:

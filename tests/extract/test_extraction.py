@@ -101,6 +101,13 @@ def test_a_model_that_is_not_what_the_experiment_declares_is_refused(study: Stud
         ResidualStream(model_folder, layers=(4,), dtype="float32")
 
 
+def test_probe_texts_longer_than_the_model_s_positions_are_refused_before_anything_is_extracted(study: Study) -> None:
+    probes = study.experiment.probes.model_copy(update={"context": 10_000})
+    plan = replace(study.plan, experiment=study.experiment.model_copy(update={"probes": probes}))
+    with pytest.raises(BadInputError, match=r"positions, fewer than a context of 10000: lower store\.context or probes"):
+        open_study_model(plan, study.workspace)
+
+
 def test_a_local_model_and_a_local_corpus_go_the_same_way(model_folder: str, small_toml: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()

@@ -112,7 +112,7 @@ def test_packing_takes_about_four_bytes_a_token() -> None:
     [(Letters(), 0, 2, [0, 1, 2]), (Qwen(), 1, 2, [1, 2]), (GPT2(), 1, 1, [1])],
 )
 def test_eos_stands_in_for_what_a_tokenizer_lacks(tokenizer: Any, separator: int, padding: int, left_out: list[int]) -> None:
-    padded = packing.pad(["abc"], tokenizer, context=8)
+    padded = packing.pad(["abc"], tokenizer, context=8, special_ids=packing.padding_ids(tokenizer))
     assert padded.tokens_SL.tolist() == [[separator, 100, 101, 102, *[padding] * 4]]
     assert padded.row_offsets.tolist() == [0, 3]
     assert packing.padding_ids(tokenizer) == left_out
@@ -122,7 +122,10 @@ def test_a_tokenizer_with_neither_bos_nor_eos_is_refused() -> None:
     class Bare(Letters):
         bos_token_id = eos_token_id = None
 
-    for make in (lambda: packing.pack(["abc"], Bare(), context=8, rows=1), lambda: packing.pad(["abc"], Bare(), context=8)):
+    for make in (
+        lambda: packing.pack(["abc"], Bare(), context=8, rows=1),
+        lambda: packing.pad(["abc"], Bare(), context=8, special_ids=[]),
+    ):
         with pytest.raises(BadInputError, match="neither a BOS nor an EOS"):
             make()
 
@@ -152,7 +155,7 @@ def test_packing_keeps_every_token_in_order_and_no_special_one_as_a_row(texts: l
 
 @given(st.lists(st.text(LETTERS, min_size=1, max_size=30), min_size=1, max_size=10), st.integers(8, 16))
 def test_probe_texts_are_one_sequence_each(texts: list[str], context: int) -> None:
-    padded = packing.pad(texts, Letters(), context=context)
+    padded = packing.pad(texts, Letters(), context=context, special_ids=packing.padding_ids(Letters()))
     for index, text in enumerate(texts):
         expected = [0, *(3 + ord(letter) for letter in text)][:context]
         assert padded.tokens_SL[index].tolist() == expected + [2] * (context - len(expected))
@@ -161,4 +164,4 @@ def test_probe_texts_are_one_sequence_each(texts: list[str], context: int) -> No
 
 def test_an_empty_probe_text_is_refused() -> None:
     with pytest.raises(BadInputError, match="text 1 has no tokens: ''"):
-        packing.pad(["a", ""], Letters(), context=8)
+        packing.pad(["a", ""], Letters(), context=8, special_ids=packing.padding_ids(Letters()))

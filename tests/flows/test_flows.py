@@ -238,7 +238,7 @@ def test_trouble_with_files_is_tried_again_and_nothing_else_is(
     genuine, raised, tries = stage.train, StorageError("the disk is full"), []
 
     def train(plan: Plan, workspace: Workspace) -> stage.Trained:
-        tries.append(plan.arms)
+        tries.append(plan.arms_in_words)
         if len(tries) < 3:
             raise raised
         return genuine(plan, workspace)
@@ -254,7 +254,7 @@ def test_trouble_with_files_is_tried_again_and_nothing_else_is(
     ):
         tries.clear()
         monkeypatch.setattr(
-            stage, "train", lambda plan, _, raised=raised: (tries.append(plan.arms), (_ for _ in ()).throw(raised))
+            stage, "train", lambda plan, _, raised=raised: (tries.append(plan.arms_in_words), (_ for _ in ()).throw(raised))
         )
         state = run(flows.train, small_toml, finished, force=True)
         assert state.is_failed()

@@ -15,6 +15,7 @@ from pipeline.recipe import TrainConfig
 from pipeline.report.collect import REPORTED_LLM_PROBING
 from pipeline.report.differences import differences
 from pipeline.report.page import write_report
+from pipeline.report.terminal import results_table
 
 KS = [1, 2, 5, 10, 20]
 TASKS = {
@@ -450,3 +451,15 @@ def test_nan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         _written(_results() | {"k_values": [math.nan]}, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("ks", "titles"), [([2, 5], ["top 2", "top 5"]), ([5], ["top 5"]), ([1, 2, 5], ["top 1", "top 5"])])
+def test_the_terminal_shows_the_smallest_and_the_largest_probe(ks: list[int], titles: list[str]) -> None:
+    results = _results()
+    results["k_values"] = ks
+    for row in results["rows"]:
+        for of in ("sparse_probing", "llm_probing"):
+            row[of] = {k: value for k, value in row[of].items() if k in [*map(str, ks), "all"]}
+    table = results_table(results)
+    assert [column.header for column in table.columns][3:-3] == titles
+    assert "the model" in list(table.columns[0].cells)

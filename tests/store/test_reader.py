@@ -9,7 +9,7 @@ import torch
 import zarr
 from small_store import SHARD_ROWS, filled, flipped, new_store, numbered, rows_of
 
-from pipeline.errors import CorruptArtefactError
+from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.storage import LocalStorage
 from pipeline.store import format as fmt
 from pipeline.store.direct import ShardedArray
@@ -80,6 +80,13 @@ def test_a_store_being_written_is_refused_and_readable_in_part(tmp_path: Path) -
         store.read(3, 100, 200)
 
 
+def test_a_layer_that_is_not_there_is_no_damage(tmp_path: Path) -> None:
+    store = filled(tmp_path, numbered(SHARD_ROWS))
+    for ask in (lambda: store.read(7, 0, 1), lambda: store.scale(7)):
+        with pytest.raises(BadInputError, match="has no layer 7; it has 3"):
+            ask()
+
+
 def test_a_record_of_other_bytes_is_not_passed_over(tmp_path: Path) -> None:
     fmt.create(LocalStorage(tmp_path), new_store(SHARD_ROWS))
     one, other = ShardWriter(LocalStorage(tmp_path)), ShardWriter(LocalStorage(tmp_path))
@@ -88,3 +95,6 @@ def test_a_record_of_other_bytes_is_not_passed_over(tmp_path: Path) -> None:
     assert other.write(0, {3: values_RD}, fields) == record
     with pytest.raises(CorruptArtefactError, match="shard 0 was written by two machines that compute different bytes"):
         other.write(0, {3: values_RD * 2}, fields)
+    assert other.missing() == [0]
+    one.write(0, {3: values_RD}, fields)
+    assert torch.equal(ActivationStore(tmp_path).read(3, 0, SHARD_ROWS), values_RD)

@@ -199,3 +199,20 @@ def test_a_reset_latent_starts_with_clean_moments() -> None:
         assert not moment.b_enc_F.any()
         assert not moment.W_dec_FD.any()
     assert not trainer.dead(10).any()
+
+
+def test_what_goes_wrong_in_one_log_costs_the_others_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diagnose = Trainer.diagnose
+
+    def without_memory(self: Trainer, x_BD: torch.Tensor) -> object:
+        if self.config.l1 == 0.123:
+            raise MemoryError("no room")
+        return diagnose(self, x_BD)
+
+    monkeypatch.setattr(Trainer, "diagnose", without_memory)
+    members = run({"bad": config(l1=0.123), "good": config()})
+    assert members["bad"].stopped == "MemoryError in the log of step 50: no room"
+    assert (members["good"].stopped, members["good"].trainer.done) == (None, 60)
+    assert "in without_memory" in capsys.readouterr().err
