@@ -199,6 +199,21 @@ def test_an_evaluation_without_a_baseline_says_so_and_is_made_again_when_there_i
     assert json.loads((own.workspace.folder(full.evaluation) / INTERFERENCE).read_text())["fixed"]
 
 
+@pytest.mark.parametrize("arm", ["magnitude", "baseline"])
+def test_an_sae_of_another_size_costs_the_others_nothing(own: Study, arm: str) -> None:
+    shutil.rmtree(own.workspace.local / "evaluations")
+    harmed = next(sae for sae in own.plan.saes if sae.arm == arm)
+    weights = own.workspace.folder(harmed.artefact) / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    result = evaluate(own.plan, own.workspace)
+    assert list(result.failed) == [str(harmed)]
+    assert "bytes instead of" in result.failed[str(harmed)]
+    assert [sae.arm for sae in result.made] == [sae.arm for sae in own.plan.saes if sae is not harmed]
+    other = own.workspace.folder(result.made[-1].evaluation) / INTERFERENCE
+    reason = json.loads(other.read_text())["reason"]
+    assert reason.startswith("the arm `baseline` of this seed is damaged: ") if arm == "baseline" else reason is None
+
+
 def test_a_study_without_the_arm_baseline_says_so(own: Study, small_toml: Path) -> None:
     text = small_toml.read_text().replace('"baseline", ', "").replace("k_values = [1, 5]", "k_values = [1]\nloss_tokens = 0")
     small_toml.write_text(text)

@@ -307,6 +307,12 @@ def test_a_run_leaves_its_results_on_prefect_s_pages(small_toml: Path, finished:
     assert by_key["small-train-3-saes"]["data"] == 100.0
 
 
+def test_work_that_takes_long_to_begin_is_shown_too(study, small_toml: Path, finished: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(artifacts, "SECONDS_BETWEEN_LINES", -1.0)
+    shutil.rmtree(Path(finished) / "stores")  # packing reports no tokens until a sequence is full
+    assert run(flows.extract, small_toml, finished).is_completed()
+
+
 def test_a_run_s_name_says_experiment_arms_and_key(study, small_toml: Path):
     chosen = {"experiment": str(small_toml), "arms": ["full", "baseline"], "seeds": [0], "layer": 2}
     assert (
