@@ -2,6 +2,7 @@
 
 Each does what is missing and nothing else: a run that finds everything done ends as Cached. What they are made of lies in
 `orchestration/`, what the stages do in `pipeline/`. `python flows.py demo` runs a study here and now, without a server.
+Prefect makes its forms from a flow's own signature and docstring, which is why `train` and `evaluate` spell theirs out.
 """
 
 import argparse
