@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.filesize import decimal
 
 from pipeline.report import latent_plots, plots, tables, text
 from pipeline.report.differences import COLUMNS, summary
@@ -44,7 +45,7 @@ def environment() -> Environment:
     found = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    filters = (text.count, text.size, text.duration, text.scalar, text.words, text.date, text.percent, text.significant)
+    filters = (text.count, decimal, text.duration, text.scalar, text.words, text.date, text.percent, text.significant)
     found.filters.update({function.__name__: function for function in filters})
     return found
 

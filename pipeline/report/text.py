@@ -1,4 +1,4 @@
-"""How the report writes numbers, sizes, times and names."""
+"""How the report writes numbers, times and names."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -52,15 +52,6 @@ def signed(text: str) -> str:
 def p_value(value: float) -> str:
     """A p value."""
     return "< 0.001" if value < 0.001 else three(value)
-
-
-def size(value: float) -> str:
-    """Bytes in the largest decimal unit of which there is at least one."""
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value /= 1000
-        del units[0]
-    return f"{value:,.0f} {units[0]}" if value >= 100 else f"{value:.1f} {units[0]}"
 
 
 def duration(seconds: float) -> str:
