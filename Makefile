@@ -36,7 +36,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	@echo "installing into $(VENV): about three minutes and 2 GB ..."
+	@echo "installing into $(VENV): about three minutes and 4 GB ..."
 	@$(PIP) --editable .
 	@touch $@
 

@@ -46,7 +46,7 @@ class StoreConfig(Section):
     dtype: Dtype = "bfloat16"
     """Dtype of the stored rows."""
     codec: Codec = "raw"
-    """`raw` for local disks; `blosc` (zstd-1, byte shuffle) where storage is slower than about 1 GB/s."""
+    """`raw` for local disks; `blosc` (zstd-1, byte shuffle) where storage gives less than about 370 MB/s per core."""
     shard_rows: PositiveInt = 32768
     """Rows per file, the unit of writing, committing and resuming."""
     chunk_rows: PositiveInt = 1024

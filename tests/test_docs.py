@@ -82,7 +82,7 @@ def test_an_arm_is_added(extended: None, small_toml: Path) -> None:
     recipes = {sae.arm: sae.recipe for sae in make_plan(Experiment.load(str(small_toml))).saes}
     assert recipes["sparser"] == recipes["full"].model_copy(update={"l1": 0.06})
     assert recipes["sparser-late"].l1 == 0.06
-    assert (recipes["sparser-late"].resets.first, recipes["few-pairs"].contrast.topk) == (60, 0.01)
+    assert (recipes["sparser-late"].resets.first, recipes["few-pairs"].contrast.topk) == (2000, 0.01)
 
 
 def test_a_metric_is_added(extended: None, study: Study, own: Workspace) -> None:
