@@ -36,7 +36,7 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
             process.terminate()
             try:
                 process.wait(timeout=20)
-            except subprocess.TimeoutExpired:  # a worker was seen to wait for ever
+            except subprocess.TimeoutExpired:  # it may wait for runs that are gone: docs/operations.md
                 process.kill()
 
 

@@ -42,6 +42,7 @@ datasets = ["python/docstring-of"]
 [train]
 d_sae = 96
 steps = 1
+batch_size = 64
 [study]
 layers = [5]
 arms = ["baseline"]

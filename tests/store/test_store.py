@@ -134,7 +134,7 @@ def test_a_store_with_nothing_to_train_on_says_so(tmp_path: Path) -> None:
     store = filled(tmp_path / "s", numbered(SHARD_ROWS))
     with pytest.raises(BadInputError, match="heldout_shards 1 leaves nothing to train on: the store has 1 shards"):
         split_shards(store, 1)
-    with pytest.raises(BadInputError, match="batch_size 65 is more than the rows"):
+    with pytest.raises(BadInputError, match="batch_size 65 is more than the 64 rows"):
         next(shuffled_batches(store, 3, [0], batch_size=65, buffer_chunks=4, seed=0))
 
 
