@@ -202,13 +202,15 @@ def _loading(what: str) -> Iterator[None]:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Hold back transformers' progress bars and its report of weights that were left out on purpose."""
-    verbosity = transformers.logging.get_verbosity()
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()
 
 
 def study_model(plan: Plan, workspace: Workspace) -> tuple[str, str | None]:

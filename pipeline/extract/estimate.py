@@ -5,7 +5,7 @@ import time
 import torch
 from rich.filesize import decimal
 
-from pipeline.model import DTYPES
+from pipeline.model import DTYPES, best_device
 from pipeline.plan import Plan
 from pipeline.sources import SyntheticModel, TinyModel
 
@@ -44,7 +44,7 @@ def describe(plan: Plan) -> str:
     flop = 2 * WEIGHTS_PER_LAYER * model.d_in**2 * (max(store.layers) + 1)
     rate = _matmul_flops(model.dtype)
     seconds = (store.tokens + probe_rows) * flop / (rate * EFFICIENCY)
-    on_gpu = torch.cuda.is_available()
+    on_gpu = best_device().type != "cpu"
     lines += [
         f"  probe texts  at most {documents:,} texts of at most {experiment.probes.context} tokens, "
         f"at most {decimal(probe_rows * row_bytes)}",
@@ -63,16 +63,16 @@ def describe(plan: Plan) -> str:
 
 def _matmul_flops(dtype: str) -> float:
     """Floating-point operations per second of a square matrix product on this machine's device."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = 4096 if device == "cuda" else 1024
+    device = best_device()
+    wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
+    size = 1024 if device.type == "cpu" else 4096
     a = torch.randn(size, size, device=device, dtype=DTYPES[dtype])
     torch.mm(a, a)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < 0.3:
         torch.mm(a, a)
         done += 1
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait()
     return done * 2 * size**3 / (time.perf_counter() - started)
 
 

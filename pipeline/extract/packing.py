@@ -44,9 +44,11 @@ def pack(documents: Iterable[str], tokenizer: Any, *, context: int, rows: int) -
             if done >= rows:
                 break
     if not doc_starts:
-        raise BadInputError("the corpus holds no text")
+        raise BadInputError("the corpus holds no text: name other files, or another text_column")
     if not row_counts:
-        raise BadInputError(f"the corpus has {len(packed) - 1} tokens, which is less than one context of {context}")
+        raise BadInputError(
+            f"the corpus has {len(packed) - 1} tokens, which is less than one context of {context}: give more text"
+        )
     tokens_SL = np.frombuffer(packed, dtype=np.int32, count=len(row_counts) * context).reshape(-1, context)
     # A document that begins in the dropped sequence has no token in the store.
     starts = np.array(doc_starts, dtype=np.int64)

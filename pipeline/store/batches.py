@@ -47,12 +47,13 @@ def shuffled_batches(
     buffer_chunks: int,
     seed: int,
     start: int = 0,
-) -> Iterator[torch.Tensor]:
+) -> Generator[torch.Tensor, None, None]:
     """Endless float32 batches [B, D], scaled to E||x||^2 = 1, from batch number `start` on.
 
     Every row comes once per pass over the shards, in an order that depends on `seed`, the pass and the store alone, so the
     number of batches taken is all it needs to go on where a stream was left. Threads read and assemble ahead of the caller,
-    holding two buffers in the store's dtype and BATCHES_AHEAD batches; closing the iterator stops them.
+    holding two buffers in the store's dtype and BATCHES_AHEAD batches; closing the iterator stops them. Raises BadInputError
+    for fewer rows than a batch has.
     """
     order = _Order(store.chunks(shards), buffer_chunks, seed)
     if order.rows < batch_size:
@@ -138,7 +139,7 @@ def _loaded(store: ActivationStore, layer: int, order: _Order, row: int) -> Iter
             rows_R, turn = next_rows_R, 1 - turn
 
 
-def _ahead(batches: Generator[torch.Tensor, None, None]) -> Iterator[torch.Tensor]:
+def _ahead(batches: Generator[torch.Tensor, None, None]) -> Generator[torch.Tensor, None, None]:
     """The same batches, made by a thread while the caller works. The thread ends with the iterator."""
     queue: Queue[torch.Tensor | BaseException] = Queue(BATCHES_AHEAD)
     stopped = Event()

@@ -115,7 +115,7 @@ class _Stage:
         weights = self.workspace.verified(reference.artefact, WEIGHTS)
         (target,) = matching.heldout_l0([SAE.load(weights)], self._heldout(sae))
         if not target:
-            self.result.failed[str(sae)] = f"no latent of {reference}, to which it is matched, fires"
+            self.result.failed[str(sae)] = f"no latent of {reference}, to which it is matched, fires: lower its l1"
             return None
         folder = self.workspace.folder(sae.artefact) / matching.TRIES
         return matching.Search(sae=sae, folder=folder, target=target, reference=makings)
