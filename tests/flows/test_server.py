@@ -74,8 +74,16 @@ class Server:
         content = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = Request(f"{self.user['PREFECT_API_URL']}{path}", data=content, headers=headers, method=method)
-        with urlopen(request, timeout=30) as answer:
-            return json.loads(answer.read() or b"null")
+        patience = time.monotonic() + 60
+        while True:
+            try:
+                with urlopen(request, timeout=30) as answer:
+                    return json.loads(answer.read() or b"null")
+            except HTTPError as error:
+                # The server's database was locked for a moment: Prefect's own client asks again, too.
+                if error.code != 503 or time.monotonic() > patience:
+                    raise
+            time.sleep(1)
 
     def deployment(self, name: str) -> dict[str, Any]:
         return self.api("GET", f"/deployments/name/{name}")
