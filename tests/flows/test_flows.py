@@ -138,7 +138,8 @@ def test_diverged_saes_fail_the_flow_after_the_others_are_reported(
 
 
 def test_degenerate_saes_are_warned_of_and_reported(small_toml: Path, finished: str, caplog: pytest.LogCaptureFixture):
-    small_toml.write_text(small_toml.read_text().replace("[train]", "[train]\nl1 = 1000.0"))
+    text = small_toml.read_text().replace("[train]", "[train]\nl1 = 1000.0")
+    small_toml.write_text(text.replace("learning_rate = 1e-3", "learning_rate = 1e-1"))  # far enough for every latent to die
     state = run(flows.ablation, small_toml, finished)
     assert state.name == "Completed"
     assert "baseline seed 0 layer 2 is degenerate" in caplog.text
