@@ -122,21 +122,41 @@ def test_a_diverging_arm_stops_and_the_others_go_on() -> None:
     assert members["good"].trainer.done == 60
 
 
+@pytest.mark.parametrize(
+    ("raises", "reason"),
+    [
+        ("step", "MemoryError at step 8: no room for this"),
+        ("diagnose", "MemoryError in the log of step 50: no room for this"),
+    ],
+)
 def test_an_arm_that_raises_stops_with_its_reason_and_the_others_go_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    raises: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = Trainer.step
+    sound = getattr(Trainer, raises)
 
     def without_memory(self: Trainer, x_BD: torch.Tensor) -> object:
-        if self.config.l1 == 0.123 and self.done == 7:
+        if self.config.l1 == 0.123 and self.done >= 7:
             raise MemoryError("no room\nfor this")
-        return step(self, x_BD)
+        return sound(self, x_BD)
 
-    monkeypatch.setattr(Trainer, "step", without_memory)
+    monkeypatch.setattr(Trainer, raises, without_memory)
     members = run({"bad": config(l1=0.123), "good": config()})
-    assert members["bad"].stopped == "MemoryError at step 8: no room for this"
+    assert members["bad"].stopped == reason
     assert (members["good"].stopped, members["good"].trainer.done) == (None, 60)
     assert "in without_memory" in capsys.readouterr().err  # where it happened is not lost
+
+
+def test_a_live_view_that_fails_costs_no_training(capsys: pytest.CaptureFixture[str]) -> None:
+    class Away:
+        def log(self, step: int, values: dict[str, float]) -> None:
+            raise OSError(f"nobody is there at step {step}")
+
+    trainer = Trainer(config=config(), d_in=D_IN, seed=0)
+    member = Member(trainer=trainer, log=io.StringIO(), tracker=Away())
+    train_cohort([member], batches(), 60, "train")
+    assert (member.stopped, trainer.done, member.tracker) == (None, 60, None)
+    assert capsys.readouterr().err.count("no longer shown live: OSError: nobody is there at step 50") == 1
+    assert [json.loads(line)["step"] for line in member.log.getvalue().splitlines()] == [50, 60]
 
 
 @pytest.mark.parametrize(
@@ -199,20 +219,3 @@ def test_a_reset_latent_starts_with_clean_moments() -> None:
         assert not moment.b_enc_F.any()
         assert not moment.W_dec_FD.any()
     assert not trainer.dead(10).any()
-
-
-def test_what_goes_wrong_in_one_log_costs_the_others_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    diagnose = Trainer.diagnose
-
-    def without_memory(self: Trainer, x_BD: torch.Tensor) -> object:
-        if self.config.l1 == 0.123:
-            raise MemoryError("no room")
-        return diagnose(self, x_BD)
-
-    monkeypatch.setattr(Trainer, "diagnose", without_memory)
-    members = run({"bad": config(l1=0.123), "good": config()})
-    assert members["bad"].stopped == "MemoryError in the log of step 50: no room"
-    assert (members["good"].stopped, members["good"].trainer.done) == (None, 60)
-    assert "in without_memory" in capsys.readouterr().err
