@@ -1,6 +1,6 @@
 """The method's original command: `python experiment.py --out_dir=run_3` runs the arm of run 3, into run_3/final_info.json.
 
-Runs 0 to 10 are the arms of the method's plan (`pipeline.arms`). Only what is missing is made. The study is the
+Runs 0 to 10 are the arms of the method's plan (`pipeline.study.arms`). Only what is missing is made. The study is the
 demonstration, or the one that DASAE_EXPERIMENT names; artefacts lie in DASAE_WORKSPACE, or else in workspace/.
 """
 
@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.arms import ARMS
+from pipeline.artefacts.storage import write_atomically
 from pipeline.errors import BadInputError, PipelineError
-from pipeline.workspace import write_atomically
+from pipeline.study.arms import ARMS
 
 RUNS = {f"run_{arm.run}": name for name, arm in ARMS.items() if arm.run is not None}
 
@@ -30,14 +30,14 @@ def run(out_dir: Path) -> bool:
     """Extract, train and evaluate what one arm lacks, and write its metrics; returns whether some SAE failed."""
     if out_dir.name not in RUNS:
         raise BadInputError(f"--out_dir {out_dir}: its name must be one of {', '.join(RUNS)}, which chooses the arm")
-    from pipeline.evaluate.stage import evaluate
-    from pipeline.experiment import Experiment
-    from pipeline.extract.stage import extract
-    from pipeline.plan import make_plan
+    from pipeline.artefacts.workspace import Workspace
+    from pipeline.evaluate.evaluation import evaluate
+    from pipeline.extract.extraction import extract
     from pipeline.report.collect import collect
     from pipeline.report.final_info import final_info
-    from pipeline.train.stage import train
-    from pipeline.workspace import Workspace
+    from pipeline.study.experiment import Experiment
+    from pipeline.study.plan import make_plan
+    from pipeline.train.training import train
 
     plan = make_plan(Experiment.load(os.environ.get("DASAE_EXPERIMENT", "demo")), arms=[RUNS[out_dir.name]])
     workspace = Workspace(os.environ.get("DASAE_WORKSPACE", "workspace"))

@@ -20,11 +20,11 @@ from orchestration.engine import engine
 from orchestration.parameters import ALL, Arm, ExperimentName, Layer, Seed, run_name
 from orchestration.states import errors_in_one_line, outcome
 from orchestration.study import Study
+from pipeline.artefacts.storage import SCHEME
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import PipelineError
-from pipeline.experiment import Experiment
-from pipeline.plan import make_plan
-from pipeline.storage import SCHEME
-from pipeline.workspace import Workspace
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import make_plan
 
 # isort: split
 # After orchestration, which switches telemetry off before Prefect is imported.

@@ -27,11 +27,11 @@ import torch
 from extraction import hooked
 from measure import peak_memory, reset_peak_memory, show
 
-from pipeline.compatibility import importing_sae_bench
+from pipeline.artefacts.storage import LocalStorage
 from pipeline.evaluate import probing
 from pipeline.evaluate.tasks import ProbeTasks
-from pipeline.sae import SAE
-from pipeline.storage import LocalStorage
+from pipeline.runtime.compatibility import importing_sae_bench
+from pipeline.sae.sae import SAE
 from pipeline.store import format as fmt
 from pipeline.store.documents import SPLITS, Documents
 from pipeline.store.reader import ActivationStore

@@ -5,7 +5,7 @@
 
 End to end is tokenizing, forward, writing, syncing, checksums, manifest; loading the model is not counted for anybody. Each
 contestant of `peers` runs in a process of its own; SAELens once with glibc's allocator as it comes, and once told to keep
-what is freed, which our extraction does for itself (`pipeline.compatibility.keep_freed_memory`).
+what is freed, which our extraction does for itself (`pipeline.runtime.compatibility.keep_freed_memory`).
 """
 
 import argparse
@@ -25,14 +25,15 @@ import pyarrow.parquet as pq
 import torch
 from measure import interleaved, peak_memory, reset_peak_memory, show
 
-from pipeline.compatibility import importing_sae_bench, keep_freed_memory
-from pipeline.extract import packing
+from pipeline.artefacts.manifest import Artefact
+from pipeline.artefacts.storage import Storage
+from pipeline.artefacts.workspace import Workspace
 from pipeline.extract.fill import finish, prepare, write_shards
 from pipeline.extract.shards import run_shard
-from pipeline.model import ResidualStream, transformers
-from pipeline.storage import Storage
+from pipeline.models.language import ResidualStream, transformers
+from pipeline.runtime.compatibility import importing_sae_bench, keep_freed_memory
 from pipeline.store import format as fmt
-from pipeline.workspace import Artefact, Workspace
+from pipeline.texts import packing
 
 CONTEXT, LAYER = 128, 3
 KEEP_FREED = {

@@ -25,13 +25,13 @@ import torch
 from extraction import CONTEXT, LAYER, extract, hooked, texts_of
 from measure import peak_memory, reset_peak_memory, show
 
-from pipeline.arms import ARMS, recipe
-from pipeline.compatibility import importing_sae_bench
-from pipeline.extract import packing
-from pipeline.model import ResidualStream
-from pipeline.recipe import TrainConfig
+from pipeline.models.language import ResidualStream
+from pipeline.runtime.compatibility import importing_sae_bench
 from pipeline.store.batches import shuffled_batches
 from pipeline.store.reader import ActivationStore
+from pipeline.study.arms import ARMS, recipe
+from pipeline.study.recipe import TrainConfig
+from pipeline.texts import packing
 from pipeline.train.cohort import Member, train_cohort
 from pipeline.train.step import Trainer
 

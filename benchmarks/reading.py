@@ -19,12 +19,12 @@ import zarr
 from datasets import Array2D, Dataset, Features, disable_progress_bars, load_from_disk
 from measure import interleaved, peak_memory, reset_peak_memory, show
 
-from pipeline.recipe import TrainConfig
-from pipeline.storage import LocalStorage
+from pipeline.artefacts.storage import LocalStorage
 from pipeline.store import format as fmt
 from pipeline.store.batches import shuffled_batches
 from pipeline.store.reader import ActivationStore
 from pipeline.store.writer import ShardWriter
+from pipeline.study.recipe import TrainConfig
 from pipeline.train.step import Trainer
 
 D_IN, CONTEXT = 2304, 128

@@ -22,11 +22,11 @@ from collections.abc import Callable
 
 import torch
 
-from pipeline.compatibility import importing_sae_bench
-from pipeline.recipe import Contrast, TrainConfig
+from pipeline.runtime.compatibility import importing_sae_bench
+from pipeline.study.recipe import Contrast, TrainConfig
 from pipeline.train import losses
 from pipeline.train.gradients import row_norms
-from pipeline.train.pairs import thresholds
+from pipeline.train.pair_kernels import thresholds
 from pipeline.train.step import Trainer
 
 Step = Callable[[torch.Tensor], object]

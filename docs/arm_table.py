@@ -1,9 +1,9 @@
-"""Writes the table of the built-in arms in method.md: `python docs/arm_table.py`, after a change of `pipeline.arms`."""
+"""Writes the table of the built-in arms in method.md: `python docs/arm_table.py`, after a change of `study/arms.py`."""
 
 import json
 from pathlib import Path
 
-from pipeline.arms import ARMS, Arm
+from pipeline.study.arms import ARMS, Arm
 
 PAGE = Path(__file__).with_name("method.md")
 BEGIN, END = "<!-- written by docs/arm_table.py -->", "<!-- until here -->"

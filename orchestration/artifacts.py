@@ -22,8 +22,8 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from pipeline.progress import Advance
-from pipeline.storage import SCHEME
+from pipeline.artefacts.storage import SCHEME
+from pipeline.runtime.progress import Advance
 
 SECONDS_BETWEEN_UPDATES = 5.0
 SECONDS_BETWEEN_LINES = 60.0
@@ -35,7 +35,7 @@ def slug(*parts: str) -> str:
 
 
 class ProgressPage:
-    """A watch for `pipeline.progress`: a progress artifact, and a line in the log of the run once a minute."""
+    """A watch for `pipeline.runtime.progress`: a progress artifact, and a line in the log of the run once a minute."""
 
     def __init__(self, experiment: str, part: str = ""):
         self.experiment, self.part = experiment, part

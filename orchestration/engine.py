@@ -9,8 +9,8 @@ from prefect.client.schemas.objects import State
 from prefect.tasks import Task
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import RunConfig
-from pipeline.interrupt import stop_when
+from pipeline.runtime.interrupt import stop_when
+from pipeline.study.sections import RunConfig
 
 SECONDS_BETWEEN_LOOKS = 1.0
 

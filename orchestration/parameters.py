@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from pipeline.arms import ARMS
 from pipeline.errors import PipelineError
-from pipeline.experiment import EXPERIMENTS, Experiment
-from pipeline.plan import MOST_NAMED, make_plan
+from pipeline.study.arms import ARMS
+from pipeline.study.experiment import EXPERIMENTS, Experiment
+from pipeline.study.plan import MOST_NAMED, make_plan
 
 
 def known_arms() -> list[str]:

@@ -17,7 +17,7 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task, exponential_backoff
 
 from pipeline.errors import InterruptedRunError, PipelineError, StorageError
-from pipeline.interrupt import stop_when
+from pipeline.runtime.interrupt import stop_when
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -14,11 +14,12 @@ from prefect.tasks import Task
 from orchestration.artifacts import ProgressPage, show_report, show_results
 from orchestration.engine import Engine, stop_on_request
 from orchestration.states import reason, stage_task, value_or_error
+from pipeline.artefacts.manifest import Artefact
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, MissingArtefactError
-from pipeline.plan import Plan, PlannedSAE
-from pipeline.progress import watched_by
 from pipeline.report.current import is_current
-from pipeline.workspace import Artefact, Workspace
+from pipeline.runtime.progress import watched_by
+from pipeline.study.plan import Plan, PlannedSAE
 
 ACTIVATIONS_READY = "activations.ready"
 """The event of a fresh activation store; `prefect.yaml` starts training upon it."""
@@ -36,7 +37,7 @@ def _on_the_page(plan: Plan, stop: str | None, part: str = "") -> Iterator[None]
 @stage_task("prepare {plan.experiment.name}")
 def prepare(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], dict[str, list[int]]]:
     """Make the study's own model and lay out its stores; returns the paths made, and the missing shards of each store."""
-    from pipeline.extract.stage import Extraction
+    from pipeline.extract.extraction import Extraction
 
     with _on_the_page(plan, stop):
         extraction = Extraction(plan, workspace)
@@ -48,7 +49,7 @@ def write_shards(
     plan: Plan, workspace: Workspace, work: dict[str, list[int]], part: int, stop: str | None = None
 ) -> dict[str, float]:
     """Make some shards of some stores; returns the seconds spent on each store."""
-    from pipeline.extract.stage import Extraction
+    from pipeline.extract.extraction import Extraction
 
     with _on_the_page(plan, stop, f"part {part}"):
         extraction = Extraction(plan, workspace)
@@ -59,7 +60,7 @@ def write_shards(
 @stage_task("publish {plan.experiment.name}")
 def publish_stores(plan: Plan, workspace: Workspace, seconds: dict[str, float], stop: str | None = None) -> list[str]:
     """Publish the stores whose shards are all there; returns their paths."""
-    from pipeline.extract.stage import Extraction
+    from pipeline.extract.extraction import Extraction
 
     with _on_the_page(plan, stop):
         return _paths(Extraction(plan, workspace).finish(list(seconds), seconds))
@@ -68,7 +69,7 @@ def publish_stores(plan: Plan, workspace: Workspace, seconds: dict[str, float], 
 @stage_task("train layer {plan.saes[0].layer}: {plan.arms_in_words}")
 def train_cohort(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], Failures]:
     """Train SAEs that share their batches; returns the paths made, and which SAE failed and why."""
-    from pipeline.train.stage import train
+    from pipeline.train.training import train
 
     with _on_the_page(plan, stop):
         trained = train(plan, workspace)
@@ -78,7 +79,7 @@ def train_cohort(plan: Plan, workspace: Workspace, stop: str | None = None) -> t
 @stage_task("evaluate layer {plan.saes[0].layer}: {plan.arms_in_words}")
 def evaluate_saes(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], Failures]:
     """Evaluate SAEs of one layer; returns the paths made, and which SAE could not be measured and why."""
-    from pipeline.evaluate.stage import evaluate
+    from pipeline.evaluate.evaluation import evaluate
 
     with _on_the_page(plan, stop):
         evaluated = evaluate(plan, workspace)
@@ -124,7 +125,7 @@ class Study:
         """Fill every store of the study. Raises the error of a task that failed: without its stores there is no study."""
         if all(self.workspace.manifest(artefact) for artefact in self.plan.extracted):
             return  # before anything heavy is imported
-        from pipeline.extract.stage import shares
+        from pipeline.extract.extraction import shares
 
         ((made, work),) = self._values(prepare, [{}])
         parts = [{"work": share, "part": part + 1} for part, share in enumerate(shares(work, self.engine.workers))]
@@ -152,7 +153,7 @@ class Study:
         """Train every SAE that is missing; one that fails is noted, the others go on."""
         if all(self.workspace.manifest(artefact) for artefact in self.plan.trained):
             return
-        from pipeline.train.stage import cohorts
+        from pipeline.train.training import cohorts
 
         # Those that are matched to others come after those.
         for matched in (False, True):
@@ -163,7 +164,7 @@ class Study:
         """Measure every SAE that is trained and was not measured; one that fails is noted, the others go on."""
         if all(self.workspace.manifest(sae.evaluation) for sae in self.plan.saes):
             return
-        from pipeline.evaluate.stage import unmeasured
+        from pipeline.evaluate.evaluation import unmeasured
 
         missing = unmeasured(self.plan, self.workspace)
         layers = [[sae for sae in missing if sae.layer == layer] for layer in dict.fromkeys(sae.layer for sae in missing)]

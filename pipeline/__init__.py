@@ -1,7 +1,7 @@
 """The direction-aware contrastive SAE study: extract once, train every arm, evaluate, compare.
 
-What a notebook needs stands here (docs/quickstart.md). Behind it, start at `pipeline.plan` (what a study consists of) or
-`pipeline.cli` (what a user can do with it).
+What a notebook needs stands here (docs/quickstart.md). Behind it, start at `pipeline.study.plan` (what a study consists of)
+or `pipeline.cli` (what a user can do with it).
 """
 
 import os
@@ -10,15 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.experiment import Experiment
-    from pipeline.export import load_sae
+    from pipeline.artefacts.workspace import Workspace
     from pipeline.extract.reading import TextReader
-    from pipeline.plan import make_plan
     from pipeline.report.frame import read_results
-    from pipeline.sae import SAE
+    from pipeline.sae.export import load_sae
+    from pipeline.sae.sae import SAE
     from pipeline.store.batches import rows_in_order, shuffled_batches
     from pipeline.store.reader import ActivationStore
-    from pipeline.workspace import Workspace
+    from pipeline.study.experiment import Experiment
+    from pipeline.study.plan import make_plan
 
 __all__ = [
     "SAE",
@@ -34,13 +34,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "SAE": "pipeline.sae",
+    "SAE": "pipeline.sae.sae",
     "ActivationStore": "pipeline.store.reader",
-    "Experiment": "pipeline.experiment",
+    "Experiment": "pipeline.study.experiment",
     "TextReader": "pipeline.extract.reading",
-    "Workspace": "pipeline.workspace",
-    "load_sae": "pipeline.export",
-    "make_plan": "pipeline.plan",
+    "Workspace": "pipeline.artefacts.workspace",
+    "load_sae": "pipeline.sae.export",
+    "make_plan": "pipeline.study.plan",
     "read_results": "pipeline.report.frame",
     "rows_in_order": "pipeline.store.batches",
     "shuffled_batches": "pipeline.store.batches",

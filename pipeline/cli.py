@@ -17,9 +17,9 @@ from pipeline.train.track import Service
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.plan import Plan
-    from pipeline.storage import Storage
-    from pipeline.workspace import Artefact
+    from pipeline.artefacts.manifest import Artefact
+    from pipeline.artefacts.storage import Storage
+    from pipeline.study.plan import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -151,8 +151,8 @@ def report(
 @app.command()
 def status(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPACE) -> None:
     """Show what is done, partial or missing, and the next command."""
-    from pipeline.status import Status
-    from pipeline.workspace import Workspace
+    from pipeline.artefacts.workspace import Workspace
+    from pipeline.study.status import Status
 
     found = Status(_plan(experiment), Workspace(workspace))
     console.print(found.table())
@@ -190,8 +190,8 @@ def export(
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
     """Copy a finished SAE, verified, into a folder that another library loads."""
-    from pipeline.export import find, to_saelens
-    from pipeline.workspace import Workspace
+    from pipeline.artefacts.workspace import Workspace
+    from pipeline.sae.export import find, to_saelens
 
     found = find(sae, Workspace(workspace))
     to_saelens(found, folder)
@@ -199,8 +199,8 @@ def export(
 
 
 def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, layer: int | None = None) -> "Plan":
-    from pipeline.experiment import Experiment
-    from pipeline.plan import make_plan
+    from pipeline.study.experiment import Experiment
+    from pipeline.study.plan import make_plan
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")] if seeds is not None else None
@@ -215,7 +215,7 @@ def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, la
 
 
 def _store(place: str) -> "Storage":
-    from pipeline.storage import open_storage
+    from pipeline.artefacts.storage import open_storage
     from pipeline.store import format as fmt
 
     storage = open_storage(place)
@@ -226,7 +226,7 @@ def _store(place: str) -> "Storage":
 
 
 def _discard(artefacts: "Sequence[Artefact]", workspace: str, force: bool) -> None:
-    from pipeline.workspace import Workspace
+    from pipeline.artefacts.workspace import Workspace
 
     opened = Workspace(workspace)
     for artefact in artefacts if force else ():
@@ -234,16 +234,16 @@ def _discard(artefacts: "Sequence[Artefact]", workspace: str, force: bool) -> No
 
 
 def _extract(plan: "Plan", workspace: str, deep: bool = False) -> None:
-    from pipeline.extract.stage import extract
-    from pipeline.workspace import Workspace
+    from pipeline.artefacts.workspace import Workspace
+    from pipeline.extract.extraction import extract
 
     made = extract(plan, Workspace(workspace), deep=deep)
     console.print(f"extract: {len(made)} made, {len(plan.extracted) - len(made)} were there", highlight=False)
 
 
 def _train(plan: "Plan", workspace: str, track: Service | None = None) -> bool:
-    from pipeline.train.stage import train
-    from pipeline.workspace import Workspace
+    from pipeline.artefacts.workspace import Workspace
+    from pipeline.train.training import train
 
     result = train(plan, Workspace(workspace), track)
     there = len(plan.saes) - len(result.made) - len(result.failed)
@@ -254,8 +254,8 @@ def _train(plan: "Plan", workspace: str, track: Service | None = None) -> bool:
 
 
 def _evaluate(plan: "Plan", workspace: str) -> bool:
-    from pipeline.evaluate.stage import evaluate
-    from pipeline.workspace import Workspace
+    from pipeline.artefacts.workspace import Workspace
+    from pipeline.evaluate.evaluation import evaluate
 
     result = evaluate(plan, Workspace(workspace))
     there = len(plan.saes) - len(result.made) - len(result.untrained) - len(result.failed)
@@ -270,10 +270,10 @@ def _evaluate(plan: "Plan", workspace: str) -> bool:
 
 
 def _report(plan: "Plan", workspace: str) -> None:
+    from pipeline.artefacts.workspace import Workspace
     from pipeline.report.collect import collect
     from pipeline.report.page import write_report
     from pipeline.report.terminal import results_table
-    from pipeline.workspace import Workspace
 
     opened = Workspace(workspace)
     results = collect(plan, opened)
@@ -283,9 +283,9 @@ def _report(plan: "Plan", workspace: str) -> None:
 
 
 def _report_both(plan: "Plan", other: "Plan", workspace: str) -> None:
+    from pipeline.artefacts.workspace import Workspace
     from pipeline.report.collect import collect
     from pipeline.report.versus import write_comparison
-    from pipeline.workspace import Workspace
 
     opened = Workspace(workspace)
     place = opened.report(f"{plan.experiment.name}-beside-{other.experiment.name}")

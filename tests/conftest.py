@@ -15,9 +15,9 @@ import hypothesis
 import pytest
 from small_study import SMALL, Study
 
-from pipeline.experiment import Experiment
-from pipeline.plan import make_plan
-from pipeline.workspace import Workspace
+from pipeline.artefacts.workspace import Workspace
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import make_plan
 
 # A busy machine is no failure.
 # The same examples in every run: what decides whether a change lands must not draw lots.
@@ -36,9 +36,9 @@ def small_toml(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """The small study, finished. Read only."""
-    from pipeline.evaluate.stage import evaluate
-    from pipeline.extract.stage import extract
-    from pipeline.train.stage import train
+    from pipeline.evaluate.evaluation import evaluate
+    from pipeline.extract.extraction import extract
+    from pipeline.train.training import train
 
     folder = tmp_path_factory.mktemp("study")
     (folder / "small.toml").write_text(SMALL)

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from pipeline.texts import python
 
-for module in ("pipeline.extract.stage", "transformers.models.gemma2.modeling_gemma2"):
+for module in ("pipeline.extract.extraction", "transformers.models.gemma2.modeling_gemma2"):
     import_module(module)
 python.fingerprint()
 list(python.corpus_texts())

@@ -14,11 +14,12 @@ from typing import Any
 
 from small_study import SMALL, Study
 
+from pipeline.artefacts.manifest import MANIFEST
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import PipelineError
-from pipeline.experiment import Experiment
-from pipeline.plan import Plan, make_plan
 from pipeline.store import format as fmt
-from pipeline.workspace import MANIFEST, Workspace
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import Plan, make_plan
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def extract_here(toml: str, workspace: str, options: dict[str, Any]) -> None:
     """Extract a study in this process. `made` is a folder for a file per shard written; exit code 3 for a PipelineError."""
     import torch
 
-    from pipeline.extract.stage import extract
+    from pipeline.extract.extraction import extract
     from pipeline.store.writer import ShardWriter
 
     torch.set_num_threads(1)

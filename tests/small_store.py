@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.storage import LocalStorage
+from pipeline.artefacts.storage import LocalStorage
 from pipeline.store import format as fmt
 from pipeline.store.reader import ActivationStore
 from pipeline.store.writer import ShardWriter

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from pipeline.experiment import Experiment
-from pipeline.plan import Plan
-from pipeline.workspace import Workspace
+from pipeline.artefacts.workspace import Workspace
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import Plan
 
 SMALL = """
 description = "A study small enough for a test."

@@ -12,8 +12,17 @@ PIPELINE = ROOT / "pipeline"
 MODULES = sorted(PIPELINE.rglob("*.py"))
 ORCHESTRATION = sorted((ROOT / "orchestration").glob("*.py"))
 STAGES = ("extract", "train", "evaluate", "report")
-# What users call: it reaches every stage.
-FRONTS = ("cli.py", "__init__.py")
+# From top to bottom: imports go downwards. Rooms of one line may use each other, except for the stages, which never do.
+FLOORS = (
+    ("cli", "__init__"),
+    STAGES,
+    ("study",),
+    ("texts", "models", "sae", "store"),
+    ("artefacts",),
+    ("runtime", "section", "errors"),
+)
+FLOOR = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
+LONGEST_MODULE, LONGEST_FUNCTION = 400, 60
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 MAP = runpy.run_path(str(ROOT / "docs/import_map.py"))
 
@@ -35,16 +44,28 @@ def inside(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
+def room(path: Path) -> str:
+    """The package of a module inside `pipeline/`, or its own name for one that lies directly there."""
+    return path.relative_to(PIPELINE).parts[0].removesuffix(".py")
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PIPELINE)))
-def test_imports(path: Path) -> None:
+def test_imports_go_downwards(path: Path) -> None:
     name, modules = path.relative_to(PIPELINE), imports(path)
     for never in ("prefect", "flows", "tests", "pickle", "dill", "cloudpickle"):
         assert not any(inside(module, never) for module in modules), f"{name} imports {never}"
-    if str(name) in FRONTS:
-        return
-    for stage in STAGES:
-        reached = {module for module in modules if inside(module, f"pipeline.{stage}")}
-        assert not reached or stage == name.parts[0], f"{name} imports {sorted(reached)}"
+    own = room(path)
+    for module in sorted(module for module in modules if module.startswith("pipeline.")):
+        other = module.split(".")[1]
+        if other == "__version__" or own == "__init__":
+            continue
+        assert FLOOR[other] <= FLOOR[own], f"{name} imports {module}, which is on a higher floor"
+        assert other == own or not {own, other} <= set(STAGES), f"{name} imports {module}: stages do not know each other"
+
+
+def test_no_name_stands_twice() -> None:
+    names = [path.stem for path in MODULES if path.stem != "__init__"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
 
 
 def test_the_map_is_that_of_the_code() -> None:
@@ -56,14 +77,22 @@ def test_no_circle_of_imports_is_hidden_in_a_package() -> None:
     assert floors["flows.py"] == max(floors.values())
 
 
-def test_the_stages_are_the_packages_that_are_not_shared() -> None:
-    assert {path.parent.name for path in MODULES if path.parent != PIPELINE} == {*STAGES, "store", "texts"}
+def test_every_room_has_its_floor() -> None:
+    assert {room(path) for path in MODULES} == set(FLOOR)
 
 
-def test_no_module_is_long() -> None:
-    modules = [*MODULES, *ORCHESTRATION, ROOT / "flows.py", ROOT / "experiment.py"]
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in modules}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
+def test_modules_and_functions_fit_a_reader() -> None:
+    long: list[str] = []
+    for path in [*MODULES, *ORCHESTRATION, ROOT / "flows.py", ROOT / "experiment.py"]:
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT)
+        if len(text.splitlines()) >= LONGEST_MODULE:
+            long.append(str(name))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno
+                if node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION:
+                    long.append(f"{name}: {node.name}")
+    assert long == []
 
 
 def test_every_module_has_its_paragraph_and_no_other_does() -> None:

@@ -11,10 +11,10 @@ from rich.console import Console
 from small_study import Study
 from typer.testing import CliRunner
 
+from pipeline.artefacts.workspace import Workspace
 from pipeline.cli import app, main
-from pipeline.plan import make_plan
-from pipeline.status import Status
-from pipeline.workspace import Workspace
+from pipeline.study.plan import make_plan
+from pipeline.study.status import Status
 
 ROOT = Path(__file__).parents[1]
 

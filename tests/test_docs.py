@@ -12,13 +12,13 @@ from small_store import filled, numbered
 from small_study import SMALL, Study
 
 from pipeline import Experiment, Workspace, make_plan, read_results
-from pipeline.arms import ARMS
 from pipeline.cli import _report
 from pipeline.errors import BadInputError
+from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.reconstruction import METRICS
-from pipeline.evaluate.stage import evaluate
 from pipeline.report.metrics import RECONSTRUCTED
 from pipeline.store.codecs import CODECS
+from pipeline.study.arms import ARMS
 from pipeline.texts.corpus import corpus_texts
 from pipeline.texts.files import READERS
 

@@ -13,9 +13,9 @@ from types import ModuleType
 import pytest
 from small_study import Study
 
-from pipeline.arms import ARMS
 from pipeline.report.collect import collect
 from pipeline.report.final_info import final_info
+from pipeline.study.arms import ARMS
 
 ROOT = Path(__file__).parents[1]
 

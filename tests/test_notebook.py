@@ -13,9 +13,9 @@ import pipeline
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError
 from pipeline.report.collect import collect
 from pipeline.report.page import write_report
-from pipeline.sae import WEIGHTS
+from pipeline.sae.sae import WEIGHTS
 from pipeline.store.documents import Documents
-from pipeline.texts.probes import load_texts
+from pipeline.texts.labelled import load_texts
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -12,9 +12,16 @@ import torch
 from small_study import Study
 
 from pipeline import cli
-from pipeline.evaluate.stage import evaluate
-from pipeline.experiment import Experiment
-from pipeline.plan import (
+from pipeline.artefacts.manifest import Artefact
+from pipeline.artefacts.workspace import Workspace
+from pipeline.evaluate.evaluation import evaluate
+from pipeline.report.collect import collect
+from pipeline.report.page import write_report
+from pipeline.sae.sae import CONFIG, SAE, WEIGHTS
+from pipeline.store.batches import rows_in_order
+from pipeline.store.reader import ActivationStore
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import (
     CAPTURE,
     EXAMPLES,
     INTERFERENCE,
@@ -25,13 +32,7 @@ from pipeline.plan import (
     PlannedSAE,
     make_plan,
 )
-from pipeline.report.collect import collect
-from pipeline.report.page import write_report
-from pipeline.sae import CONFIG, SAE, WEIGHTS
-from pipeline.store.batches import rows_in_order
-from pipeline.store.reader import ActivationStore
-from pipeline.train.stage import train
-from pipeline.workspace import Artefact, Workspace
+from pipeline.train.training import train
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_results_have_a_row_for_every_arm_and_seed(study: Study) -> None:
 
 
 def test_published_saes_load_in_saelens_with_the_same_latents(study: Study) -> None:
-    from pipeline.compatibility import importing_sae_bench
+    from pipeline.runtime.compatibility import importing_sae_bench
 
     with importing_sae_bench():
         import sae_lens  # a dependency of sae-bench

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.extract.tiny_model import BOS, EOS, PAD, train_tokenizer
-from pipeline.model import quiet_transformers, transformers
+from pipeline.models.language import quiet_transformers, transformers
+from pipeline.models.tiny import BOS, EOS, PAD, train_tokenizer
 
 DEPTH, D_IN, VOCABULARY, POSITIONS = 4, 32, 320, 64
 GEMMA = {

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from pipeline.evaluate.pairs import Together, TopPairs, blocks_of
-from pipeline.experiment import EvaluateConfig
-from pipeline.sae import SAE
+from pipeline.sae.sae import SAE
+from pipeline.study.sections import EvaluateConfig
 
 NULL_SEED = 1_000_003
 """Seed of the random SAE, away from the small numbers that training seeds are: it must share no direction with them."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.sae import SAE
+from pipeline.sae.sae import SAE
 from pipeline.store.batches import rows_in_order
 from pipeline.store.reader import ActivationStore
 

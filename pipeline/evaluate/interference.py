@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.evaluate.pairs import PairBlock, blocks_of
-from pipeline.sae import SAE
+from pipeline.sae.sae import SAE
 
 ROUNDING = 1e-6
 """Two blocks may round the same cosine differently; thresholds are lowered by this, lest a pair miss its own."""

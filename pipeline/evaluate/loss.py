@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.model import LanguageModel
-from pipeline.sae import SAE
+from pipeline.models.language import LanguageModel
+from pipeline.sae.sae import SAE
 from pipeline.store.reader import ActivationStore
 
 SEQUENCES_AT_ONCE = 4

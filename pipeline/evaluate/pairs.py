@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.sae import SAE
+from pipeline.sae.sae import SAE
 
 BLOCK_BYTES = 64 * 2**20
 """Of each float32 matrix [b, F]: of 16,384 latents, 1,024 are a block; up to 4,096 latents are one."""

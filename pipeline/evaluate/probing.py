@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from pipeline.compatibility import importing_sae_bench
 from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate import probes
 from pipeline.evaluate.probes import Features
+from pipeline.runtime.compatibility import importing_sae_bench
 
 POOLING_BATCH = 125
 """Documents read at once, and sae-bench's `sae_batch_size`."""

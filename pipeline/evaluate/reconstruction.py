@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate.pairs import blocks_of
-from pipeline.sae import SAE
+from pipeline.sae.sae import SAE
 
 DENSITY_EDGES = [quarter / 4 for quarter in range(-24, 1)]
 """log10 of the share of rows on which a latent fires; rarer latents count into the first bin."""

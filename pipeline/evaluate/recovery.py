@@ -12,9 +12,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from pipeline.evaluate.capture import topk_mask
-from pipeline.experiment import EvaluateConfig
-from pipeline.ground_truth import NO_PARENT, GroundTruth
-from pipeline.sae import SAE
+from pipeline.models.synthetic import NO_PARENT, GroundTruth
+from pipeline.sae.sae import SAE
+from pipeline.study.sections import EvaluateConfig
 
 MATCH = 0.8
 """Cosine above which a latent's direction counts as that of a feature."""

@@ -17,9 +17,9 @@ import torch
 from pipeline.errors import InterruptedRunError
 from pipeline.evaluate import probing
 from pipeline.evaluate.probes import Features
-from pipeline.interrupt import stop_requested
-from pipeline.memory import free_memory
-from pipeline.sae import SAE
+from pipeline.runtime.interrupt import stop_requested
+from pipeline.runtime.memory import free_memory
+from pipeline.sae.sae import SAE
 from pipeline.store.documents import SPLITS, Documents
 
 SHARE = 0.5

@@ -5,9 +5,10 @@ import time
 import torch
 from rich.filesize import decimal
 
-from pipeline.model import DTYPES, best_device
-from pipeline.plan import Plan
-from pipeline.sources import SyntheticModel, TinyModel
+from pipeline.models.language import DTYPES
+from pipeline.models.model_section import SyntheticModel, TinyModel
+from pipeline.runtime.devices import best_device
+from pipeline.study.plan import Plan
 
 ROW_FIELD_BYTES = 20
 """doc_id, sequence, position and token_id of one row, uncompressed."""

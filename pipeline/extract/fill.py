@@ -7,17 +7,18 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 
+from pipeline.artefacts.identity import key_of
+from pipeline.artefacts.manifest import MANIFEST, Artefact
+from pipeline.artefacts.storage import Storage
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError, InterruptedRunError
 from pipeline.extract.shards import ShardRows
-from pipeline.identity import key_of
-from pipeline.interrupt import stop_on_sigterm
-from pipeline.progress import progress
-from pipeline.storage import Storage
+from pipeline.runtime.interrupt import stop_on_sigterm
+from pipeline.runtime.progress import progress
 from pipeline.store import format as fmt
 from pipeline.store.reader import ActivationStore
 from pipeline.store.verify import damages, store_norms
 from pipeline.store.writer import ShardWriter, commit_name
-from pipeline.workspace import MANIFEST, Artefact, Workspace
 
 SECONDS_BETWEEN_LOOKS = 0.5
 """How long to wait before looking again whether other processes have finished their shards."""

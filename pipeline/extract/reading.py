@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
-from pipeline.extract import packing
 from pipeline.extract.shards import run_shard
-from pipeline.model import open_study_model
-from pipeline.plan import Plan
 from pipeline.store import format as fmt
-from pipeline.workspace import Workspace
+from pipeline.study.plan import Plan
+from pipeline.study.study_model import open_study_model
+from pipeline.texts import packing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.model import ResidualStream
+from pipeline.models.language import ResidualStream
 from pipeline.store import format as fmt
 from pipeline.store.writer import row_norms
 

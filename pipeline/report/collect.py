@@ -6,9 +6,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pipeline
-from pipeline.arms import arms_of
+from pipeline.artefacts.manifest import Artefact, Manifest
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import MissingArtefactError
-from pipeline.plan import (
+from pipeline.models.model_section import HuggingFaceModel, SyntheticModel, TinyModel
+from pipeline.report.current import made_of
+from pipeline.report.differences import differences
+from pipeline.report.metrics import RECONSTRUCTED
+from pipeline.store.reader import ActivationStore
+from pipeline.study.arms import arms_of
+from pipeline.study.plan import (
     CAPTURE,
     EXAMPLES,
     GROUND_TRUTH,
@@ -20,12 +27,7 @@ from pipeline.plan import (
     Plan,
     PlannedSAE,
 )
-from pipeline.report.current import made_of
-from pipeline.report.differences import differences
-from pipeline.report.metrics import RECONSTRUCTED
-from pipeline.sources import CorpusConfig, FilesCorpus, HuggingFaceModel, SyntheticModel, TinyModel
-from pipeline.store.reader import ActivationStore
-from pipeline.workspace import Artefact, Manifest, Workspace
+from pipeline.texts.text_sections import CorpusConfig, FilesCorpus
 
 NOT_PROBED: dict[str, Any] = dict.fromkeys(
     ("sparse_probing", "llm_probing", "sparse_probing_by_task", "llm_probing_by_task")

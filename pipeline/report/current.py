@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pipeline
-from pipeline.arms import arms_of
-from pipeline.plan import Plan
-from pipeline.workspace import Workspace
+from pipeline.artefacts.workspace import Workspace
+from pipeline.study.arms import arms_of
+from pipeline.study.plan import Plan
 
 
 def made_of(plan: Plan, workspace: Workspace) -> dict[str, Any]:

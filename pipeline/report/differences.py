@@ -1,6 +1,6 @@
 """Differences between the arms of one layer: which were planned, how sure they are, and what that means in words.
 
-Planned are the metrics of `PLANNED`, of every arm against the arm it changes (`pipeline.arms.Arm.base`), whose question
+Planned are the metrics of `PLANNED`, of every arm against the arm it changes (`study.arms.Arm.base`), whose question
 says what that difference tells. Every other difference is exploratory: it has an interval, but no verdict.
 """
 

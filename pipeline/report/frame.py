@@ -3,9 +3,9 @@
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import MissingArtefactError
-from pipeline.experiment import Experiment
-from pipeline.workspace import Workspace
+from pipeline.study.experiment import Experiment
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,11 +10,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.filesize import decimal
 
+from pipeline.artefacts.storage import Storage, open_storage
 from pipeline.report import latent_plots, plots, tables, text
 from pipeline.report.differences import COLUMNS, summary
 from pipeline.report.drawing import as_image
 from pipeline.report.metrics import F1, FOUND, ONE_TO_ONE, RECONSTRUCTED, RESETS, SILENT, TRUTH, Results, by_arm, pick
-from pipeline.storage import Storage, open_storage
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCALARS = ("arm", "seed", "layer", "sae", "steps", "tokens", "seconds", "degenerate")

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline.artefacts.storage import Storage, open_storage
 from pipeline.errors import BadInputError
 from pipeline.report import text
 from pipeline.report.differences import PLANNED, compared_metrics
 from pipeline.report.metrics import Metric, Results, Rows, by_arm, mean
 from pipeline.report.page import as_csv, environment
-from pipeline.storage import Storage, open_storage
 
 COLUMNS = (
     "metric", "arm", "layer_a", "layer_b", "mean_a", "mean_b", "seeds_a", "seeds_b", "level_difference", "reference",

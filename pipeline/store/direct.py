@@ -11,8 +11,8 @@ import google_crc32c
 import numcodecs
 import numpy as np
 
+from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError
-from pipeline.storage import Storage
 
 CRC_BYTES = 4
 ABSENT = 2**64 - 1

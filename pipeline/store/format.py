@@ -15,9 +15,9 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from pipeline.artefacts.storage import Storage, read_many
 from pipeline.errors import CorruptArtefactError
-from pipeline.sources import Dtype
-from pipeline.storage import Storage, read_many
+from pipeline.section import Dtype
 from pipeline.store.codecs import CODECS, Codec
 
 FORMAT = "dasae-activations/2"

@@ -13,9 +13,9 @@ import torch
 import zarr
 from pydantic import ValidationError
 
+from pipeline.artefacts.identity import sha256
+from pipeline.artefacts.storage import Storage, open_storage, read_many
 from pipeline.errors import BadInputError, CorruptArtefactError
-from pipeline.identity import sha256
-from pipeline.storage import Storage, open_storage, read_many
 from pipeline.store import format as fmt
 from pipeline.store.direct import ShardedArray
 from pipeline.store.verify import recorded

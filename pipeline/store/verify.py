@@ -9,13 +9,13 @@ from itertools import chain
 import google_crc32c
 from pydantic import ValidationError
 
+from pipeline.artefacts.identity import sha256
+from pipeline.artefacts.manifest import MANIFEST, FileRecord, Manifest
+from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError
-from pipeline.identity import sha256
-from pipeline.progress import progress
-from pipeline.storage import Storage
+from pipeline.runtime.progress import progress
 from pipeline.store import format as fmt
 from pipeline.store.writer import Commit, LayerNorms, commit_name
-from pipeline.workspace import MANIFEST, FileRecord, Manifest
 
 
 @dataclass(frozen=True)

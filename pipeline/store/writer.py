@@ -14,9 +14,9 @@ import torch
 import zarr
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.artefacts.identity import canonical_json
+from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError, PipelineError
-from pipeline.identity import canonical_json
-from pipeline.storage import Storage
 from pipeline.store import format as fmt
 
 MASSIVE = 10.0

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline.compatibility import quiet_hub
 from pipeline.errors import BadInputError
-from pipeline.sources import FilesCorpus, HuggingFaceCorpus, PythonCorpus, TextCorpus
+from pipeline.runtime.compatibility import quiet_hub
 from pipeline.texts import files, python
+from pipeline.texts.text_sections import FilesCorpus, HuggingFaceCorpus, PythonCorpus, TextCorpus
 
 
 def corpus_texts(corpus: TextCorpus) -> Iterator[str]:

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline import identity
+from pipeline.artefacts import identity
 from pipeline.errors import BadInputError, PipelineError
-from pipeline.sources import FilesCorpus
 from pipeline.texts.python import draw
+from pipeline.texts.text_sections import FilesCorpus
 
 ROWS_PER_READ = 1024
 """Rows of a parquet file in memory at once: a few megabytes of ordinary documents."""

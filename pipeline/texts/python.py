@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline import identity
+from pipeline.artefacts import identity
 from pipeline.errors import BadInputError
 
 Part = Literal["corpus", "train", "test"]

@@ -12,8 +12,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from pipeline.identity import sha256, sha256_file
-from pipeline.storage import LocalStorage
+from pipeline.artefacts.identity import sha256, sha256_file
+from pipeline.artefacts.storage import LocalStorage
 
 FOLDER = "checkpoint"
 

@@ -22,8 +22,8 @@ from typing import Any, TextIO
 import torch
 
 from pipeline.errors import InterruptedRunError
-from pipeline.interrupt import stop_on_sigterm
-from pipeline.progress import progress
+from pipeline.runtime.interrupt import stop_on_sigterm
+from pipeline.runtime.progress import progress
 from pipeline.train.step import StepMetrics, Trainer
 from pipeline.train.track import Tracker
 

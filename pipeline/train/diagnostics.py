@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.recipe import Contrast
+from pipeline.study.recipe import Contrast
 from pipeline.train.gradients import row_norms
-from pipeline.train.pairs import Latents, contrastive, thresholds
+from pipeline.train.pair_kernels import Latents, contrastive, thresholds
 from pipeline.train.weights import Weights
 
 PAIRS = Contrast()

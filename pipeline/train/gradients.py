@@ -5,10 +5,10 @@ Shapes: B rows, D d_in, F d_sae.
 
 import torch
 
-from pipeline.recipe import Contrast
-from pipeline.sources import Dtype
+from pipeline.section import Dtype
+from pipeline.study.recipe import Contrast
 from pipeline.train.losses import Pass
-from pipeline.train.pairs import Gradients, Latents, contrastive
+from pipeline.train.pair_kernels import Gradients, Latents, contrastive
 from pipeline.train.weights import Weights, factor, scratch
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.recipe import Contrast
+from pipeline.study.recipe import Contrast
 from pipeline.train.weights import Weights
 
 

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
-from pipeline.plan import TRAINING_LOG, PlannedSAE
-from pipeline.sae import SAE, WEIGHTS
-from pipeline.storage import fsync
+from pipeline.artefacts.storage import fsync, write_atomically
+from pipeline.sae.sae import SAE, WEIGHTS
+from pipeline.study.plan import TRAINING_LOG, PlannedSAE
 from pipeline.train import checkpoint
 from pipeline.train.run import InTraining, Job, Runner
-from pipeline.workspace import write_atomically
 
 TOLERANCE = 0.02
 """Largest |L0 / target - 1| that counts as matched."""

@@ -5,7 +5,7 @@ Shapes: B rows, D d_in, F d_sae.
 
 import torch
 
-from pipeline.recipe import TrainConfig
+from pipeline.study.recipe import TrainConfig
 from pipeline.train.weights import Weights
 
 ENCODER_SHARE = 0.2

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.plan import TRAINING_LOG, PlannedSAE
-from pipeline.recipe import TrainConfig
+from pipeline.artefacts.storage import write_atomically
+from pipeline.runtime.devices import training_device
 from pipeline.store.batches import shuffled_batches, split_shards
 from pipeline.store.reader import ActivationStore
+from pipeline.study.plan import TRAINING_LOG, PlannedSAE
+from pipeline.study.recipe import TrainConfig
 from pipeline.train import checkpoint
 from pipeline.train.cohort import Member, train_cohort
-from pipeline.train.memory import training_device
 from pipeline.train.step import Trainer
 from pipeline.train.track import Tracker
-from pipeline.workspace import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch.optim.adam import adam
 
-from pipeline.recipe import TrainConfig
-from pipeline.sae import SAE
+from pipeline.sae.sae import SAE
+from pipeline.study.recipe import TrainConfig
 from pipeline.train import diagnostics, losses
 from pipeline.train.gradients import closed_form, row_norms
-from pipeline.train.pairs import thresholds
+from pipeline.train.pair_kernels import thresholds
 from pipeline.train.resets import INITIAL_ENCODER_NORM, reset_dead, reset_due
 from pipeline.train.weights import Weights
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.errors import BadInputError
 
 if TYPE_CHECKING:  # `pipeline.cli` needs the names of the services, and to be quick
-    from pipeline.experiment import Experiment
-    from pipeline.plan import PlannedSAE
-    from pipeline.workspace import Workspace
+    from pipeline.artefacts.workspace import Workspace
+    from pipeline.study.experiment import Experiment
+    from pipeline.study.plan import PlannedSAE
 
 PROJECT = "direction-aware-sae"
 """Where Weights & Biases files the runs, unless WANDB_PROJECT names another project."""

@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from pipeline.sources import Dtype
+from pipeline.section import Dtype
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pipeline.evaluate import pairs as pairs_module
 from pipeline.evaluate.capture import PAIRS_CURVE, TOPK_CURVE, Capture, random_tied, topk_mask
 from pipeline.evaluate.pairs import Rows, Together, fire_together, firings, pair_blocks
-from pipeline.experiment import EvaluateConfig
-from pipeline.sae import SAE
+from pipeline.sae.sae import SAE
+from pipeline.study.sections import EvaluateConfig
 
 CONFIG = EvaluateConfig(k_values=(1,), capture_topk=0.1, live_firings=2, joint_firings=2)
 

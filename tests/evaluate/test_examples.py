@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from small_study import Study
 
 from pipeline.evaluate.examples import CONTEXTS, SHOWN, Behaviour, choose
-from pipeline.model import load_tokenizer
-from pipeline.plan import EXAMPLES
-from pipeline.sae import SAE, WEIGHTS
+from pipeline.models.language import load_tokenizer
+from pipeline.sae.sae import SAE, WEIGHTS
 from pipeline.store.batches import rows_in_order
 from pipeline.store.reader import ActivationStore
+from pipeline.study.plan import EXAMPLES
 
 
 def behaviour(density: list[float], pairs: list[int], captured: list[int]) -> Behaviour:

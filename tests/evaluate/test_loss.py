@@ -7,15 +7,15 @@ import torch
 from small_study import SMALL, Study
 from tiny_models import CONFIGS, D_IN, save_model
 
+from pipeline.artefacts.workspace import Workspace
 from pipeline.evaluate.loss import SplicedLoss, heldout_sequences
-from pipeline.experiment import Experiment
-from pipeline.extract.stage import extract
-from pipeline.model import LanguageModel, transformers
-from pipeline.plan import LOSS, make_plan
-from pipeline.sae import SAE
+from pipeline.extract.extraction import extract
+from pipeline.models.language import LanguageModel, transformers
+from pipeline.sae.sae import SAE
 from pipeline.store.batches import split_shards
 from pipeline.store.reader import ActivationStore
-from pipeline.workspace import Workspace
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import LOSS, make_plan
 
 LAYER, SPECIAL = 1, (0, 1, 2)
 

@@ -26,11 +26,11 @@ import torch
 from tiny_models import CONFIGS, D_IN, save_model
 from torch import Tensor
 
-from pipeline.compatibility import importing_sae_bench
+from pipeline.artefacts.storage import LocalStorage
 from pipeline.evaluate import probing
-from pipeline.model import ResidualStream, transformers
-from pipeline.sae import SAE
-from pipeline.storage import LocalStorage
+from pipeline.models.language import ResidualStream, transformers
+from pipeline.runtime.compatibility import importing_sae_bench
+from pipeline.sae.sae import SAE
 from pipeline.store import format as fmt
 from pipeline.store.documents import SPLITS, Documents
 from pipeline.store.reader import ActivationStore

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.compatibility import importing_sae_bench
 from pipeline.evaluate import probes
+from pipeline.runtime.compatibility import importing_sae_bench
 
 SHAPES = [(60, 40, 12, 3), (130, 31, 48, 2), (201, 100, 333, 4)]
 """Rows per class to train on and to test with, features, classes."""

@@ -9,9 +9,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.compatibility import importing_sae_bench
 from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate import probing
+from pipeline.runtime.compatibility import importing_sae_bench
 
 CONFIG = {"model_name": "tiny", "dataset_names": ["d"], "k_values": [1, 2]}
 SAE_CONFIG = {"architecture": "standard", "d_sae": 2304, "metadata": {"arm": "full"}}

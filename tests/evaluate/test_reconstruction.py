@@ -7,7 +7,7 @@ import torch
 from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate import pairs
 from pipeline.evaluate.reconstruction import Reconstruction
-from pipeline.sae import SAE
+from pipeline.sae.sae import SAE
 
 
 def test_metrics_on_a_case_worked_by_hand() -> None:

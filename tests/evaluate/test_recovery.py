@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.evaluate.recovery import Recovery
-from pipeline.experiment import EvaluateConfig
-from pipeline.ground_truth import NO_PARENT, GroundTruth
-from pipeline.sae import SAE
-from pipeline.sources import SyntheticModel
+from pipeline.models.model_section import SyntheticModel
+from pipeline.models.synthetic import NO_PARENT, GroundTruth
+from pipeline.sae.sae import SAE
+from pipeline.study.sections import EvaluateConfig
 
 CONFIG = EvaluateConfig(k_values=(1,), capture_topk=0.1, live_firings=2)
 PARENT, CHILD, FIRST, SECOND, FREE_A, FREE_B = range(6)

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate import tasks
-from pipeline.sae import SAE
+from pipeline.sae.sae import SAE
 
 D_IN, D_SAE, CLASSES = 8, 40, ("a", "b", "c")
 

@@ -11,15 +11,17 @@ import torch
 import transformers
 from small_study import Study
 
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
-from pipeline.extract import packing
-from pipeline.extract.stage import extract
-from pipeline.model import ResidualStream, open_study_model
-from pipeline.plan import make_plan
-from pipeline.sources import FilesCorpus, HuggingFaceModel
+from pipeline.extract.extraction import extract
+from pipeline.models.language import ResidualStream
+from pipeline.models.model_section import HuggingFaceModel
 from pipeline.store.reader import ActivationStore
+from pipeline.study.plan import make_plan
+from pipeline.study.study_model import open_study_model
+from pipeline.texts import packing
 from pipeline.texts.corpus import corpus_texts
-from pipeline.workspace import Workspace
+from pipeline.texts.text_sections import FilesCorpus
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ def test_a_local_model_and_a_local_corpus_go_the_same_way(model_folder: str, sma
         f'source = "huggingface"\nname = "{model_folder}"\nd_in = 64\ndepth = 4\ndtype = "float32"',
     ).replace('source = "python"', f'source = "files"\npaths = ["{texts}/*.jsonl"]\ntext_column = "body"')
     small_toml.write_text(text)
-    from pipeline.experiment import Experiment
+    from pipeline.study.experiment import Experiment
 
     plan, workspace = make_plan(Experiment.load(str(small_toml))), Workspace(tmp_path / "ws")
     assert plan.model is None

@@ -12,27 +12,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
+from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.recovery import Recovery
-from pipeline.evaluate.stage import evaluate
-from pipeline.experiment import Experiment
 from pipeline.extract.estimate import describe
-from pipeline.extract.stage import extract
-from pipeline.extract.synthetic import DRAWN, make_synthetic_model, open_synthetic_model, synthetic_rows, synthetic_store
-from pipeline.ground_truth import FEATURES, NO_PARENT, GroundTruth
-from pipeline.plan import SPARSE_PROBING, Plan, make_plan
-from pipeline.recipe import TrainConfig
+from pipeline.extract.extraction import extract
+from pipeline.extract.synthetic_rows import DRAWN, synthetic_rows, synthetic_store
+from pipeline.models.model_section import SyntheticModel
+from pipeline.models.synthetic import FEATURES, NO_PARENT, GroundTruth, make_synthetic_model
 from pipeline.report.collect import collect
 from pipeline.report.page import write_report
 from pipeline.report.terminal import TRUTH_COLUMNS, results_table
-from pipeline.sae import SAE, WEIGHTS
-from pipeline.sources import SyntheticModel
-from pipeline.status import Status
+from pipeline.sae.sae import SAE, WEIGHTS
 from pipeline.store.format import Layout
 from pipeline.store.reader import ActivationStore
-from pipeline.train.stage import train
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import SPARSE_PROBING, Plan, make_plan
+from pipeline.study.recipe import TrainConfig
+from pipeline.study.status import Status
+from pipeline.study.study_model import open_synthetic_model
 from pipeline.train.step import Trainer
-from pipeline.workspace import Workspace
+from pipeline.train.training import train
 
 STUDY = """
 description = "A synthetic study small enough for a test."

@@ -9,13 +9,13 @@ from faulty import Extraction, files_of, many_shards
 from small_study import Study
 from typer.testing import CliRunner
 
+from pipeline.artefacts.manifest import MANIFEST
 from pipeline.cli import app
 from pipeline.errors import CorruptArtefactError
-from pipeline.extract.stage import extract
+from pipeline.extract.extraction import extract
 from pipeline.store import format as fmt
 from pipeline.store.reader import ActivationStore
 from pipeline.store.verify import damages
-from pipeline.workspace import MANIFEST
 
 Harm = Callable[[Path], object]
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from faulty import Extraction, files_of, started
 
-from pipeline.extract.stage import extract
+from pipeline.artefacts.manifest import MANIFEST
+from pipeline.extract.extraction import extract
 from pipeline.store.writer import commit_name
-from pipeline.workspace import MANIFEST
 
 
 def killed_and_resumed(fresh: Extraction, finished: Extraction, moments: int, folder: Path) -> None:

@@ -9,11 +9,11 @@ from faulty import Extraction, files_of, many_shards
 from safetensors.torch import load_file, save_file
 from small_study import Study
 
+from pipeline.artefacts.manifest import MANIFEST
 from pipeline.errors import BadInputError, PipelineError
-from pipeline.extract.stage import extract
+from pipeline.extract.extraction import extract
 from pipeline.store import format as fmt
 from pipeline.store.reader import ActivationStore
-from pipeline.workspace import MANIFEST
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -67,8 +67,8 @@ def test_the_store_of_another_study_is_refused_and_left_alone(
     assert change[0] in text
     toml = tmp_path / "small.toml"
     toml.write_text(text.replace(*change))
-    from pipeline.experiment import Experiment
-    from pipeline.plan import make_plan
+    from pipeline.study.experiment import Experiment
+    from pipeline.study.plan import make_plan
 
     plan = make_plan(Experiment.load(str(toml)))
     assert plan.store.key != other.plan.store.key

@@ -20,9 +20,9 @@ from prefect.client.orchestration import get_client
 from small_study import SMALL, Study
 
 import flows
-from pipeline.experiment import Experiment
-from pipeline.plan import make_plan
-from pipeline.storage import open_storage
+from pipeline.artefacts.storage import open_storage
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import make_plan
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("temporary_server")]
 

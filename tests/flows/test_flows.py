@@ -12,10 +12,10 @@ from prefect.client.schemas.objects import State
 import flows
 from orchestration import artifacts, parameters
 from orchestration import study as study_module
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError, StorageError
-from pipeline.plan import Plan
-from pipeline.train import stage
-from pipeline.workspace import Workspace
+from pipeline.study.plan import Plan
+from pipeline.train import training
 
 pytestmark = pytest.mark.usefixtures("temporary_server")
 
@@ -121,12 +121,12 @@ def test_errors_are_logged_without_traceback(small_toml: Path, tmp_path: Path, c
 def test_diverged_saes_fail_the_flow_after_the_others_are_reported(
     small_toml: Path, finished: str, monkeypatch: pytest.MonkeyPatch
 ):
-    def lose_magnitude(plan: Plan, workspace: Workspace) -> stage.Trained:
-        return stage.Trained(failed={str(sae): "loss not finite at step 7" for sae in plan.saes})
+    def lose_magnitude(plan: Plan, workspace: Workspace) -> training.Trained:
+        return training.Trained(failed={str(sae): "loss not finite at step 7" for sae in plan.saes})
 
     for folder in (Path(finished) / "saes").glob("magnitude-*"):
         shutil.rmtree(folder)
-    monkeypatch.setattr(stage, "train", lose_magnitude)
+    monkeypatch.setattr(training, "train", lose_magnitude)
     for flow in (flows.train, flows.ablation):
         state = run(flow, small_toml, finished)
         assert state.is_failed()
@@ -160,7 +160,7 @@ def test_the_command_ends_with_the_exit_code_of_the_error(
     assert flows.main(["no-such-study", "--workspace", finished]) == 2
     assert capsys.readouterr().err.startswith("error: no experiment 'no-such-study'")
     shutil.rmtree(Path(finished) / "saes")
-    monkeypatch.setattr(stage, "train", lambda plan, _: stage.Trained(failed={str(sae): "no" for sae in plan.saes}))
+    monkeypatch.setattr(training, "train", lambda plan, _: training.Trained(failed={str(sae): "no" for sae in plan.saes}))
     assert flows.main([str(small_toml), "--workspace", finished]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: 3 failed: baseline seed 0")
 
@@ -236,15 +236,15 @@ def test_trouble_with_files_is_tried_again_and_nothing_else_is(
 ):
     shutil.rmtree(Path(finished) / "saes")
     monkeypatch.setattr(study_module, "train_cohort", study_module.train_cohort.with_options(retry_delay_seconds=0))
-    genuine, raised, tries = stage.train, StorageError("the disk is full"), []
+    genuine, raised, tries = training.train, StorageError("the disk is full"), []
 
-    def train(plan: Plan, workspace: Workspace) -> stage.Trained:
+    def train(plan: Plan, workspace: Workspace) -> training.Trained:
         tries.append(plan.arms_in_words)
         if len(tries) < 3:
             raise raised
         return genuine(plan, workspace)
 
-    monkeypatch.setattr(stage, "train", train)
+    monkeypatch.setattr(training, "train", train)
     assert run(flows.train, small_toml, finished).name == "Completed"
     assert len(tries) == 3
     for raised, expected in (
@@ -255,7 +255,9 @@ def test_trouble_with_files_is_tried_again_and_nothing_else_is(
     ):
         tries.clear()
         monkeypatch.setattr(
-            stage, "train", lambda plan, _, raised=raised: (tries.append(plan.arms_in_words), (_ for _ in ()).throw(raised))
+            training,
+            "train",
+            lambda plan, _, raised=raised: (tries.append(plan.arms_in_words), (_ for _ in ()).throw(raised)),
         )
         state = run(flows.train, small_toml, finished, force=True)
         assert state.is_failed()

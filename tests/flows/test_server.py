@@ -21,10 +21,10 @@ from urllib.request import Request, urlopen
 import pytest
 from small_study import SMALL, Study
 
-from pipeline.experiment import Experiment
-from pipeline.plan import make_plan
-from pipeline.train.stage import train
-from pipeline.workspace import Workspace
+from pipeline.artefacts.workspace import Workspace
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import make_plan
+from pipeline.train.training import train
 
 pytestmark = pytest.mark.slow
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from small_study import Study
 
-from pipeline.experiment import Experiment
-from pipeline.plan import make_plan
 from pipeline.report.current import made_of
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import make_plan
 
 OWN = """
 [arms.mine]

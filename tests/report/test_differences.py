@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.arms import ARMS
 from pipeline.report.differences import COLUMNS, PLANNED, differences, summary
 from pipeline.report.statistics import holm, seeds_needed
+from pipeline.study.arms import ARMS
 
 Values = dict[str, list[float | None]]
 

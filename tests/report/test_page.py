@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.arms import ARMS
-from pipeline.recipe import TrainConfig
 from pipeline.report.collect import REPORTED_LLM_PROBING
 from pipeline.report.differences import differences
 from pipeline.report.page import write_report
 from pipeline.report.terminal import results_table
+from pipeline.study.arms import ARMS
+from pipeline.study.recipe import TrainConfig
 
 KS = [1, 2, 5, 10, 20]
 TASKS = {

@@ -16,16 +16,17 @@ from small_store import SHARD_ROWS, new_store, numbered, numbers, rows_of
 from small_study import SMALL, Study
 from typer.testing import CliRunner
 
+from pipeline.artefacts.manifest import MANIFEST
+from pipeline.artefacts.storage import ObjectStorage, open_storage
+from pipeline.artefacts.workspace import Workspace
 from pipeline.cli import app
 from pipeline.errors import BadInputError, CorruptArtefactError, PipelineError
-from pipeline.experiment import Experiment
-from pipeline.plan import make_plan
-from pipeline.storage import ObjectStorage, open_storage
 from pipeline.store import format as fmt
 from pipeline.store.batches import shuffled_batches
 from pipeline.store.reader import ActivationStore
 from pipeline.store.writer import ShardWriter, commit_name
-from pipeline.workspace import MANIFEST, Workspace
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import make_plan
 
 SECRET = "a-secret-that-nobody-may-see"
 
@@ -88,7 +89,7 @@ def filled(storage: Any, values_RD: torch.Tensor) -> ActivationStore:
 
 
 def test_the_same_objects_as_files(study: Study, place: str) -> None:
-    from pipeline.extract.stage import extract
+    from pipeline.extract.extraction import extract
 
     workspace = copied(study, place, "models")
     assert extract(study.plan, workspace) == [study.plan.store, *study.plan.probes.values()]
@@ -224,7 +225,7 @@ def test_what_an_object_store_objects_to_is_one_line(place: str, monkeypatch: py
         open_storage(place).read("x")
     with pytest.raises(BadInputError, match="names no bucket; give s3://bucket"):
         Workspace("s3://")
-    monkeypatch.setattr("pipeline.storage.RETRIES", {"max_retries": 1})
+    monkeypatch.setattr("pipeline.artefacts.storage.RETRIES", {"max_retries": 1})
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert "the object store cannot be reached" in refusal("s3://bucket/study")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -9,8 +9,8 @@ import torch
 import zarr
 from small_store import SHARD_ROWS, filled, flipped, new_store, numbered, rows_of
 
+from pipeline.artefacts.storage import LocalStorage
 from pipeline.errors import BadInputError, CorruptArtefactError
-from pipeline.storage import LocalStorage
 from pipeline.store import format as fmt
 from pipeline.store.direct import ShardedArray
 from pipeline.store.reader import ActivationStore

@@ -10,8 +10,8 @@ import torch
 import zarr
 from small_store import D_IN, SHARD_ROWS, filled, flipped, new_store, numbered, numbers, rows_of
 
+from pipeline.artefacts.storage import LocalStorage
 from pipeline.errors import BadInputError, CorruptArtefactError, PipelineError
-from pipeline.storage import LocalStorage
 from pipeline.store import format as fmt
 from pipeline.store.batches import rows_in_order, shuffled_batches, split_shards
 from pipeline.store.documents import Documents

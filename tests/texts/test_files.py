@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import BadInputError
-from pipeline.experiment import Experiment
-from pipeline.plan import make_plan
-from pipeline.sources import FilesCorpus
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import make_plan
 from pipeline.texts.corpus import corpus_texts
 from pipeline.texts.files import ROWS_PER_READ, corpus_fingerprint
+from pipeline.texts.text_sections import FilesCorpus
 
 
 def files(*paths: Path | str, column: str = "text") -> FilesCorpus:

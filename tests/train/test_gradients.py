@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.recipe import Contrast, TrainConfig
-from pipeline.train import losses, pairs
+from pipeline.study.recipe import Contrast, TrainConfig
+from pipeline.train import losses, pair_kernels
 from pipeline.train.diagnostics import geometry
 from pipeline.train.gradients import closed_form, row_norms
 from pipeline.train.losses import Pass
@@ -40,7 +40,7 @@ def random_weights(d_in: int, d_sae: int, generator: torch.Generator) -> Weights
 
 def both(weights: Weights, x_BD: torch.Tensor, contrast: Contrast | None, **precision: Any) -> tuple[Pass, Pass]:
     """The definition's and the closed form's view of a batch."""
-    threshold_F = contrast and pairs.thresholds(weights.W_dec_FD, row_norms(weights.W_dec_FD), contrast)[0]
+    threshold_F = contrast and pair_kernels.thresholds(weights.W_dec_FD, row_norms(weights.W_dec_FD), contrast)[0]
     return (
         losses.differentiated(weights, x_BD, l1=0.3, contrast=contrast, weight=0.7),
         closed_form(weights, x_BD, l1=0.3, contrast=contrast, weight=0.7, threshold_F=threshold_F, **precision),
@@ -65,11 +65,11 @@ def test_losses_and_gradients_are_those_of_autograd(
     x_BD = torch.randn(rows, d_in, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         # Either kernel, whichever would be chosen; unweighted pairs are all pairs, which only one of them knows.
-        patch.setattr(pairs, "_few_fire", lambda latents: few_fire and latents.config.weighted)
-        patch.setattr(pairs, "SMALL", 2)
-        patch.setattr(pairs, "TALL", 3)
-        patch.setattr(pairs, "WIDE", 4)
-        patch.setattr(pairs, "GATHERED", 3 * d_in * d_sae)
+        patch.setattr(pair_kernels, "_few_fire", lambda latents: few_fire and latents.config.weighted)
+        patch.setattr(pair_kernels, "SMALL", 2)
+        patch.setattr(pair_kernels, "TALL", 3)
+        patch.setattr(pair_kernels, "WIDE", 4)
+        patch.setattr(pair_kernels, "GATHERED", 3 * d_in * d_sae)
         assert_same(*both(weights, x_BD, contrast), rtol=1e-9, atol=1e-10)
 
 
@@ -79,7 +79,7 @@ def test_kernels_are_the_definition_beyond_one_block(kernel: str, select: str, m
     generator = torch.Generator().manual_seed(0)
     weights = random_weights(24, 500, generator)
     x_BD = torch.randn(60, 24, generator=generator, dtype=torch.float64)
-    monkeypatch.setattr(pairs, "_few_fire", lambda _: kernel == "by_rows")
+    monkeypatch.setattr(pair_kernels, "_few_fire", lambda _: kernel == "by_rows")
     contrast = Contrast.model_validate({"select": select})
     assert_same(*both(weights, x_BD, contrast), rtol=1e-9, atol=1e-10)
 
@@ -104,8 +104,8 @@ def test_selecting_by_row_is_the_mean_of_union_and_mutual(seed: int, contrast: C
 def test_which_kernel_is_cheaper_depends_on_how_many_fire() -> None:
     def few_fire(firing: int, d_sae: int, **changes: object) -> bool:
         W_dec_FD = torch.ones(d_sae, 64)
-        return pairs._few_fire(
-            pairs.Latents(
+        return pair_kernels._few_fire(
+            pair_kernels.Latents(
                 f_BF=torch.ones(32, 1).expand(32, d_sae),
                 firing_B=torch.full((32,), firing),
                 W_dec_FD=W_dec_FD,
@@ -150,10 +150,10 @@ def test_thresholds_are_the_kth_largest_similarities_to_others() -> None:
     W_dec_FD = random_weights(6, 400, torch.Generator().manual_seed(0)).W_dec_FD
     cosine_FF = torch.nn.functional.normalize(W_dec_FD) @ torch.nn.functional.normalize(W_dec_FD).T
     ordered_FF = cosine_FF.fill_diagonal_(-torch.inf).sort(dim=1, descending=True).values
-    threshold_F, nearest_F = pairs.thresholds(W_dec_FD, row_norms(W_dec_FD), Contrast(topk=0.1))
+    threshold_F, nearest_F = pair_kernels.thresholds(W_dec_FD, row_norms(W_dec_FD), Contrast(topk=0.1))
     torch.testing.assert_close(threshold_F, ordered_FF[:, 38])  # k = int(0.1 x 399)
     torch.testing.assert_close(nearest_F, ordered_FF[:, 0])
-    everything_F, _ = pairs.thresholds(W_dec_FD, row_norms(W_dec_FD), Contrast(topk=1.0))
+    everything_F, _ = pair_kernels.thresholds(W_dec_FD, row_norms(W_dec_FD), Contrast(topk=1.0))
     assert bool((everything_F == -torch.inf).all())
 
 

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_study import SMALL, Study
 
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, InterruptedRunError
-from pipeline.experiment import Experiment
-from pipeline.plan import TRAINING_LOG, Plan, make_plan
-from pipeline.sae import CONFIG, SAE, WEIGHTS
+from pipeline.sae.sae import CONFIG, SAE, WEIGHTS
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.reader import ActivationStore
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import TRAINING_LOG, Plan, make_plan
 from pipeline.train import matching
 from pipeline.train.matching import FACTOR, MOST_TRIES, RECORD, TOLERANCE, TRIES, Try, distance, heldout_l0, next_l1
 from pipeline.train.run import InTraining
-from pipeline.train.stage import cohorts, train
 from pipeline.train.step import StepMetrics, Trainer
-from pipeline.workspace import Workspace
+from pipeline.train.training import cohorts, train
 
 ARMS = 'arms = ["baseline", "full", "magnitude"]'
 

@@ -12,18 +12,18 @@ import pytest
 import torch
 from small_study import Study
 
-from pipeline.experiment import Experiment
-from pipeline.plan import TRAINING_LOG, Plan, make_plan
-from pipeline.sae import WEIGHTS
+from pipeline.artefacts.workspace import Workspace
+from pipeline.sae.sae import WEIGHTS
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import TRAINING_LOG, Plan, make_plan
 from pipeline.train import checkpoint
-from pipeline.train.stage import train
-from pipeline.workspace import Workspace
+from pipeline.train.training import train
 
 STEPS = 2000
 TRAIN = """
 import sys
 from pipeline.cli import main
-import pipeline.train.stage as stage
+import pipeline.train.training as stage
 stage.train.__kwdefaults__["save_every"] = 0.1
 sys.argv = ["dasae", "train", sys.argv[1], "--workspace", sys.argv[2]]
 main()

@@ -16,16 +16,16 @@ import pytest
 import torch
 from small_study import Study
 
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
-from pipeline.plan import TRAINING_LOG
-from pipeline.recipe import Resets, TrainConfig
-from pipeline.sae import WEIGHTS
+from pipeline.sae.sae import WEIGHTS
+from pipeline.study.plan import TRAINING_LOG
+from pipeline.study.recipe import Resets, TrainConfig
 from pipeline.train import cohort
 from pipeline.train.cohort import Member, train_cohort
-from pipeline.train.stage import train
 from pipeline.train.step import Trainer
 from pipeline.train.track import Service
-from pipeline.workspace import Workspace
+from pipeline.train.training import train
 
 STEPS = 120
 
@@ -195,7 +195,7 @@ def test_a_service_that_lets_nobody_in_is_one_line(
 
 def test_nobody_imports_a_service_unasked() -> None:
     check = (
-        "import sys, pipeline.cli, pipeline.train.stage\n"
+        "import sys, pipeline.cli, pipeline.train.training\n"
         "print(set(sys.modules) & {'wandb', 'tensorboard', 'torch.utils.tensorboard'})"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)

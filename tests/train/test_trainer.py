@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from pipeline.recipe import Contrast, Resets, TrainConfig
-from pipeline.train import losses, pairs
+from pipeline.study.recipe import Contrast, Resets, TrainConfig
+from pipeline.train import losses, pair_kernels
 from pipeline.train.step import Trainer
 
 D_IN, D_SAE, ROWS = 12, 20, 32
@@ -192,7 +192,7 @@ def test_a_contrast_of_every_third_step_is_three_times_as_strong_on_those_steps(
 
 def test_thresholds_are_refreshed_when_due_and_after_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     refreshed: list[int] = []
-    real = pairs.thresholds
+    real = pair_kernels.thresholds
     recipe = config(contrast=Contrast(every=2, pair_refresh=5), resets=Resets(every=10, first=20))
     trainer, stream = Trainer(config=recipe, d_in=D_IN, seed=0), batches()
     monkeypatch.setattr(

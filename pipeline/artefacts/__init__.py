@@ -1,0 +1,1 @@
+"""Where bytes live: storage, identity, manifests, the workspace."""

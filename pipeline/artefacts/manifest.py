@@ -1,0 +1,79 @@
+"""What an artefact is, and the manifest that says so: inputs, files with their checksums, parents, facts, versions."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+import pipeline
+from pipeline.artefacts.identity import key_of
+
+Kind = Literal["models", "stores", "probes", "saes", "evaluations"]
+MANIFEST = "manifest.json"
+LIBRARIES = ("numpy", "numcodecs", "sae-bench", "sae-lens", "scikit-learn", "tokenizers", "torch", "transformers", "zarr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """Something the pipeline makes: its kind, a readable label, and the inputs that determine its bytes."""
+
+    kind: Kind
+    label: str
+    inputs: Mapping[str, Any]
+
+    @cached_property
+    def key(self) -> str:
+        """12 hexadecimal digits of the hash of `inputs`."""
+        return key_of(self.inputs)
+
+    @property
+    def name(self) -> str:
+        """Folder name: the label made safe for any file system, then the key."""
+        safe = re.sub(r"[^a-z0-9._]+", "-", self.label.lower()).strip("-.")[:80]
+        return f"{safe}-{self.key}"
+
+    @property
+    def path(self) -> str:
+        """Path inside the workspace."""
+        return f"{self.kind}/{self.name}"
+
+
+class FileRecord(BaseModel):
+    """Size and hash of one file of an artefact."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a finished artefact is, what it was made from, by whom and when."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    key: str
+    inputs: dict[str, Any]
+    files: dict[str, FileRecord]
+    parents: dict[str, str] = {}
+    """Manifest hashes of the very artefacts this one speaks of, "" for one that did not exist; this one is out of date when
+    one of them was made since."""
+    facts: dict[str, Any] = {}
+    """Numbers worth knowing without opening the artefact: rows, bytes, steps, seconds."""
+    versions: dict[str, str]
+    host: str
+    finished: str
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of this package and of the libraries whose behaviour an artefact depends on."""
+    versions = {"direction-aware-sae": pipeline.__version__}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,240 @@
+"""Where artefacts live: one folder each, named by what it holds and a hash of everything that determines its bytes.
+
+An artefact exists when its `manifest.json` does; the manifest is written last, atomically. A folder without one is work
+in progress that its stage may resume or overwrite. The workspace is a folder, or a prefix of an object store: then stores
+are written and read there, and everything else is made in a local folder first and copied when it is finished.
+"""
+
+import fcntl
+import json
+import platform
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import ValidationError
+
+from pipeline.artefacts.identity import key_of, sha256, sha256_file
+from pipeline.artefacts.manifest import MANIFEST, Artefact, FileRecord, Kind, Manifest, library_versions
+from pipeline.artefacts.storage import SCHEME, Storage, cache_folder, explained, fsync, open_storage, write_atomically
+from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError
+
+
+class Workspace:
+    """A folder of artefacts, or an `s3://` prefix of them. Every method is safe to call from several processes at once."""
+
+    def __init__(self, root: Path | str):
+        self.root = root
+        self.remote = str(root).startswith(SCHEME)
+        if not self.remote and re.match(r"[a-z0-9]*:|$", str(root)):  # a folder of that name would be no help
+            raise BadInputError(f"workspace {str(root)!r} is neither a folder nor an s3://bucket/prefix; name another one")
+        self.local = _scratch(str(root)) if self.remote else Path(root)
+        """Where artefacts lie, or are made before they are copied to the object store."""
+        if any(path.exists() and not path.is_dir() for path in (self.local, *self.local.parents)):
+            raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
+        if self.remote:
+            open_storage(str(root)).sizes("none")  # so that a wrong bucket is known before hours of work
+
+    def folder(self, artefact: Artefact) -> Path:
+        """Where the artefact lies on this machine, whether or not it exists yet."""
+        return self.local / artefact.kind / artefact.name
+
+    def storage(self, artefact: Artefact) -> Storage:
+        """Where the artefact's bytes lie."""
+        return self.place(artefact.path)
+
+    def place(self, path: str) -> Storage:
+        """Where the bytes below a path inside the workspace lie, such as `saes/full-s0-0123456789ab`."""
+        return open_storage(f"{self.root}/{path}" if self.remote else self.local / path)
+
+    def report(self, experiment: str) -> Storage:
+        """Where the report of an experiment lies."""
+        return self.place(f"reports/{experiment}")
+
+    def manifest(self, artefact: Artefact) -> Manifest | None:
+        """The manifest of a finished, unchanged and current artefact; None when it is still to be made.
+
+        Raises CorruptArtefactError when a manifest exists but the artefact is not what it says, and BadInputError when it is
+        the manifest of another artefact.
+        """
+        storage = self.storage(artefact)
+        try:
+            manifest = Manifest.model_validate_json(storage.read(MANIFEST))
+        except FileNotFoundError:
+            return None
+        except ValidationError:
+            raise CorruptArtefactError(f"{storage}/{MANIFEST} cannot be read; {_remedy(artefact, storage)}") from None
+        if manifest.key != artefact.key:
+            raise BadInputError(
+                f"{storage} holds the artefact {manifest.key}, which does not belong to this experiment; "
+                f"move it away and run again"
+            )
+        sizes = storage.sizes()  # one listing, where an object store would have to be asked for each file
+        for name, record in manifest.files.items():
+            if sizes.get(name) != record.bytes:
+                found = "is missing" if sizes.get(name) is None else f"has {sizes[name]} bytes instead of {record.bytes}"
+                raise CorruptArtefactError(f"{storage}/{name} {found}; {_remedy(artefact, storage)}")
+        if any((self.fingerprint(path) or "") != known for path, known in manifest.parents.items()):
+            return None
+        return manifest
+
+    def require(self, artefact: Artefact, command: str) -> Manifest:
+        """The manifest of an artefact that another stage must have made; `command` is how to make it."""
+        manifest = self.manifest(artefact)
+        if manifest is None:
+            raise MissingArtefactError(f"{self.storage(artefact)} does not exist yet; make it with: {command}")
+        return manifest
+
+    def fingerprint(self, path: str) -> str | None:
+        """Hash of the manifest of the artefact at `path`, which names one particular making of it."""
+        try:
+            return sha256(self.place(path).read(MANIFEST))
+        except FileNotFoundError:
+            return None
+
+    def makings(self, artefacts: Iterable[Artefact]) -> dict[str, str]:
+        """Which making of each artefact is there now, "" where there is none: the `parents` of what is made from them.
+
+        Ask before reading them. If one is made again meanwhile, what was made from the old one is then out of date; asked
+        afterwards, it would pass for made from the new one.
+        """
+        return {artefact.path: self.fingerprint(artefact.path) or "" for artefact in artefacts}
+
+    def verified(self, artefact: Artefact, name: str, manifest: Manifest | None = None) -> Path:
+        """Path on this machine of one file of a finished artefact, after comparing its hash with the manifest's.
+
+        `manifest` saves a look where the caller has just taken it. Raises MissingArtefactError where there is no such file,
+        and CorruptArtefactError for one that is not what the manifest says.
+        """
+        manifest = manifest or self.manifest(artefact)
+        path = self.folder(artefact) / name
+        if manifest is None or name not in manifest.files:
+            raise MissingArtefactError(f"{self.storage(artefact)}/{name} is not there; run again the stage that makes it")
+        known = manifest.files[name].sha256
+        if self.remote and not (path.is_file() and sha256_file(path) == known):
+            write_atomically(path, self.storage(artefact).read(name))
+        if sha256_file(path) != known:
+            remedy = _remedy(artefact, self.storage(artefact))
+            raise CorruptArtefactError(f"{path} was changed after it was made; {remedy}")
+        return path
+
+    def fetched(self, artefact: Artefact) -> Path:
+        """Folder on this machine with every file of a finished artefact, and its manifest."""
+        manifest = self.manifest(artefact)
+        for name in manifest.files if manifest else ():
+            self.verified(artefact, name, manifest)
+        if self.remote:
+            write_atomically(self.folder(artefact) / MANIFEST, self.storage(artefact).read(MANIFEST))
+        return self.folder(artefact)
+
+    def finished(self, kind: Kind) -> list[str]:
+        """Folder names of all finished artefacts of one kind, of whatever study."""
+        names = (name.rpartition("/") for name in self.place(kind).sizes())
+        return sorted(folder for folder, _, name in names if name == MANIFEST)
+
+    @contextmanager
+    def lock(self, artefact: Artefact) -> Iterator[Path]:
+        """Hold the artefact's lock, waiting for another process that makes it; yields its folder, created if need be.
+
+        The kernel drops the lock when its holder dies, however it dies.
+        """
+        with self._lock_file(f"{artefact.kind}-{artefact.name}") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            folder = self.folder(artefact)
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+
+    @contextmanager
+    def claim(self, artefact: Artefact, part: str) -> Iterator[bool]:
+        """Claim a part of an artefact that several processes make together; False when another one has it now."""
+        with self._lock_file(f"{artefact.kind}-{artefact.name}.parts/{part}") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def _lock_file(self, name: str) -> IO[str]:
+        path = self.local / ".locks" / name
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("w")
+
+    def publish(
+        self,
+        artefact: Artefact,
+        *,
+        files: Iterable[str] | None = None,
+        parents: Mapping[str, str] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Manifest:
+        """Write the manifest, after which the artefact exists. Call it with the lock held and every file complete.
+
+        `files` are the paths to record, relative to the folder; by default all files of the folder on this machine. Those
+        that lie there are first copied to the object store if the workspace is one. `parents` is what `makings` said before
+        they were read.
+        """
+        folder, storage = self.folder(artefact), self.storage(artefact)
+        if files is None:
+            files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        names = sorted(set(files) - {MANIFEST})
+        for name in names if self.remote else ():
+            if (folder / name).is_file():
+                storage.write(name, (folder / name).read_bytes())
+        records = {name: _record(folder / name, storage, name) for name in names}
+        manifest = Manifest(
+            kind=artefact.kind,
+            key=artefact.key,
+            inputs=json.loads(json.dumps(artefact.inputs)),
+            files=records,
+            parents=dict(parents or {}),
+            facts=dict(facts or {}),
+            versions=library_versions(),
+            host=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        storage.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
+        return manifest
+
+    def discard(self, artefact: Artefact) -> None:
+        """Remove an artefact, finished or not, so that its stage makes it again. Waits for a process that is making it.
+
+        Raises PipelineError while other processes fill it together.
+        """
+        storage = self.storage(artefact)
+        with self.lock(artefact) as folder, ExitStack() as claims:
+            for part in (self.local / ".locks" / f"{artefact.kind}-{artefact.name}.parts").glob("*"):
+                if not claims.enter_context(self.claim(artefact, part.name)):
+                    raise PipelineError(f"{storage} is being filled by another process: stop that one, then run this again")
+            storage.delete(MANIFEST)  # first, so that it never looks whole with files missing
+            for name in storage.sizes():
+                storage.delete(name)
+            shutil.rmtree(folder)
+
+    def reopen(self, artefact: Artefact) -> None:
+        """Make a finished artefact one in progress again, so that its stage can repair it."""
+        self.storage(artefact).delete(MANIFEST)
+
+
+def _record(path: Path, storage: Storage, name: str) -> FileRecord:
+    if path.is_file():
+        fsync(path)
+        return FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+    content = storage.read(name)
+    return FileRecord(bytes=len(content), sha256=sha256(content))
+
+
+def _scratch(url: str) -> Path:
+    """Local folder for the work on a remote workspace, one for each."""
+    return cache_folder() / f"{re.sub(r'[^a-z0-9]+', '-', url.removeprefix(SCHEME).lower())}-{key_of({'url': url})}"
+
+
+def _remedy(artefact: Artefact, storage: Storage) -> str:
+    if artefact.kind in ("stores", "probes"):  # too large to be thrown away for one file
+        return "repair it with `dasae extract EXPERIMENT --deep`"
+    return f"delete {storage} and run the same command again"

@@ -1,0 +1,59 @@
+"""Why a model of transformers cannot be had: an incomplete folder, no login, a licence that was not accepted."""
+
+from pathlib import Path
+
+from pipeline.errors import ModelAccessError
+from pipeline.models.model_section import HuggingFaceModel
+from pipeline.runtime.compatibility import quiet_hub
+
+
+def check_available(config: HuggingFaceModel) -> None:
+    """Say in one line why a model cannot be loaded."""
+    if Path(config.name).is_dir():
+        check_folder(Path(config.name))
+    else:
+        check_access(config.name, config.revision)
+
+
+def check_folder(folder: Path) -> None:
+    """Say in one line what a local model lacks."""
+    if not (folder / "config.json").is_file():
+        raise ModelAccessError(f"{folder} holds no model: it has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelAccessError(
+            f"{folder} has no .safetensors weights, and pickled ones are not loaded because they can run code: "
+            "load the model where you trust it and call its save_pretrained"
+        )
+
+
+def check_access(name: str, revision: str | None) -> None:
+    """Fetch the model's config.json, and say in one line why that is not possible."""
+    from huggingface_hub import errors as hub
+    from huggingface_hub import get_token, hf_hub_download
+
+    try:
+        with quiet_hub():
+            hf_hub_download(name, "config.json", revision=revision)
+    except hub.GatedRepoError as error:
+        if error.response.status_code == 401:  # nobody, or a token that the Hub does not know; 403 is a known account
+            who = "the Hugging Face token is not valid" if get_token() else "not logged in to Hugging Face"
+            problem = f"{who}, and {name} is gated: run `hf auth login`, or set HF_TOKEN"
+        else:
+            problem = (
+                f"logged in, but this account has not accepted the licence of {name}: accept it on the model's page "
+                f"(huggingface.co/{name}) and run the same command again"
+            )
+        raise ModelAccessError(problem) from None
+    except hub.RevisionNotFoundError:
+        raise ModelAccessError(f"model {name} has no revision {revision!r}") from None
+    except hub.RepositoryNotFoundError:
+        raise ModelAccessError(f"model {name!r} is neither a folder nor a repository that this account can see") from None
+    except hub.HFValidationError:
+        raise ModelAccessError(f"model {name!r} is neither a folder nor a repository name") from None
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
+        raise ModelAccessError(
+            f"model {name} is not in the local cache, and the Hugging Face Hub cannot be reached"
+        ) from None
+    except hub.EntryNotFoundError:
+        problem = f"model {name} has no config.json, so transformers cannot load it: name another one"
+        raise ModelAccessError(problem) from None

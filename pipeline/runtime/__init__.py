@@ -1,0 +1,1 @@
+"""The machine: devices, memory, progress, interruption, and what other packages need."""

@@ -1,0 +1,1 @@
+"""What is trained and used: the finished SAE and its formats."""

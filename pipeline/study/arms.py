@@ -1,0 +1,202 @@
+"""The ablation arms: each one is a recipe with a few fields changed, and one question.
+
+Those in `ARMS` exist in every experiment; `[arms.NAME]` in an experiment file declares more of them.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.errors import BadInputError
+from pipeline.study.recipe import ArmConfig, TrainConfig
+from pipeline.study.sections import explain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One row of the ablation table."""
+
+    question: str
+    """What its difference to `base` (or, for `full`, to `no-contrast`) tells."""
+    diff: Mapping[str, Any]
+    """Fields of TrainConfig that differ from `base`; `contrast.topk` reaches into a section, None removes it."""
+    base: str = "full"
+    """The arm that it changes."""
+    run: int | None = None
+    """Number of the run in the method's original plan, for the arms that were part of it."""
+
+
+ARMS: dict[str, Arm] = {
+    "baseline": Arm(
+        run=0,
+        question="What does a vanilla SAE reach: unit-norm decoder, no contrast, no resets?",
+        diff={"decoder_norm": "unit", "contrast": None, "resets": None},
+    ),
+    "full": Arm(
+        run=1,
+        question="The whole method: free norms, directional, top-K of row or column, weighted, resets after step 1,000.",
+        diff={},
+    ),
+    "magnitude": Arm(
+        run=2,
+        question="Does it matter that pairs are selected by direction rather than by dot product?",
+        diff={"contrast.by": "magnitude"},
+    ),
+    "no-contrast": Arm(
+        run=3,
+        question="Does the contrastive term do anything? (the matched control)",
+        diff={"contrast": None},
+    ),
+    "unweighted": Arm(
+        run=4,
+        question="Does weighting pairs by co-activation matter?",
+        diff={"contrast.weighted": False},
+    ),
+    "coef-0.05": Arm(
+        run=5,
+        question="How sensitive is it to the coefficient (half)?",
+        diff={"contrast.coefficient": 0.05},
+    ),
+    "coef-0.2": Arm(
+        run=6,
+        question="How sensitive is it to the coefficient (double)?",
+        diff={"contrast.coefficient": 0.2},
+    ),
+    "topk-0.05": Arm(
+        run=7,
+        question="How sensitive is it to the number of pairs (half)?",
+        diff={"contrast.topk": 0.05},
+    ),
+    "topk-0.2": Arm(
+        run=8,
+        question="How sensitive is it to the number of pairs (double)?",
+        diff={"contrast.topk": 0.2},
+    ),
+    "warmup-2000": Arm(
+        run=9,
+        question="Does a later first reset of dead latents help?",
+        diff={"resets.first": 2000},
+    ),
+    "warmup-500": Arm(
+        run=10,
+        question="Does an earlier first reset of dead latents help?",
+        diff={"resets.first": 500},
+    ),
+    "row": Arm(
+        question="Does it matter that pairs are selected from both sides: what if only the first latent's top K counts?",
+        diff={"contrast.select": "row"},
+    ),
+    "mutual": Arm(
+        question="Are the pairs that are in the top K of both latents enough?",
+        diff={"contrast.select": "mutual"},
+    ),
+    "orthogonal": Arm(
+        question="Is it enough to push similar directions apart, whether or not they fire together (close to OrtSAE)?",
+        diff={"contrast.weighted": False, "contrast.coefficient": 0.03},
+    ),
+    "unit-norm": Arm(
+        question="Do free decoder norms matter: the whole method under the baseline's constraint?",
+        diff={"decoder_norm": "unit"},
+    ),
+    "l0-matched": Arm(
+        question="Does a vanilla SAE do as well when it is as sparse as the whole method?",
+        diff={"decoder_norm": "unit", "contrast": None, "resets": None, "match_l0": "full"},
+    ),
+    "literal": Arm(
+        question="What does the penalty do as it was first written down, not averaged and with the diagonal?",
+        # Computed by autograd, which knows no short cuts.
+        diff={
+            "contrast.literal": True,
+            "contrast.every": 1,
+            "contrast.pair_refresh": 1,
+            "contrast.precision": "float32",
+        },
+    ),
+}
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,19}")
+"""Part of folder names, separated by commas after --arms, and a label in plots that have room for no more."""
+SHARED = ("d_sae", "steps", "batch_size", "heldout_shards", "data_seed", "buffer_chunks")
+"""Fields that no arm changes: all arms have the same size and see the same batches, or comparing them would say little."""
+
+
+def arms_of(own: Mapping[str, ArmConfig]) -> dict[str, Arm]:
+    """The built-in arms and those that an experiment declares."""
+    declared = {name: Arm(question=arm.question, base=arm.base, diff=dict(_flat(arm.diff))) for name, arm in own.items()}
+    return ARMS | declared
+
+
+def recipe(arm: str, full: TrainConfig, own: Mapping[str, ArmConfig] | None = None) -> TrainConfig:
+    """The TrainConfig of `arm`, given the experiment's recipe `full` and the arms of its own.
+
+    Raises BadInputError for an arm that does not exist or whose diff makes an invalid recipe.
+    """
+    own = own or {}
+    arms = arms_of(own)
+    if arm not in arms:
+        raise BadInputError(f"unknown arm {arm!r}; the arms are {', '.join(arms)}")
+    base, diff = arms[arm].base, arms[arm].diff
+    where = f"arms.{arm}" if arm in own else f"arm {arm!r}"
+    fields = (full if arm == "full" else recipe(base, full, own)).model_dump()
+    for path, value in diff.items():
+        section, _, field = path.rpartition(".")
+        if not section:
+            fields[field] = value
+        elif fields.get(section, {}) is None:
+            raise BadInputError(f"{where} changes {path}, but {base!r} has no {section}")
+        elif isinstance(fields.get(section), dict):
+            fields[section][field] = value
+        else:
+            fields[section] = {field: value}  # no section of that name: the validation below says so
+    try:
+        return TrainConfig.model_validate(fields, strict=True)
+    except ValidationError as error:
+        raise BadInputError(explain(error, where)) from None
+
+
+def check(arms: Collection[str], full: TrainConfig, own: Mapping[str, ArmConfig]) -> None:
+    """Raises BadInputError when an arm of the experiment's own cannot be, or two `arms` would be the same SAE."""
+    known = list(ARMS)
+    for name, arm in own.items():
+        if not NAME.fullmatch(name):
+            raise BadInputError(f"arms: name {name!r} must be at most 20 lower-case letters, digits, '.', '_' or '-'")
+        if name in ARMS:
+            raise BadInputError(f"arms.{name}: there is a built-in arm of this name, choose another one")
+        if arm.base not in known:
+            raise BadInputError(f"arms.{name}.from: no arm {arm.base!r} above this one; there are {', '.join(known)}")
+        for field in SHARED:
+            if field in arm.diff:
+                raise BadInputError(f"arms.{name}.{field}: all arms of a study share {field}; set it in [train]")
+        recipe(name, full, own)
+        known.append(name)
+    if full.match_l0:
+        raise BadInputError("train.match_l0: only an arm can be matched to another; set it in [arms.NAME]")
+    for name in dict.fromkeys([*own, *arms]):
+        _check_match(name, arms, full, own)
+    first: dict[TrainConfig, str] = {}
+    for name in arms:
+        same = first.setdefault(recipe(name, full, own), name)
+        if same != name:
+            raise BadInputError(f"study.arms: {same!r} and {name!r} have the same recipe in this experiment, remove one")
+
+
+def _check_match(name: str, study: Collection[str], full: TrainConfig, own: Mapping[str, ArmConfig]) -> None:
+    reference = recipe(name, full, own).match_l0
+    if reference is None:
+        return
+    if recipe(reference, full, own).match_l0:
+        raise BadInputError(f"arm {name!r}: match_l0 {reference!r} is itself matched to another arm, choose one that is not")
+    if name in study and reference not in study:
+        raise BadInputError(f"study.arms: {name!r} is matched to {reference!r}, which is not among them; add it")
+
+
+def _flat(declared: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Tables of the TOML as dotted paths. It has no null: `contrast = false` stands for None."""
+    for field, value in declared.items():
+        if isinstance(value, dict):
+            yield from ((f"{field}.{name}", inner) for name, inner in value.items())
+        else:
+            yield field, None if value is False and field in ("contrast", "resets") else value

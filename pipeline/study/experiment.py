@@ -1,0 +1,125 @@
+"""An experiment: a whole study declared in one TOML file, validated here and nowhere else.
+
+Every section is frozen and lives where `study.sections` says. A field that determines an artefact's bytes is hashed into
+its key (see `study.plan`).
+"""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from pipeline.errors import BadInputError
+from pipeline.models.model_section import ModelConfig, SyntheticModel
+from pipeline.section import Section
+from pipeline.study.arms import check
+from pipeline.study.recipe import ArmConfig, TrainConfig
+from pipeline.study.sections import EvaluateConfig, RunConfig, StoreConfig, StudyConfig, explain
+from pipeline.texts.text_sections import CorpusConfig, ProbesConfig, SyntheticCorpus
+
+EXPERIMENTS = Path("experiments")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+def _default_probes(validated: dict[str, Any]) -> ProbesConfig:
+    return ProbesConfig(datasets=()) if isinstance(validated.get("model"), SyntheticModel) else ProbesConfig()
+
+
+class Experiment(Section):
+    """A whole study."""
+
+    name: str
+    """File name without `.toml`; names the report."""
+    argument: str
+    """What the user called it on the command line, name or path: the commands in messages repeat it."""
+    description: str
+    """What the study asks, in a sentence or two, shown on the report."""
+    model: ModelConfig
+    corpus: CorpusConfig
+    store: StoreConfig
+    probes: ProbesConfig = Field(default_factory=_default_probes)
+    train: TrainConfig
+    arms: dict[str, ArmConfig] = Field(default_factory=dict)
+    """Arms beside the built-in ones, by name; `study.arms` says which of all are trained."""
+    study: StudyConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    run: RunConfig = RunConfig()
+
+    @classmethod
+    def load(cls, name_or_path: str) -> Self:
+        """Read and validate an experiment: a name in `experiments/`, or the path of a TOML file.
+
+        Raises BadInputError, in one line that names the field and the value.
+        """
+        path = Path(name_or_path)
+        if path.suffix != ".toml":
+            path = EXPERIMENTS / f"{name_or_path}.toml"
+        if not path.is_file():
+            known = ", ".join(available()) or "none here: run from the folder that holds experiments/"
+            meant = Path(f"{name_or_path}.toml")
+            remedy = f"did you mean {meant}?" if meant.is_file() else f"known experiments: {known}"
+            raise BadInputError(f"no experiment {name_or_path!r} ({path} is not a file); {remedy}")
+        try:
+            declared: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadInputError(f"{path} is not valid TOML: {error}") from None
+        for key in ("name", "argument"):
+            if key in declared:
+                raise BadInputError(f"{path}: remove the key `{key}`, the file name is the experiment's name")
+        try:
+            # As JSON, whose numbers, texts and truth values pydantic can keep apart while it still takes a list for a tuple.
+            said = json.dumps(declared | {"name": path.stem, "argument": name_or_path}, default=str)
+            return cls.model_validate_json(said, strict=True)
+        except ValidationError as error:
+            raise BadInputError(f"{path}: {explain(error)}") from None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"experiment name {self.name!r} must be lower-case letters, digits, '.', '_' or '-'")
+        synthetic = isinstance(self.model, SyntheticModel)
+        if synthetic != isinstance(self.corpus, SyntheticCorpus):
+            raise ValueError(
+                f'model.source "{self.model.source}" and corpus.source "{self.corpus.source}" do not go together: '
+                f'either both are "synthetic" or neither is'
+            )
+        if synthetic and self.probes.datasets:
+            raise ValueError("probes.datasets: a synthetic model reads no texts; remove the section [probes]")
+        if synthetic and self.store.max_norm:
+            raise ValueError("store.max_norm: a synthetic model has no massive rows; remove it")
+        if not synthetic and not self.probes.datasets:
+            raise ValueError("probes.datasets is empty, which only a synthetic model may have; name at least one data set")
+        if max(self.store.layers) >= self.model.depth:
+            deepest, last = max(self.store.layers), self.model.depth - 1
+            raise ValueError(f"store.layers: layer {deepest} does not exist, the model has layers 0 to {last}")
+        shards = -(-self.store.tokens // self.store.shard_rows)
+        if self.train.heldout_shards >= shards:
+            raise ValueError(
+                f"train.heldout_shards {self.train.heldout_shards} leaves nothing to train on: {self.store.tokens:,} tokens "
+                f"fill {shards} shards of {self.store.shard_rows:,} rows; use more tokens or smaller shards"
+            )
+        # At most: a corpus may be shorter, and rows may be left out.
+        rows = (shards - self.train.heldout_shards) * self.store.shard_rows
+        if self.train.batch_size > rows:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size:,} is more than the {rows:,} rows to train on; lower it"
+            )
+        for layer in self.study.layers:
+            if layer not in self.store.layers:
+                raise ValueError(f"study.layers: layer {layer} is not among store.layers {list(self.store.layers)}")
+        for field in ("layers", "arms", "seeds"):
+            values = getattr(self.study, field)
+            if len(set(values)) != len(values):
+                raise ValueError(f"study.{field} {list(values)} names a value twice")
+        if max(self.evaluate.k_values) > self.train.d_sae:
+            raise ValueError(f"evaluate.k_values: {max(self.evaluate.k_values)} exceeds train.d_sae {self.train.d_sae}")
+        check(self.study.arms, self.train, self.arms)
+        return self
+
+
+def available() -> list[str]:
+    """Names of the experiments beside the current folder."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))

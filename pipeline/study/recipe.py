@@ -1,0 +1,114 @@
+"""The recipe of one SAE: the section [train] of an experiment, and what an arm of the experiment's own may say of it.
+
+Every field is hashed into the key of the SAEs it makes (see `pipeline.study.plan`).
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from pipeline.section import Dtype, Fraction, Section, Seed
+
+
+class Contrast(Section):
+    """The penalty on pairs of latents that point the same way and fire together (docs/method.md, "The loss")."""
+
+    coefficient: PositiveFloat = 0.1
+    """Weight c of the penalty."""
+    by: Literal["direction", "magnitude"] = "direction"
+    """`direction`: pairs by cosine, norms inside the strength detached. `magnitude`: pairs by dot product, norms trained."""
+    topk: Fraction = 0.1
+    """K: a latent's most similar fraction of the others that counts as pointing the same way."""
+    select: Literal["union", "row", "mutual"] = "union"
+    """Pairs in the top K of either latent, of the first (which is the mean of the other two), or of both."""
+    weighted: bool = True
+    """Weigh each pair by how strongly both fire; without it, every selected pair counts the same."""
+    every: PositiveInt = 1
+    """Compute the penalty on every n-th step only, n times as strong: the same on average."""
+    pair_refresh: PositiveInt = 1
+    """Steps after which a latent's threshold of similarity, its k-th largest, is computed anew; 1 is exact."""
+    precision: Dtype = "float32"
+    """Dtype of the products of latents and decoder rows. Similarities, which select the pairs, are always float32."""
+    literal: bool = False
+    """The penalty as first written down: summed over rows and ordered pairs with the diagonal, norms multiplied into the
+    encoder. Kept to be shown, not used: it is expected to degenerate."""
+
+    @model_validator(mode="after")
+    def _literal_has_no_variants(self) -> Self:
+        changed = self.model_fields_set - {"coefficient", "topk", "literal"}
+        changed = {name for name in changed if getattr(self, name) != type(self).model_fields[name].default}
+        if self.literal and changed:
+            raise ValueError(f"the literal penalty has no variants: remove {', '.join(sorted(changed))}")
+        return self
+
+
+class Resets(Section):
+    """Re-initialisation of dead latents (docs/method.md, "Dead-latent resets")."""
+
+    every: PositiveInt = 500
+    """Steps between resets, and the window in which a latent must have fired to count as alive."""
+    first: PositiveInt = 1000
+    """Step of the first reset (the method's reset warm-up)."""
+
+
+class TrainConfig(Section):
+    """The recipe of one SAE. This is the arm `full`; the other arms are diffs of it (`pipeline.study.arms`)."""
+
+    d_sae: Annotated[int, Field(ge=4)]
+    """F, number of latents."""
+    steps: PositiveInt
+    batch_size: PositiveInt = 2048
+    """B, rows per step."""
+    precision: Dtype = "float32"
+    """Dtype of the operands of matrix products. Weights, gradients' sums and Adam are float32 in either case."""
+    learning_rate: PositiveFloat = 3e-4
+    lr_warmup: Annotated[int, Field(ge=0)] = 500
+    """Steps over which the learning rate rises from 0."""
+    lr_decay: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Last fraction of the steps over which the learning rate falls to 0."""
+    l1: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the sparsity term, for activations scaled to E||x||^2 = 1."""
+    l1_warmup: Annotated[int, Field(ge=0)] = 500
+    """Steps over which the sparsity weight rises from 0."""
+    match_l0: str | None = None
+    """Arm of the study whose L0 this one gets: l1 is only where the search for the sparsity weight begins."""
+    decoder_norm: Literal["free", "unit"] = "free"
+    """`unit`: rows of W_dec kept at norm 1, as in the vanilla baseline."""
+    contrast: Contrast | None = Contrast()
+    resets: Resets | None = Resets()
+    heldout_shards: PositiveInt = 1
+    """Last shards of the store, never trained on: evaluation reads them."""
+    data_seed: Seed = 0
+    """Seed of the batch order, shared by all arms and seeds so that they are compared on the same batches."""
+    buffer_chunks: PositiveInt = 32
+    """Chunks of different shards from which shuffled batches are drawn."""
+
+    @model_validator(mode="after")
+    def _resets_after_warmup(self) -> Self:
+        warmup = max(self.lr_warmup, self.l1_warmup)
+        if self.resets and self.resets.first < warmup:
+            raise ValueError(f"the first reset, at step {self.resets.first}, would come before warm-up ends at {warmup}")
+        return self
+
+    @model_validator(mode="after")
+    def _search_begins_above_zero(self) -> Self:
+        if self.match_l0 and not self.l1:
+            raise ValueError("l1 0 is nothing that the search for match_l0 could begin with; set it above 0")
+        return self
+
+
+class ArmConfig(Section):
+    """An arm of the experiment's own: what it changes is written as in [train], such as `contrast.coefficient = 0.5`."""
+
+    # The fields of the recipe, validated when it is made: see `pipeline.study.arms.recipe`.
+    model_config = ConfigDict(extra="allow")
+
+    question: Annotated[str, Field(min_length=1)]
+    """What its difference to the arm it changes tells, in a sentence; shown on the report."""
+    base: Annotated[str, Field(alias="from")] = "full"
+    """The arm it changes: a built-in one or one declared above. The key in the file is `from`."""
+
+    @property
+    def diff(self) -> dict[str, Any]:
+        """The changed fields, as nested as they are in the file. `contrast = false` leaves the section out."""
+        return self.model_extra or {}

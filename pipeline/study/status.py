@@ -1,0 +1,93 @@
+"""What of a study is done, partial or missing in a workspace, and which command comes next."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from rich import box
+from rich.filesize import decimal
+from rich.table import Table
+
+from pipeline.artefacts.manifest import Artefact
+from pipeline.artefacts.workspace import Workspace
+from pipeline.store.format import is_laid_out
+from pipeline.store.writer import ShardWriter
+from pipeline.study.plan import Plan
+
+LOOKS_AT_ONCE = 12
+"""On an object store every look waits for its answers, and there are hundreds in a study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one look at an artefact found."""
+
+    state: str
+    """`done`, `partial` or `missing`."""
+    detail: str
+    bytes: int
+
+
+class Status:
+    """A study as it is in a workspace now; every artefact is looked at once."""
+
+    def __init__(self, plan: Plan, workspace: Workspace):
+        self.plan, self.workspace = plan, workspace
+        everything = [*plan.extracted, *plan.trained, *(sae.evaluation for sae in plan.saes)]
+        with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+            looks = pool.map(self._look, everything)
+            self.found = {artefact.path: look for artefact, look in zip(everything, looks, strict=True)}
+
+    def table(self) -> Table:
+        """One line per artefact of the study; SAEs and evaluations with those of the same arm and layer together."""
+        table = Table(title=f"{self.plan.experiment.name} in {self.workspace.root}", box=box.SIMPLE_HEAD)
+        for column in ("what", "state", "done"):
+            table.add_column(column)
+        table.add_column("bytes", justify="right")
+        table.add_column("path", overflow="fold")
+        for artefact in self.plan.extracted:
+            look = self.found[artefact.path]
+            table.add_row(artefact.kind, look.state, look.detail, decimal(look.bytes), artefact.path)
+        for kind in ("saes", "evaluations"):
+            for arm, layer in dict.fromkeys((sae.arm, sae.layer) for sae in self.plan.saes):
+                group = [
+                    self.found[(sae.artefact if kind == "saes" else sae.evaluation).path]
+                    for sae in self.plan.saes
+                    if (sae.arm, sae.layer) == (arm, layer)
+                ]
+                done = sum(look.state == "done" for look in group)
+                begun = any(look.state != "missing" for look in group)
+                state = "done" if done == len(group) else "partial" if begun else "missing"
+                size = decimal(sum(look.bytes for look in group))
+                table.add_row(kind, state, f"{done} of {len(group)} seeds", size, f"{arm}, layer {layer}")
+        return table
+
+    def next_command(self) -> str:
+        """The command that brings the study further, or where its report is."""
+        experiment = self.plan.experiment
+        if not self._done(self.plan.extracted):
+            return f"next: dasae extract {experiment.argument}   (or everything at once: dasae ablate {experiment.argument})"
+        if not self._done(self.plan.trained):
+            return f"next: dasae train {experiment.argument}"
+        if not self._done([sae.evaluation for sae in self.plan.saes]):
+            return f"next: dasae evaluate {experiment.argument}"
+        report = self.workspace.report(experiment.name)
+        done = report.size("index.html") is not None
+        return f"all done; report: {report}/index.html" if done else f"next: dasae report {experiment.argument}"
+
+    def _done(self, artefacts: Sequence[Artefact]) -> bool:
+        return all(self.found[artefact.path].state == "done" for artefact in artefacts)
+
+    def _look(self, artefact: Artefact) -> Look:
+        manifest, storage = self.workspace.manifest(artefact), self.workspace.storage(artefact)
+        if manifest:
+            # A store's manifest lists its commits; the shards that those list are not listed again.
+            size = int(manifest.facts.get("bytes", 0)) + sum(record.bytes for record in manifest.files.values())
+            rows = manifest.facts.get("rows")
+            return Look(state="done", detail=f"{rows:,} rows" if rows else "", bytes=size)
+        size = sum(storage.sizes().values())
+        if artefact.kind in ("stores", "probes") and is_laid_out(storage):
+            writer = ShardWriter(storage)
+            shards = writer.layout.shards
+            return Look(state="partial", detail=f"{shards - len(writer.missing())} of {shards} shards", bytes=size)
+        return Look(state="partial" if size else "missing", detail="", bytes=size)

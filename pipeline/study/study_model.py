@@ -1,0 +1,50 @@
+"""The model of a study, opened: its language model up to the deepest layer of the store, or the truth of a synthetic one."""
+
+from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import BadInputError
+from pipeline.models.access import check_available
+from pipeline.models.language import ResidualStream
+from pipeline.models.model_section import HuggingFaceModel, SyntheticModel
+from pipeline.models.synthetic import FEATURES, GroundTruth
+from pipeline.study.plan import Plan
+
+
+def study_model(plan: Plan, workspace: Workspace) -> tuple[str, str | None]:
+    """What a study's language model is loaded from: a folder, or the name of a repository and its revision.
+
+    Raises MissingArtefactError when the study trains a model that is not trained yet, BadInputError for a synthetic one,
+    which reads no text, and ModelAccessError, which tells a missing login from a licence that was not accepted.
+    """
+    experiment = plan.experiment
+    if isinstance(experiment.model, HuggingFaceModel):
+        check_available(experiment.model)
+        return experiment.model.name, experiment.model.revision
+    if isinstance(experiment.model, SyntheticModel):
+        raise BadInputError(f"{experiment.name} has a synthetic model, which reads no text")
+    assert plan.model is not None
+    workspace.require(plan.model, f"dasae extract {experiment.argument}")
+    return str(workspace.fetched(plan.model)), None
+
+
+def open_study_model(plan: Plan, workspace: Workspace) -> ResidualStream:
+    """A study's language model, up to the deepest layer of its store.
+
+    Raises what `study_model` does, and BadInputError when the model is not as the experiment declares it.
+    """
+    config = plan.experiment.model
+    name, revision = study_model(plan, workspace)
+    model = ResidualStream(name, revision=revision, layers=plan.experiment.store.layers, dtype=config.dtype)
+    if (model.d_in, model.depth) != (config.d_in, config.depth):
+        raise BadInputError(
+            f"model: {config.name} has d_in {model.d_in} and depth {model.depth}, "
+            f"the experiment declares d_in {config.d_in} and depth {config.depth}"
+        )
+    # Known now rather than after hours, when the probe texts' turn comes.
+    model.check_context(max(plan.experiment.store.context, plan.experiment.probes.context))
+    return model
+
+
+def open_synthetic_model(plan: Plan, workspace: Workspace) -> GroundTruth:
+    """The features that `make_synthetic_model` planted for this study."""
+    assert plan.model is not None
+    return GroundTruth.load(workspace.verified(plan.model, FEATURES))

@@ -1,0 +1,30 @@
+"""Labelled texts for sparse probing: sae-bench's own loaders, folders, or tasks made from the Python installation."""
+
+from pathlib import Path
+
+from pipeline.runtime.compatibility import importing_sae_bench, quiet_hub
+from pipeline.texts import files, python
+from pipeline.texts.text_sections import ProbesConfig, is_probe_folder
+
+Texts = dict[str, list[str]]
+"""Class name to texts."""
+
+
+def load_texts(name: str, probes: ProbesConfig) -> tuple[Texts, Texts]:
+    """Train and test texts of the data set of that name, by class: half of `train_size` and of `test_size` for each class.
+
+    Half, because sae-bench trains one balanced binary probe per class. Raises BadInputError for one that cannot be had.
+    """
+    dataset, train, test = probes.named[name], probes.train_size // 2, probes.test_size // 2
+    if is_probe_folder(dataset):
+        return files.probe_texts(Path(dataset), train, test, probes.seed)
+    if dataset in python.TASKS:
+        return python.probe_texts(dataset, train, test, probes.seed)
+    with importing_sae_bench():
+        from sae_bench.sae_bench_utils import dataset_utils
+        from sae_bench.sae_bench_utils.dataset_info import chosen_classes_per_dataset
+
+    with files.reading(f"probe data set {dataset}"), quiet_hub():
+        both = dataset_utils.get_multi_label_train_test_data(dataset, probes.train_size, probes.test_size, probes.seed)
+    by_split = [dataset_utils.filter_dataset(texts, chosen_classes_per_dataset[dataset]) for texts in both]
+    return by_split[0], by_split[1]

@@ -1,0 +1,105 @@
+"""The sections [corpus] and [probes] of an experiment: the texts that a study reads."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.section import COMMIT, Section, Seed, needs_commit
+
+
+class PythonCorpus(Section):
+    """Text that every Python installation carries: docstrings, sources and the language reference, read with `ast`."""
+
+    source: Literal["python"]
+
+
+class FilesCorpus(Section):
+    """Texts in files on this machine. They count by content, wherever they lie."""
+
+    source: Literal["files"]
+    paths: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
+    """Files, or patterns such as `texts/**/*.parquet`: .parquet, .jsonl, or .txt, which is one document. Read in sorted
+    order, each once."""
+    text_column: str = "text"
+    """Column of a parquet file, key of a JSON line."""
+
+
+class HuggingFaceCorpus(Section):
+    """A text data set of the Hugging Face Hub, streamed."""
+
+    source: Literal["huggingface"]
+    name: Annotated[str, Field(min_length=1)]
+    """Repository such as `monology/pile-uncopyrighted`."""
+    revision: str | None = None
+    """Commit of the repository; required, since a branch may move."""
+    split: str = "train"
+    text_column: str = "text"
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if Path(self.name).exists():  # `datasets` would prefer it to the Hub
+            raise ValueError(f'{self.name!r} is a path on this machine: use source = "files" and paths = [...]')
+        if not COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(f"{self.name!r} {needs_commit(f'datasets/{self.name}', self.revision)}")
+        return self
+
+
+class SyntheticCorpus(Section):
+    """No text: the rows are drawn from the synthetic model, which owns every parameter."""
+
+    source: Literal["synthetic"]
+
+
+TextCorpus = PythonCorpus | FilesCorpus | HuggingFaceCorpus
+CorpusConfig = Annotated[TextCorpus | SyntheticCorpus, Field(discriminator="source")]
+
+SAE_BENCH_DATASETS = (
+    "LabHC/bias_in_bios_class_set1",
+    "LabHC/bias_in_bios_class_set2",
+    "LabHC/bias_in_bios_class_set3",
+    "canrager/amazon_reviews_mcauley_1and5",
+    "canrager/amazon_reviews_mcauley_1and5_sentiment",
+    "codeparrot/github-code",
+    "fancyzhx/ag_news",
+    "Helsinki-NLP/europarl",
+)
+"""The data sets that sae-bench has loaders for."""
+
+
+class ProbesConfig(Section):
+    """Labelled texts for sparse probing. The defaults are sae-bench's published configuration."""
+
+    datasets: tuple[str, ...] = SAE_BENCH_DATASETS
+    """sae-bench's names, `python/...` tasks made from the Python installation, or folders that hold `train.parquet` and
+    `test.parquet` with the columns `text` and `label`. None for a synthetic model."""
+    train_size: Annotated[int, Field(ge=8)] = 4000
+    """Rows of one binary training problem, half of them of the class (sae-bench's `probe_train_set_size`)."""
+    test_size: Annotated[int, Field(ge=8)] = 1000
+    context: Annotated[int, Field(ge=8)] = 128
+    """Tokens per text, BOS included; longer texts are cut."""
+    seed: Seed = 42
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Data sets by the name that artefacts and reports give them: a folder's own, without the path to it."""
+        return {probe_name(dataset): dataset for dataset in self.datasets}
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        names = [probe_name(dataset) for dataset in self.datasets]
+        for name in names:
+            if names.count(name) > 1:
+                same = [dataset for dataset in self.datasets if probe_name(dataset) == name]
+                raise ValueError(f"datasets: {' and '.join(same)} are both called {name!r} in reports; rename or remove one")
+        return self
+
+
+def is_probe_folder(dataset: str) -> bool:
+    """Whether a probe data set is a folder of this machine."""
+    return any((Path(dataset) / f"{split}.parquet").is_file() for split in ("train", "test"))
+
+
+def probe_name(dataset: str) -> str:
+    """What artefacts and reports call a probe data set: a folder by its own name, any other as it is declared."""
+    return Path(dataset).resolve().name if is_probe_folder(dataset) else dataset

@@ -1,0 +1,178 @@
+"""The training stage: every SAE of the study that does not exist yet, in as few passes over the store as possible."""
+
+import shutil
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline.artefacts.workspace import Workspace
+from pipeline.models.model_section import SyntheticModel
+from pipeline.runtime.devices import training_device
+from pipeline.sae.sae import CONFIG, SAE, WEIGHTS
+from pipeline.store.batches import rows_in_order, split_shards
+from pipeline.store.reader import ActivationStore
+from pipeline.study.plan import TRAINING_LOG, Plan, PlannedSAE
+from pipeline.train import checkpoint, cohort_size, matching
+from pipeline.train.run import InTraining, Job, Runner
+from pipeline.train.track import Service, connect
+
+SECONDS_BETWEEN_CHECKPOINTS = 180.0
+
+
+@dataclass(kw_only=True)
+class Trained:
+    """What a run of the stage did."""
+
+    made: list[PlannedSAE] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """SAE that should have been made and was not, and why. It has no artefact."""
+
+
+def cohorts(plan: Plan, workspace: Workspace) -> list[list[PlannedSAE]]:
+    """The SAEs still to be trained, in groups that can share one stream of batches and fit into memory together.
+
+    Those that are matched to others come last, in groups of their own.
+    """
+    groups: dict[tuple[bool, int], list[PlannedSAE]] = defaultdict(list)
+    for sae in sorted(plan.saes, key=lambda sae: sae.reference is not None):
+        if workspace.manifest(sae.artefact) is None:
+            groups[(sae.reference is not None, sae.layer)].append(sae)  # no arm changes the batches (`arms.SHARED`)
+    fitting = cohort_size.cohort_size(plan.experiment)
+    return [group[start : start + fitting] for group in groups.values() for start in range(0, len(group), fitting)]
+
+
+def train(
+    plan: Plan, workspace: Workspace, track: Service | None = None, *, save_every: float = SECONDS_BETWEEN_CHECKPOINTS
+) -> Trained:
+    """Train what is missing, from the last checkpoint where there is one; show it meanwhile in the service `track`.
+
+    Raises MissingArtefactError when the store was not extracted, BadInputError when it is too small to train on or when the
+    service cannot be used, InterruptedRunError after SIGTERM, with everything saved.
+    """
+    tracker = connect(track, plan.experiment, workspace) if track else lambda *_: nullcontext()
+    missing = cohorts(plan, workspace)
+    if not missing:
+        return Trained()
+    workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
+    store = ActivationStore(workspace.storage(plan.store))
+    stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every))
+    for cohort in missing:
+        with ExitStack() as stack:
+            # Always in the same order, so that two processes cannot each hold what the other waits for.
+            for sae in sorted(cohort, key=lambda sae: sae.artefact.name):
+                stack.enter_context(workspace.lock(sae.artefact))
+            cohort = [sae for sae in cohort if workspace.manifest(sae.artefact) is None]
+            stage.match([sae for sae in cohort if sae.reference])
+            stage.train([sae for sae in cohort if not sae.reference])
+    return stage.result
+
+
+@dataclass
+class _Stage:
+    """Trains and publishes SAEs whose locks are held, and notes what became of each."""
+
+    plan: Plan
+    workspace: Workspace
+    runner: Runner
+    result: Trained = field(default_factory=Trained)
+
+    def train(self, saes: list[PlannedSAE]) -> None:
+        """SAEs whose recipe says everything."""
+        jobs = [Job(sae=sae, recipe=sae.recipe, folder=self.workspace.folder(sae.artefact)) for sae in saes]
+        for members in self.runner.run(jobs):
+            for member in members:
+                if member.stopped is None:
+                    self._publish_trained(member)
+                else:
+                    self.result.failed[str(member.job.sae)] = member.stopped
+
+    def match(self, saes: list[PlannedSAE]) -> None:
+        """SAEs of one layer whose sparsity weight is to be found."""
+        searches = [search for sae in saes if (search := self._search(sae))]
+        if searches:
+            matching.search(searches, self.runner, partial(self._heldout, searches[0].sae))
+        for search in searches:
+            if search.closest.l0 is None:
+                self.result.failed[str(search.sae)] = f"with l1 {search.closest.l1:.3g}: {search.closest.stopped}"
+                shutil.rmtree(search.folder)
+            else:
+                self._publish_matched(search)
+
+    def _search(self, sae: PlannedSAE) -> matching.Search | None:
+        """The search for an SAE's sparsity weight, new or as it was left; None when it has nothing to aim at."""
+        reference = sae.reference
+        assert reference is not None
+        if self.workspace.manifest(reference.artefact) is None:
+            self.result.failed[str(sae)] = f"it is matched to {reference}, which is not trained"
+            return None
+        makings = self.workspace.makings([reference.artefact])
+        weights = self.workspace.verified(reference.artefact, WEIGHTS)
+        (target,) = matching.heldout_l0([SAE.load(weights)], self._heldout(sae))
+        if not target:
+            self.result.failed[str(sae)] = f"no latent of {reference}, to which it is matched, fires: lower its l1"
+            return None
+        folder = self.workspace.folder(sae.artefact) / matching.TRIES
+        return matching.Search(sae=sae, folder=folder, target=target, reference=makings)
+
+    def _heldout(self, sae: PlannedSAE) -> Iterator[torch.Tensor]:
+        _, heldout = split_shards(self.runner.store, sae.recipe.heldout_shards)
+        return rows_in_order(self.runner.store, sae.layer, heldout)
+
+    def _publish_trained(self, member: InTraining) -> None:
+        sae, folder = member.job.sae, member.job.folder
+        member.trainer.finished(self.runner.store.scale(sae.layer)).save(folder, self._metadata(sae))
+        facts = self._facts(sae, member.trainer.resets, member.seconds)
+        self.workspace.publish(sae.artefact, files=[CONFIG, WEIGHTS, TRAINING_LOG], facts=facts)
+        # Only now: killed in between, the run would have had to begin again.
+        checkpoint.remove(folder)
+        self.result.made.append(sae)
+
+    def _publish_matched(self, search: matching.Search) -> None:
+        sae, folder = search.sae, self.workspace.folder(search.sae.artefact)
+        # An artefact that is out of date would else be a damaged one until it is replaced.
+        self.workspace.reopen(sae.artefact)
+        SAE.load(search.kept / WEIGHTS).save(folder, self._metadata(sae) | {"matching": search.facts})
+        shutil.copyfile(search.kept / TRAINING_LOG, folder / TRAINING_LOG)
+        shutil.copyfile(search.folder / matching.RECORD, folder / matching.RECORD)
+        seconds = sum(tried.seconds for tried in search.tries)
+        self.workspace.publish(
+            sae.artefact,
+            files=[CONFIG, WEIGHTS, TRAINING_LOG, matching.RECORD],
+            parents=search.reference,
+            facts=self._facts(sae, search.closest.resets, seconds) | {"matching": search.facts},
+        )
+        shutil.rmtree(search.folder)
+        self.result.made.append(sae)
+        if not search.found:
+            reached = f"L0 {search.closest.l0:.4g} after {len(search.tries)} tries, wanted {search.target:.4g}"
+            print(f"not matched within {matching.TOLERANCE:.0%}: {sae}: {reached}", file=sys.stderr)
+
+    def _metadata(self, sae: PlannedSAE) -> dict[str, Any]:
+        experiment = self.plan.experiment
+        hook = {
+            "hook_name": f"blocks.{sae.layer}.hook_resid_post",
+            "hook_layer": sae.layer,
+            "context_size": experiment.store.context,
+            "prepend_bos": True,
+        }
+        return {
+            "model_name": experiment.model.name,
+            **({} if isinstance(experiment.model, SyntheticModel) else hook),
+            "arm": sae.arm,
+            "seed": sae.seed,
+        }
+
+    def _facts(self, sae: PlannedSAE, resets: int, seconds: float) -> dict[str, Any]:
+        return {
+            "steps": sae.recipe.steps,
+            "tokens": sae.recipe.steps * sae.recipe.batch_size,
+            "resets": resets,
+            "seconds": round(seconds, 1),
+            "device": str(training_device()),
+        }

@@ -1,0 +1,130 @@
+"""`dasae export`: what SAELens and sae-bench make of it, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from small_study import Study
+from typer.testing import CliRunner
+
+from pipeline.artefacts.workspace import Workspace
+from pipeline.cli import app
+from pipeline.errors import BadInputError, CorruptArtefactError
+from pipeline.runtime.compatibility import importing_sae_bench
+from pipeline.sae.export import find, to_saelens
+from pipeline.sae.sae import CONFIG, SAE, WEIGHTS
+from pipeline.store.batches import rows_in_order
+from pipeline.store.reader import ActivationStore
+
+with importing_sae_bench():
+    import sae_lens  # a dependency of sae-bench
+    from sae_bench.custom_saes.relu_sae import ReluSAE
+
+
+@pytest.fixture
+def copied(study: Study, tmp_path: Path) -> Path:
+    """A copy of the folder of the arm `full`, away from any workspace."""
+    folder = study.workspace.folder(study.plan.saes[1].artefact)
+    return Path(shutil.copytree(folder, tmp_path / folder.name))
+
+
+def test_saelens_loads_it_with_the_same_latents_and_reconstruction(study: Study, tmp_path: Path) -> None:
+    store = ActivationStore(study.workspace.folder(study.plan.store))
+    x_BD = next(rows_in_order(store, 2, [store.layout.shards - 1]))
+    for planned in study.plan.saes:
+        target = tmp_path / "new" / planned.arm
+        arguments = ["export", planned.artefact.name, "--to", "saelens", str(target)]
+        done = CliRunner().invoke(app, [*arguments, "--workspace", str(study.workspace.root)])
+        assert done.exit_code == 0, done.output
+        assert {path.name for path in target.parent.rglob("*") if path.is_file()} == {CONFIG, WEIGHTS}
+        exported = sae_lens.SAE.load_from_disk(target)
+        ours = SAE.load(study.workspace.folder(planned.artefact) / WEIGHTS)
+        with torch.no_grad():
+            f_BF = exported.encode(x_BD)
+            assert (f_BF > 0).any()
+            torch.testing.assert_close(f_BF, ours.encode(x_BD), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(exported.decode(f_BF), ours.decode(ours.encode(x_BD)), atol=1e-5, rtol=1e-5)
+        assert exported.cfg.architecture() == "standard"
+        assert exported.cfg.metadata.hook_name == "blocks.2.hook_resid_post"
+        assert exported.cfg.metadata.artefact == planned.artefact.name
+
+
+def test_sae_bench_accepts_the_decoder(copied: Path, tmp_path: Path) -> None:
+    to_saelens(copied, tmp_path / "exported")
+    exported = sae_lens.SAE.load_from_disk(tmp_path / "exported")
+    theirs = ReluSAE(exported.cfg.d_in, exported.cfg.d_sae, "tiny", 2, torch.device("cpu"), torch.float32)
+    theirs.load_state_dict(exported.state_dict())
+    assert theirs.check_decoder_norms()
+    theirs.W_dec.data *= 1.01
+    assert not theirs.check_decoder_norms()
+
+
+def test_an_sae_is_found_by_path_name_and_label(study: Study, copied: Path) -> None:
+    workspace, artefact = study.workspace, study.plan.saes[1].artefact
+    assert find("full-s0", workspace) == find(artefact.name, workspace) == workspace.folder(artefact)
+    assert find(str(copied), workspace) == copied
+    with pytest.raises(BadInputError, match=r"no finished SAE 'ful-s0', .* which has: baseline-s0, full-s0, magnitude-s0$"):
+        find("ful-s0", workspace)
+    with pytest.raises(BadInputError, match="which has: none"):
+        find("full-s0", Workspace(workspace.local / "elsewhere"))
+
+
+def test_a_label_of_several_saes_names_them(copied: Path, tmp_path: Path) -> None:
+    saes = tmp_path / "workspace" / "saes"
+    shutil.copytree(copied, saes / copied.name)
+    manifest = json.loads((copied / "manifest.json").read_text())
+    manifest["inputs"]["layer"] = 1
+    shutil.copytree(copied, saes / "full-s0-0123456789ab")
+    (saes / "full-s0-0123456789ab" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInputError) as caught:
+        find("full-s0", Workspace(tmp_path / "workspace"))
+    assert "'full-s0' is more than one SAE" in str(caught.value)
+    assert "full-s0-0123456789ab (layer 1)" in str(caught.value)
+    assert f"{copied.name} (layer 2)" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_damaged_sae_is_not_exported(copied: Path, tmp_path: Path, name: str, damage: str) -> None:
+    content = bytearray((copied / name).read_bytes())
+    content[-3] ^= 1
+    (copied / name).unlink()
+    if damage == "changed":
+        (copied / name).write_bytes(content)
+    with pytest.raises(CorruptArtefactError, match=f"{name} is missing or was changed"):
+        to_saelens(copied, tmp_path / "exported")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [copied.name]
+
+
+def test_what_is_no_sae_is_not_exported(study: Study, copied: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="is no SAE: its manifest says stores"):
+        to_saelens(study.workspace.folder(study.plan.store), tmp_path / "exported")
+    (copied / "manifest.json").write_text("{")
+    with pytest.raises(CorruptArtefactError, match=r"manifest\.json cannot be read"):
+        to_saelens(copied, tmp_path / "exported")
+
+
+def test_only_a_new_or_empty_folder_is_written(copied: Path, tmp_path: Path) -> None:
+    target = tmp_path / "exported"
+    target.mkdir()
+    to_saelens(copied, target)
+    before = (target / WEIGHTS).read_bytes()
+    with pytest.raises(BadInputError, match="is not an empty folder"):
+        to_saelens(copied, target)
+    assert (target / WEIGHTS).read_bytes() == before
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BadInputError, match="is not an empty folder"):
+        to_saelens(copied, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_an_export_that_fails_leaves_nothing(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pipeline.sae.sae.save_file", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        to_saelens(copied, tmp_path / "exported")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [copied.name]

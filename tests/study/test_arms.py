@@ -1,0 +1,82 @@
+"""The arms of the demonstration study differ in their first step only where their definition says."""
+
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.study.arms import ARMS, recipe
+from pipeline.study.experiment import Experiment
+from pipeline.train.gradients import closed_form
+from pipeline.train.losses import differentiated
+from pipeline.train.pair_kernels import thresholds
+from pipeline.train.step import Trainer
+from pipeline.train.weights import Weights
+
+D_IN, ROWS = 48, 64
+
+
+@dataclass
+class FirstStep:
+    """An arm's weights before its first step and the gradient of the loss there, sparsity at its full weight."""
+
+    weights: Weights
+    gradient: Weights
+
+
+def first_step(arm: str) -> FirstStep:
+    config = recipe(arm, Experiment.load("demo").train)
+    trainer = Trainer(config=config, d_in=D_IN, seed=1)
+    x_BD = torch.nn.functional.normalize(torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(3)), dim=1)
+    contrast, W_dec_FD = config.contrast, trainer.weights.W_dec_FD
+    if contrast and contrast.literal:
+        done = differentiated(trainer.weights, x_BD, l1=config.l1, contrast=contrast, weight=contrast.coefficient)
+    else:
+        done = closed_form(
+            trainer.weights,
+            x_BD,
+            l1=config.l1,
+            contrast=contrast,
+            weight=contrast.coefficient if contrast else 0.0,
+            threshold_F=thresholds(W_dec_FD, W_dec_FD.norm(dim=1), contrast)[0] if contrast else None,
+        )
+    gradient = Weights(**{name: tensor.clone() for name, tensor in done.gradient.named()})
+    return FirstStep(trainer.weights, gradient)
+
+
+def test_all_arms_of_a_seed_begin_with_the_same_weights_and_differ_in_one_thing() -> None:
+    steps = {arm: first_step(arm) for arm in ARMS}
+    for step in steps.values():
+        for mine, its in zip(step.weights.tensors(), steps["full"].weights.tensors(), strict=True):
+            assert torch.equal(mine, its)
+
+    def extra(arm: str) -> list[torch.Tensor]:
+        """What the arm's penalty adds to the gradient of the arm without one."""
+        plain = steps["no-contrast"].gradient.tensors()
+        return [mine - its for mine, its in zip(steps[arm].gradient.tensors(), plain, strict=True)]
+
+    def close(one: list[torch.Tensor], other: list[torch.Tensor], factor: float = 1.0) -> bool:
+        return all(
+            torch.allclose(a, factor * b, rtol=1e-3, atol=1e-6 * max(1e-3, float(b.abs().max())) + 2e-7)
+            for a, b in zip(one, other, strict=True)
+        )
+
+    full = extra("full")
+    assert not close(full, extra("no-contrast"))
+    assert close(extra("baseline"), extra("no-contrast"))  # it differs in the decoder's norm and in resets, later
+    assert close(extra("warmup-2000"), full)
+    assert close(extra("warmup-500"), full)
+    assert close(extra("unit-norm"), full)
+    assert close(extra("coef-0.05"), full, 0.5)
+    assert close(extra("coef-0.2"), full, 2.0)
+    mean = [(union + mutual) / 2 for union, mutual in zip(full, extra("mutual"), strict=True)]
+    assert close(extra("row"), mean)
+    for arm in ("unweighted", "orthogonal", "topk-0.05", "topk-0.2", "mutual", "literal", "magnitude"):
+        assert not close(extra(arm), full), arm
+    # At norm 1 dot products are cosines: only the decoder's norms feel a difference.
+    magnitude = dict(zip(("W_enc", "b_enc", "W_dec", "b_dec"), extra("magnitude"), strict=True))
+    assert close([magnitude["W_enc"], magnitude["b_enc"], magnitude["b_dec"]], [full[0], full[1], full[3]])
+    radial_FD = magnitude["W_dec"] - full[2]
+    W_dec_FD = steps["full"].weights.W_dec_FD
+    along_FD = (radial_FD * W_dec_FD).sum(dim=1, keepdim=True) * W_dec_FD
+    assert torch.allclose(radial_FD, along_FD, atol=1e-6)
+    assert float(radial_FD.abs().max()) > 1e-5
