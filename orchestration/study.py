@@ -19,7 +19,8 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, MissingArtefactError
 from pipeline.report.current import is_current
 from pipeline.runtime.progress import watched_by
-from pipeline.study.plan import Plan, PlannedSAE
+from pipeline.study.plan import Plan
+from pipeline.study.planned import PlannedSAE
 
 ACTIVATIONS_READY = "activations.ready"
 """The event of a fresh activation store; `prefect.yaml` starts training upon it."""
@@ -157,7 +158,7 @@ class Study:
 
         # Those that are matched to others come after those.
         for matched in (False, True):
-            part = replace(self.plan, saes=tuple(sae for sae in self.plan.saes if bool(sae.reference) == matched))
+            part = replace(self.plan, saes=tuple(sae for sae in self.plan.to_train if bool(sae.matched_to) == matched))
             self._each(train_cohort, [piece for cohort in cohorts(part, self.workspace) for piece in self._pieces(cohort)])
 
     def evaluate(self) -> None:

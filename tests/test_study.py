@@ -29,9 +29,9 @@ from pipeline.study.plan import (
     RECONSTRUCTION,
     SPARSE_PROBING,
     TRAINING_LOG,
-    PlannedSAE,
     make_plan,
 )
+from pipeline.study.planned import PlannedSAE
 from pipeline.train.training import train
 
 

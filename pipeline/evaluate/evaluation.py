@@ -33,17 +33,8 @@ from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.documents import Documents
 from pipeline.store.reader import ActivationStore
 from pipeline.study.experiment import Experiment
-from pipeline.study.plan import (
-    CAPTURE,
-    EXAMPLES,
-    GROUND_TRUTH,
-    INTERFERENCE,
-    LOSS,
-    RECONSTRUCTION,
-    SPARSE_PROBING,
-    Plan,
-    PlannedSAE,
-)
+from pipeline.study.plan import CAPTURE, EXAMPLES, GROUND_TRUTH, INTERFERENCE, LOSS, RECONSTRUCTION, SPARSE_PROBING, Plan
+from pipeline.study.planned import PlannedSAE
 from pipeline.study.study_model import study_model
 
 LLM_PROBING = "llm_probing.json"

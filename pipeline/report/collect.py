@@ -25,8 +25,8 @@ from pipeline.study.plan import (
     SPARSE_PROBING,
     TRAINING_LOG,
     Plan,
-    PlannedSAE,
 )
+from pipeline.study.planned import PlannedSAE
 from pipeline.texts.text_sections import CorpusConfig, FilesCorpus
 
 NOT_PROBED: dict[str, Any] = dict.fromkeys(

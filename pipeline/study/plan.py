@@ -15,7 +15,7 @@ from pipeline.errors import BadInputError
 from pipeline.models.model_section import HuggingFaceModel, SyntheticModel
 from pipeline.study.arms import recipe
 from pipeline.study.experiment import Experiment
-from pipeline.study.recipe import TrainConfig
+from pipeline.study.planned import PlannedSAE, TrainedSAE
 from pipeline.texts import files, python
 from pipeline.texts.text_sections import SAE_BENCH_DATASETS, FilesCorpus, HuggingFaceCorpus, PythonCorpus, is_probe_folder
 
@@ -48,25 +48,6 @@ GROUND_TRUTH = "ground_truth.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedSAE:
-    """One cell of the study: an arm, a seed, a layer, and the artefacts that belong to it."""
-
-    arm: str
-    seed: int
-    layer: int
-    recipe: TrainConfig
-    artefact: Artefact
-    evaluation: Artefact
-    baseline: Artefact | None
-    """The SAE of the arm `baseline` with the same seed and layer, on whose pairs it is measured; None in a study without."""
-    reference: "PlannedSAE | None" = None
-    """The SAE of the same seed and layer whose L0 this one is matched to, whether or not it is part of the plan."""
-
-    def __str__(self) -> str:
-        return f"{self.arm} seed {self.seed} layer {self.layer}"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Every artefact of a study, in the order in which they are made."""
 
@@ -95,6 +76,11 @@ class Plan:
     def trained(self) -> list[Artefact]:
         """What the training stage makes."""
         return [sae.artefact for sae in self.saes]
+
+    @property
+    def to_train(self) -> list[TrainedSAE]:
+        """The SAEs that are trained here."""
+        return [sae for sae in self.saes if isinstance(sae, TrainedSAE)]
 
     @property
     def evaluated(self) -> list[Artefact]:
@@ -246,7 +232,7 @@ def _sae_artefact(
     return Artefact(kind="saes", label=f"{arm}-s{seed}", inputs=inputs)
 
 
-def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: str, seed: int, layer: int) -> PlannedSAE:
+def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: str, seed: int, layer: int) -> TrainedSAE:
     config = recipe(arm, experiment.train, experiment.arms)
     reference = _sae(experiment, store, probe_keys, config.match_l0, seed, layer) if config.match_l0 else None
     sae = _sae_artefact(experiment, store, arm, seed, layer, reference.artefact if reference else None)
@@ -264,7 +250,7 @@ def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: st
             "evaluate": experiment.evaluate.model_dump(),
         },
     )
-    return PlannedSAE(
+    return TrainedSAE(
         arm=arm,
         seed=seed,
         layer=layer,
@@ -272,5 +258,5 @@ def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: st
         artefact=sae,
         evaluation=evaluation,
         baseline=baseline,
-        reference=reference,
+        matched_to=reference,
     )

@@ -18,7 +18,8 @@ import torch
 
 from pipeline.artefacts.storage import fsync, write_atomically
 from pipeline.sae.sae import SAE, WEIGHTS
-from pipeline.study.plan import TRAINING_LOG, PlannedSAE
+from pipeline.study.plan import TRAINING_LOG
+from pipeline.study.planned import TrainedSAE
 from pipeline.train import checkpoint
 from pipeline.train.run import InTraining, Job, Runner
 
@@ -85,7 +86,7 @@ def heldout_l0(saes: Sequence[SAE], batches: Iterable[torch.Tensor]) -> list[flo
 class Search:
     """The tries of one SAE. What is on disk is enough to go on after its last finished one."""
 
-    sae: PlannedSAE
+    sae: TrainedSAE
     folder: Path
     """Holds the record, and a folder per try."""
     target: float

@@ -13,7 +13,8 @@ from pipeline.artefacts.storage import write_atomically
 from pipeline.runtime.devices import training_device
 from pipeline.store.batches import shuffled_batches, split_shards
 from pipeline.store.reader import ActivationStore
-from pipeline.study.plan import TRAINING_LOG, PlannedSAE
+from pipeline.study.plan import TRAINING_LOG
+from pipeline.study.planned import TrainedSAE
 from pipeline.study.recipe import TrainConfig
 from pipeline.train import checkpoint
 from pipeline.train.cohort import Member, train_cohort
@@ -25,7 +26,7 @@ from pipeline.train.track import Tracker
 class Job:
     """An SAE of the study, the recipe to train it by, and the folder of its log and checkpoints."""
 
-    sae: PlannedSAE
+    sae: TrainedSAE
     recipe: TrainConfig
     folder: Path
 
@@ -44,7 +45,7 @@ class Runner:
     """Trains cohorts of one store. Whoever calls it holds the locks."""
 
     store: ActivationStore
-    tracker: Callable[[PlannedSAE, int], AbstractContextManager[Tracker | None]]
+    tracker: Callable[[TrainedSAE, int], AbstractContextManager[Tracker | None]]
     save_every: float
     """Seconds between checkpoints."""
 

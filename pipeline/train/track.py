@@ -16,7 +16,7 @@ from pipeline.errors import BadInputError
 if TYPE_CHECKING:  # `pipeline.cli` needs the names of the services, and to be quick
     from pipeline.artefacts.workspace import Workspace
     from pipeline.study.experiment import Experiment
-    from pipeline.study.plan import PlannedSAE
+    from pipeline.study.planned import TrainedSAE
 
 PROJECT = "direction-aware-sae"
 """Where Weights & Biases files the runs, unless WANDB_PROJECT names another project."""
@@ -39,7 +39,7 @@ class Tracker(Protocol):
 
 def connect(
     service: Service, experiment: "Experiment", workspace: "Workspace"
-) -> Callable[["PlannedSAE", int], AbstractContextManager[Tracker]]:
+) -> Callable[["TrainedSAE", int], AbstractContextManager[Tracker]]:
     """How to open the tracker of an SAE that goes on from a step. It writes below the workspace.
 
     Raises BadInputError when the service's library is not installed; opening, when Weights & Biases lets nobody in.
@@ -65,7 +65,7 @@ class _TensorBoard:
 
 
 @contextmanager
-def _tensorboard(library: Any, _: "Experiment", workspace: "Workspace", sae: "PlannedSAE", done: int) -> Iterator[Tracker]:
+def _tensorboard(library: Any, _: "Experiment", workspace: "Workspace", sae: "TrainedSAE", done: int) -> Iterator[Tracker]:
     folder = workspace.local / "tensorboard" / f"layer{sae.layer}" / sae.artefact.name
     # What an interrupted run wrote of later steps is no longer shown.
     with closing(library.SummaryWriter(str(folder), purge_step=done and done + 1, flush_secs=10)) as writer:
@@ -82,7 +82,7 @@ class _WandB:
 
 @contextmanager
 def _wandb(
-    library: Any, experiment: "Experiment", workspace: "Workspace", sae: "PlannedSAE", done: int
+    library: Any, experiment: "Experiment", workspace: "Workspace", sae: "TrainedSAE", done: int
 ) -> Iterator[Tracker]:
     identity = {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer, "key": sae.artefact.key, "from_step": done}
     try:

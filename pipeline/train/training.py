@@ -17,7 +17,8 @@ from pipeline.runtime.devices import training_device
 from pipeline.sae.sae import CONFIG, SAE, WEIGHTS
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.reader import ActivationStore
-from pipeline.study.plan import TRAINING_LOG, Plan, PlannedSAE
+from pipeline.study.plan import TRAINING_LOG, Plan
+from pipeline.study.planned import TrainedSAE
 from pipeline.train import checkpoint, cohort_size, matching
 from pipeline.train.run import InTraining, Job, Runner
 from pipeline.train.track import Service, connect
@@ -29,20 +30,20 @@ SECONDS_BETWEEN_CHECKPOINTS = 180.0
 class Trained:
     """What a run of the stage did."""
 
-    made: list[PlannedSAE] = field(default_factory=list)
+    made: list[TrainedSAE] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """SAE that should have been made and was not, and why. It has no artefact."""
 
 
-def cohorts(plan: Plan, workspace: Workspace) -> list[list[PlannedSAE]]:
+def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
     """The SAEs still to be trained, in groups that can share one stream of batches and fit into memory together.
 
     Those that are matched to others come last, in groups of their own.
     """
-    groups: dict[tuple[bool, int], list[PlannedSAE]] = defaultdict(list)
-    for sae in sorted(plan.saes, key=lambda sae: sae.reference is not None):
+    groups: dict[tuple[bool, int], list[TrainedSAE]] = defaultdict(list)
+    for sae in sorted(plan.to_train, key=lambda sae: sae.matched_to is not None):
         if workspace.manifest(sae.artefact) is None:
-            groups[(sae.reference is not None, sae.layer)].append(sae)  # no arm changes the batches (`arms.SHARED`)
+            groups[(sae.matched_to is not None, sae.layer)].append(sae)  # no arm changes the batches (`arms.SHARED`)
     fitting = cohort_size.cohort_size(plan.experiment)
     return [group[start : start + fitting] for group in groups.values() for start in range(0, len(group), fitting)]
 
@@ -68,8 +69,8 @@ def train(
             for sae in sorted(cohort, key=lambda sae: sae.artefact.name):
                 stack.enter_context(workspace.lock(sae.artefact))
             cohort = [sae for sae in cohort if workspace.manifest(sae.artefact) is None]
-            stage.match([sae for sae in cohort if sae.reference])
-            stage.train([sae for sae in cohort if not sae.reference])
+            stage.match([sae for sae in cohort if sae.matched_to])
+            stage.train([sae for sae in cohort if not sae.matched_to])
     return stage.result
 
 
@@ -82,7 +83,7 @@ class _Stage:
     runner: Runner
     result: Trained = field(default_factory=Trained)
 
-    def train(self, saes: list[PlannedSAE]) -> None:
+    def train(self, saes: list[TrainedSAE]) -> None:
         """SAEs whose recipe says everything."""
         jobs = [Job(sae=sae, recipe=sae.recipe, folder=self.workspace.folder(sae.artefact)) for sae in saes]
         for members in self.runner.run(jobs):
@@ -92,7 +93,7 @@ class _Stage:
                 else:
                     self.result.failed[str(member.job.sae)] = member.stopped
 
-    def match(self, saes: list[PlannedSAE]) -> None:
+    def match(self, saes: list[TrainedSAE]) -> None:
         """SAEs of one layer whose sparsity weight is to be found."""
         searches = [search for sae in saes if (search := self._search(sae))]
         if searches:
@@ -104,9 +105,9 @@ class _Stage:
             else:
                 self._publish_matched(search)
 
-    def _search(self, sae: PlannedSAE) -> matching.Search | None:
+    def _search(self, sae: TrainedSAE) -> matching.Search | None:
         """The search for an SAE's sparsity weight, new or as it was left; None when it has nothing to aim at."""
-        reference = sae.reference
+        reference = sae.matched_to
         assert reference is not None
         if self.workspace.manifest(reference.artefact) is None:
             self.result.failed[str(sae)] = f"it is matched to {reference}, which is not trained"
@@ -120,7 +121,7 @@ class _Stage:
         folder = self.workspace.folder(sae.artefact) / matching.TRIES
         return matching.Search(sae=sae, folder=folder, target=target, reference=makings)
 
-    def _heldout(self, sae: PlannedSAE) -> Iterator[torch.Tensor]:
+    def _heldout(self, sae: TrainedSAE) -> Iterator[torch.Tensor]:
         _, heldout = split_shards(self.runner.store, sae.recipe.heldout_shards)
         return rows_in_order(self.runner.store, sae.layer, heldout)
 
@@ -153,7 +154,7 @@ class _Stage:
             reached = f"L0 {search.closest.l0:.4g} after {len(search.tries)} tries, wanted {search.target:.4g}"
             print(f"not matched within {matching.TOLERANCE:.0%}: {sae}: {reached}", file=sys.stderr)
 
-    def _metadata(self, sae: PlannedSAE) -> dict[str, Any]:
+    def _metadata(self, sae: TrainedSAE) -> dict[str, Any]:
         experiment = self.plan.experiment
         hook = {
             "hook_name": f"blocks.{sae.layer}.hook_resid_post",
@@ -168,7 +169,7 @@ class _Stage:
             "seed": sae.seed,
         }
 
-    def _facts(self, sae: PlannedSAE, resets: int, seconds: float) -> dict[str, Any]:
+    def _facts(self, sae: TrainedSAE, resets: int, seconds: float) -> dict[str, Any]:
         return {
             "steps": sae.recipe.steps,
             "tokens": sae.recipe.steps * sae.recipe.batch_size,

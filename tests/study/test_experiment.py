@@ -8,7 +8,7 @@ from pipeline.study.arms import ARMS, recipe
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import make_plan
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TABLE = [
     "baseline", "full", "magnitude", "no-contrast", "unweighted", "coef-0.05", "coef-0.2",
     "topk-0.05", "topk-0.2", "warmup-2000", "warmup-500",

@@ -106,7 +106,7 @@ def results(plan: Plan, workspace: Workspace) -> dict[str, object]:
     """All that is published of the matched SAEs, but for times."""
     found: dict[str, object] = {}
     for sae in plan.saes:
-        if sae.reference:
+        if sae.matched_to:
             folder = workspace.folder(sae.artefact)
             log = [json.loads(line) for line in (folder / TRAINING_LOG).read_text().splitlines()]
             record = json.loads((folder / RECORD).read_text())
@@ -122,9 +122,9 @@ def test_the_matched_arm_has_the_l0_of_its_reference(matched: tuple[Plan, Worksp
     store = ActivationStore(workspace.storage(plan.store))
     _, heldout = split_shards(store, 1)
     for sae in plan.saes:
-        if sae.reference is None:
+        if sae.matched_to is None:
             continue
-        saes = [SAE.load(workspace.verified(artefact, WEIGHTS)) for artefact in (sae.artefact, sae.reference.artefact)]
+        saes = [SAE.load(workspace.verified(artefact, WEIGHTS)) for artefact in (sae.artefact, sae.matched_to.artefact)]
         l0, target = heldout_l0(saes, rows_in_order(store, sae.layer, heldout))
         manifest = workspace.manifest(sae.artefact)
         assert manifest is not None
@@ -139,7 +139,7 @@ def test_the_matched_arm_has_the_l0_of_its_reference(matched: tuple[Plan, Worksp
         assert len(tries) == facts["tries"]
         assert {"l1": facts["l1"], "l0": l0}.items() <= tries[-1].items()
         assert not (folder / TRIES).exists()
-        assert manifest.parents == {sae.reference.artefact.path: workspace.fingerprint(sae.reference.artefact.path)}
+        assert manifest.parents == {sae.matched_to.artefact.path: workspace.fingerprint(sae.matched_to.artefact.path)}
 
 
 def test_the_order_of_the_arms_changes_nothing(study: Study, matched: tuple[Plan, Workspace], tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_an_interrupted_search_goes_on(
             train(plan, workspace)
     tries = [json.loads(path.read_text())["tries"] for path in workspace.local.glob(f"saes/*/{TRIES}/{RECORD}")]
     assert sorted(map(len, tries)) == ([1, 2] if between else [1, 1])
-    assert not any(workspace.manifest(sae.artefact) for sae in plan.saes if sae.reference)
+    assert not any(workspace.manifest(sae.artefact) for sae in plan.saes if sae.matched_to)
     assert len(train(plan, workspace).made) == 2
     assert results(plan, workspace) == results(*matched)
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_matched_is_published_and_says_so(
     for sae in plan.saes:
         manifest = workspace.manifest(sae.artefact)
         assert manifest is not None
-        if sae.reference:
+        if sae.matched_to:
             assert not manifest.facts["matching"]["within_tolerance"]
             assert manifest.facts["matching"]["tries"] == 1
     errors = capsys.readouterr().err
@@ -205,8 +205,8 @@ def test_without_its_reference_it_is_not_made_and_with_another_made_again(
     only = make_plan(plan.experiment, arms=["l0-matched"], seeds=[0])
     (sae,) = only.saes
     assert cohorts(only, workspace) == []
-    assert sae.reference is not None
-    shutil.rmtree(workspace.folder(sae.reference.artefact))
+    assert sae.matched_to is not None
+    shutil.rmtree(workspace.folder(sae.matched_to.artefact))
     result = train(only, workspace)
     assert result.failed == {str(sae): "it is matched to full seed 0 layer 2, which is not trained"}
     assert result.made == []
