@@ -23,11 +23,13 @@ from collections.abc import Callable
 import torch
 
 from pipeline.runtime.compatibility import importing_sae_bench
-from pipeline.study.recipe import Contrast, TrainConfig
+from pipeline.sae.activations import RELU
+from pipeline.study.penalties import Contrast
+from pipeline.study.recipe import TrainConfig
 from pipeline.train import losses
-from pipeline.train.gradients import row_norms
 from pipeline.train.pair_kernels import thresholds
 from pipeline.train.step import Trainer
+from pipeline.train.weights import decoder_norms
 
 Step = Callable[[torch.Tensor], object]
 STEPS = 1_000_000
@@ -71,9 +73,10 @@ def plain(arguments: argparse.Namespace) -> Step:
     """Autograd of the loss as defined, and torch's fused Adam."""
     weights = trainer(arguments).weights
     optimizer = torch.optim.Adam(weights.tensors(), lr=3e-4, fused=True)
+    loss = losses.Objective(activation=RELU, l1=0.04)
 
     def run(x_BD: torch.Tensor) -> None:
-        measured = losses.differentiated(weights, x_BD, l1=0.04, contrast=None, weight=0.0)
+        measured = losses.differentiated(weights, x_BD, loss)
         for parameter, gradient in zip(weights.tensors(), measured.gradient.tensors(), strict=True):
             parameter.grad = gradient
         optimizer.step()
@@ -137,7 +140,7 @@ def contestants(arguments: argparse.Namespace) -> dict[str, Callable[[], Step]]:
         "ours, float32, contrast": lambda: with_contrast.step,
         "ours, float32, contrast in 1 of 8": lambda: eight(one_in_eight.step),
         "thresholds": lambda: (
-            lambda _: thresholds(with_contrast.weights.W_dec_FD, row_norms(with_contrast.weights.W_dec_FD), Contrast())
+            lambda _: thresholds(with_contrast.weights.W_dec_FD, decoder_norms(with_contrast.weights.W_dec_FD), Contrast())
         ),
     }
 

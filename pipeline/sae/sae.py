@@ -12,6 +12,8 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.sae.activations import RELU, Activation
+
 SAELENS_FORMAT = "6.0.0"
 """The SAELens release whose configuration format is written; without it SAELens assumes an older one, without metadata."""
 CONFIG = "cfg.json"
@@ -26,6 +28,7 @@ class SAE:
     b_enc_F: torch.Tensor
     W_dec_FD: torch.Tensor
     b_dec_D: torch.Tensor
+    activation: Activation = RELU
 
     @property
     def d_in(self) -> int:
@@ -39,7 +42,7 @@ class SAE:
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Latents [..., F] of activations [..., D]."""
-        return torch.relu((x.to(self.W_enc_DF.dtype) - self.b_dec_D) @ self.W_enc_DF + self.b_enc_F)
+        return self.activation((x.to(self.W_enc_DF.dtype) - self.b_dec_D) @ self.W_enc_DF + self.b_enc_F)
 
     def decode(self, f: torch.Tensor) -> torch.Tensor:
         """Reconstruction [..., D] of latents [..., F]."""
@@ -54,6 +57,7 @@ class SAE:
         W_dec_FD: torch.Tensor,
         b_dec_D: torch.Tensor,
         scale: float,
+        activation: Activation = RELU,
     ) -> Self:
         """The same function of unscaled activations, with unit decoder rows.
 
@@ -66,6 +70,7 @@ class SAE:
             b_enc_F=b_enc_F * norm_F / scale,
             W_dec_FD=W_dec_FD / norm_F.clamp_min(torch.finfo(norm_F.dtype).tiny)[:, None],
             b_dec_D=b_dec_D / scale,
+            activation=activation,
         )
 
     def save(self, folder: Path, metadata: Mapping[str, Any]) -> None:

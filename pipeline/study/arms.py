@@ -145,6 +145,8 @@ def recipe(arm: str, full: TrainConfig, own: Mapping[str, ArmConfig] | None = No
         section, _, field = path.rpartition(".")
         if not section:
             fields[field] = value
+        elif f"{section}.kind" in diff and field == "kind":
+            fields[section] = {"kind": value}  # a section of another kind begins with nothing of the last one
         elif fields.get(section, {}) is None:
             raise BadInputError(f"{where} changes {path}, but {base!r} has no {section}")
         elif isinstance(fields.get(section), dict):

@@ -226,6 +226,9 @@ def _sae_artefact(
 ) -> Artefact:
     # The other arm's name in `match_l0` says nothing of its recipe; its key does.
     fields = recipe(arm, experiment.train, experiment.arms).model_dump(exclude={"match_l0"})
+    for name, before in (("activation", "relu"), ("penalty", None)):  # fields that did not exist
+        if fields[name] == before:
+            del fields[name]
     inputs = {"format": SAE_FORMAT, "store": store.key, "layer": layer, "recipe": fields, "seed": seed}
     if matched_to:
         inputs["matched_to"] = matched_to.key

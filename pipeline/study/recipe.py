@@ -1,45 +1,24 @@
-"""The recipe of one SAE: the section [train] of an experiment, and what an arm of the experiment's own may say of it.
+"""The recipe of one SAE: the section [train] of an experiment, and [arms.NAME], which changes fields of it.
 
-Every field is hashed into the key of the SAEs it makes (see `pipeline.study.plan`).
+Every field is hashed into the key of the SAEs that it makes (`study/plan.py`).
 """
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    model_validator,
+)
 
-from pipeline.section import Dtype, Fraction, Section, Seed
-
-
-class Contrast(Section):
-    """The penalty on pairs of latents that point the same way and fire together (docs/method.md, "The loss")."""
-
-    coefficient: PositiveFloat = 0.1
-    """Weight c of the penalty."""
-    by: Literal["direction", "magnitude"] = "direction"
-    """`direction`: pairs by cosine, norms inside the strength detached. `magnitude`: pairs by dot product, norms trained."""
-    topk: Fraction = 0.1
-    """K: a latent's most similar fraction of the others that counts as pointing the same way."""
-    select: Literal["union", "row", "mutual"] = "union"
-    """Pairs in the top K of either latent, of the first (which is the mean of the other two), or of both."""
-    weighted: bool = True
-    """Weigh each pair by how strongly both fire; without it, every selected pair counts the same."""
-    every: PositiveInt = 1
-    """Compute the penalty on every n-th step only, n times as strong: the same on average."""
-    pair_refresh: PositiveInt = 1
-    """Steps after which a latent's threshold of similarity, its k-th largest, is computed anew; 1 is exact."""
-    precision: Dtype = "float32"
-    """Dtype of the products of latents and decoder rows. Similarities, which select the pairs, are always float32."""
-    literal: bool = False
-    """The penalty as first written down: summed over rows and ordered pairs with the diagonal, norms multiplied into the
-    encoder. Kept to be shown, not used: it is expected to degenerate."""
-
-    @model_validator(mode="after")
-    def _literal_has_no_variants(self) -> Self:
-        changed = self.model_fields_set - {"coefficient", "topk", "literal"}
-        changed = {name for name in changed if getattr(self, name) != type(self).model_fields[name].default}
-        if self.literal and changed:
-            raise ValueError(f"the literal penalty has no variants: remove {', '.join(sorted(changed))}")
-        return self
+from pipeline.sae.activations import known_activation
+from pipeline.section import Dtype, Section, Seed
+from pipeline.study.penalties import Contrast, PenaltySection, declared_penalty
 
 
 class Resets(Section):
@@ -59,8 +38,10 @@ class TrainConfig(Section):
     steps: PositiveInt
     batch_size: PositiveInt = 2048
     """B, rows per step."""
+    activation: Annotated[str, AfterValidator(known_activation)] = "relu"
+    """Which latents fire: a key of `sae.activations.ACTIVATIONS`."""
     precision: Dtype = "float32"
-    """Dtype of the operands of matrix products. Weights, gradients' sums and Adam are float32 in either case."""
+    """Dtype of the operands of matrix products. Weights, sums of gradients and Adam stay float32."""
     learning_rate: PositiveFloat = 3e-4
     lr_warmup: Annotated[int, Field(ge=0)] = 500
     """Steps over which the learning rate rises from 0."""
@@ -75,6 +56,8 @@ class TrainConfig(Section):
     decoder_norm: Literal["free", "unit"] = "free"
     """`unit`: rows of W_dec kept at norm 1, as in the vanilla baseline."""
     contrast: Contrast | None = Contrast()
+    penalty: Annotated[SerializeAsAny[PenaltySection] | None, BeforeValidator(declared_penalty)] = None
+    """A penalty of another kind, in place of the contrast."""
     resets: Resets | None = Resets()
     heldout_shards: PositiveInt = 1
     """Last shards of the store, never trained on: evaluation reads them."""
@@ -82,6 +65,17 @@ class TrainConfig(Section):
     """Seed of the batch order, shared by all arms and seeds so that they are compared on the same batches."""
     buffer_chunks: PositiveInt = 32
     """Chunks of different shards from which shuffled batches are drawn."""
+
+    @property
+    def only_penalty(self) -> Contrast | PenaltySection | None:
+        """The contrast or the other penalty, whichever there is."""
+        return self.contrast or self.penalty
+
+    @model_validator(mode="after")
+    def _one_penalty(self) -> Self:
+        if self.contrast and self.penalty:
+            raise ValueError(f"contrast and penalty {self.penalty.kind!r} are both set; set contrast = false")
+        return self
 
     @model_validator(mode="after")
     def _resets_after_warmup(self) -> Self:

@@ -126,7 +126,7 @@ def _log(member: Member, measured: StepMetrics | None, x_BD: torch.Tensor, pace:
 
 def _record(member: Member, measured: StepMetrics, x_BD: torch.Tensor, pace: float) -> None:
     trainer = member.trainer
-    values = {name: float(value) for name, value in vars(measured).items() if name != "reset_now"}
+    values = {name: float(value) for name, value in (measured.terms | {"fvu": measured.fvu, "l0": measured.l0}).items()}
     if not all(math.isfinite(value) for value in values.values()):
         member.stopped = f"loss not finite at step {trainer.done}, lower train.learning_rate"
         return

@@ -1,16 +1,15 @@
-"""What the log shows of an SAE's geometry, defined alike for every arm, with and without contrast.
-
-Shapes: B rows, D d_in, F d_sae.
-"""
+"""What the training log shows of an SAE's geometry, defined alike for every arm, with and without a penalty."""
 
 from dataclasses import dataclass
 
 import torch
 
-from pipeline.study.recipe import Contrast
-from pipeline.train.gradients import row_norms
-from pipeline.train.pair_kernels import Latents, contrastive, thresholds
-from pipeline.train.weights import Weights
+from pipeline.sae.activations import Activation
+from pipeline.study.penalties import Contrast
+from pipeline.train import pair_kernels
+from pipeline.train.losses import pre_activations
+from pipeline.train.penalty import PenaltyTerm
+from pipeline.train.weights import Weights, decoder_norms
 
 PAIRS = Contrast()
 """The pairs that interference is summed over: by direction, top 10 %, union; whatever the arm itself penalises."""
@@ -23,19 +22,16 @@ class Geometry:
     interference: torch.Tensor
     """mean_b sum_{i<j} M_ij C_ij a_bi a_bj over the pairs in PAIRS, with exact thresholds."""
     nearest: torch.Tensor
-    """mean_i max_{j != i} C_ij: how close a latent's nearest neighbour points."""
+    """mean_i max_{j != i} C_ij: the cosine of a latent to its nearest neighbour."""
 
 
 @torch.no_grad()
-def geometry(weights: Weights, x_BD: torch.Tensor, *, literal: bool) -> Geometry:
-    """Measure one SAE; `literal` tells that norms are multiplied into its encoder."""
-    norm_F = row_norms(weights.W_dec_FD)
-    encoded_BF = torch.mm(x_BD - weights.b_dec_D, weights.W_enc_DF)
-    if literal:
-        encoded_BF *= norm_F
-    threshold_F, nearest_F = thresholds(weights.W_dec_FD, norm_F, PAIRS)
-    f_BF = encoded_BF.add_(weights.b_enc_F).relu_()
-    latents = Latents(
+def geometry(weights: Weights, x_BD: torch.Tensor, activation: Activation, penalty: PenaltyTerm | None) -> Geometry:
+    """Measure one SAE on a batch [B, D]; `penalty` is the arm's own, which may rescale the encoder."""
+    norm_F = decoder_norms(weights.W_dec_FD)
+    f_BF = activation.in_training(pre_activations(weights, x_BD, penalty.encoder_scale(norm_F) if penalty else None))
+    threshold_F, nearest_F = pair_kernels.thresholds(weights.W_dec_FD, norm_F, PAIRS)
+    pairs = pair_kernels.SelectedPairs(
         f_BF=f_BF,
         firing_B=torch.sign(f_BF).sum(dim=1),
         W_dec_FD=weights.W_dec_FD,
@@ -43,4 +39,4 @@ def geometry(weights: Weights, x_BD: torch.Tensor, *, literal: bool) -> Geometry
         threshold_F=threshold_F,
         config=PAIRS,
     )
-    return Geometry(interference=contrastive(latents, None), nearest=nearest_F.mean())
+    return Geometry(interference=pair_kernels.penalty(pairs, None), nearest=nearest_F.mean())

@@ -1,91 +1,96 @@
-"""The loss and its gradient in closed form: five matrix products, none of them for the biases (docs/method.md, "Gradients").
+"""The loss and its gradient in closed form: five matrix products, none of them for biases (docs/method.md, "Gradients")."""
 
-Shapes: B rows, D d_in, F d_sae.
-"""
+from dataclasses import dataclass
 
 import torch
 
+from pipeline.sae.activations import ClosedForm
 from pipeline.section import Dtype
-from pipeline.study.recipe import Contrast
-from pipeline.train.losses import Pass
-from pipeline.train.pair_kernels import Gradients, Latents, contrastive
-from pipeline.train.weights import Weights, factor, scratch
+from pipeline.train.losses import Differentiated, Objective
+from pipeline.train.penalty import Accumulator, Latents
+from pipeline.train.weights import Weights, decoder_norms, operand, scratch
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Forward:
+    """What the forward pass leaves for the backward pass. `centred`, `f` and `W_dec` are operands of matrix products."""
+
+    centred: torch.Tensor
+    f: torch.Tensor
+    W_dec: torch.Tensor
+    latents: Latents
+    residual_BD: torch.Tensor
+    f_sum_F: torch.Tensor
+    firings_F: torch.Tensor
 
 
 @torch.no_grad()
 def closed_form(
-    weights: Weights,
-    x_BD: torch.Tensor,
-    *,
-    l1: float,
-    contrast: Contrast | None,
-    weight: float,
-    threshold_F: torch.Tensor | None,
-    precision: Dtype = "float32",
-) -> Pass:
+    weights: Weights, x_BD: torch.Tensor, objective: Objective, *, precision: Dtype = "float32"
+) -> Differentiated:
     """What `losses.differentiated` computes. The gradient lies in buffers that the next call in this thread overwrites.
 
-    `threshold_F` comes from `pairs.thresholds` and is needed with a `contrast`. With `precision` bfloat16 the factors of the
-    matrix products are rounded to it; sums, biases and everything per element keep the dtype of the weights.
+    The activation must have a closed form, and the penalty must not rescale the encoder. With `precision` bfloat16 the
+    operands of the matrix products are rounded to it; sums, biases and everything per element keep the dtype of the weights.
     """
+    assert isinstance(objective.activation, ClosedForm)
     rows = len(x_BD)
-    W_enc_DF, b_enc_F, W_dec_FD, b_dec_D = weights.tensors()
-    W_dec = factor("W_dec", W_dec_FD, precision)
-    norm_F = row_norms(W_dec_FD)
-
-    centred_BD = torch.sub(x_BD, b_dec_D, out=scratch("centred", x_BD, *x_BD.shape))
-    centred = factor("centred", centred_BD, precision)
-    f_BF = _product("f", centred, factor("W_enc", W_enc_DF, precision), x_BD).add_(b_enc_F).relu_()
-    f = factor("f", f_BF, precision)
-    residual_BD = _product("residual", f, W_dec, x_BD).sub_(centred_BD)
-    reconstruction = torch.linalg.vector_norm(residual_BD).square() / rows
-    f_sum_F = f_BF.sum(dim=0)
-    fires_BF = torch.sign(f_BF, out=scratch("f_gradient", f_BF, *f_BF.shape))
-    firings_F, firing_B = fires_BF.sum(dim=0), fires_BF.sum(dim=1)
-
+    forward = _forward(weights, x_BD, objective.activation, precision)
+    residual_BD, f_sum_F, norm_F = forward.residual_BD, forward.f_sum_F, forward.latents.norm_F
+    terms = {
+        "reconstruction": torch.linalg.vector_norm(residual_BD).square() / rows,
+        "sparsity": torch.dot(f_sum_F, norm_F) / rows,
+    }
     # From here on the residual is the gradient of the reconstruction x^.
     residual_BD.mul_(2 / rows)
-    residual = factor("residual", residual_BD, precision)
-    f_gradient_BF = _product("f_gradient", residual, W_dec.T, x_BD).add_(norm_F, alpha=l1 / rows)
-    W_dec_gradient_FD = _product("W_dec_gradient", f.T, residual, x_BD)
-    W_dec_gradient_FD.addcmul_(W_dec_FD, (f_sum_F / norm_F)[:, None], value=l1 / rows)
-    penalty = None
-    if contrast:
-        assert threshold_F is not None
-        latents = Latents(
-            f_BF=f_BF, firing_B=firing_B, W_dec_FD=W_dec_FD, norm_F=norm_F, threshold_F=threshold_F, config=contrast
-        )
-        into = Gradients(f_BF=f_gradient_BF, W_dec_FD=W_dec_gradient_FD, weight=weight, precision=contrast.precision)
-        penalty = contrastive(latents, into)
-    # The backward kernel of ReLU: one pass over memory, where a mask and a product with it would be three.
-    torch.ops.aten.threshold_backward.grad_input(f_gradient_BF, f_BF, 0, grad_input=f_gradient_BF)
-    b_enc_gradient_F = f_gradient_BF.sum(dim=0)
+    residual = operand("residual", residual_BD, precision)
+    into = Accumulator(
+        f_BF=_product("f_gradient", residual, forward.W_dec.T, x_BD).add_(norm_F, alpha=objective.l1 / rows),
+        W_dec_FD=_product("W_dec_gradient", forward.f.T, residual, x_BD),
+        weight=objective.weight,
+    )
+    into.W_dec_FD.addcmul_(weights.W_dec_FD, (f_sum_F / norm_F)[:, None], value=objective.l1 / rows)
+    if objective.penalty:
+        terms[objective.penalty.name] = objective.penalty.add_gradient(forward.latents, into)
+    objective.activation.backward_(into.f_BF, forward.latents.f_BF)
+    b_enc_gradient_F = into.f_BF.sum(dim=0)
     gradient = Weights(
-        W_enc_DF=_product("W_enc_gradient", centred.T, factor("f_gradient", f_gradient_BF, precision), x_BD),
+        W_enc_DF=_product("W_enc_gradient", forward.centred.T, operand("f_gradient", into.f_BF, precision), x_BD),
         b_enc_F=b_enc_gradient_F,
-        W_dec_FD=W_dec_gradient_FD,
+        W_dec_FD=into.W_dec_FD,
         # b_dec is added to x^ and taken from x: the sum over rows comes before the product with W_enc, not after it.
-        b_dec_D=residual_BD.sum(dim=0) - torch.mv(W_enc_DF, b_enc_gradient_F),
+        b_dec_D=residual_BD.sum(dim=0) - torch.mv(weights.W_enc_DF, b_enc_gradient_F),
     )
-    return Pass(
-        gradient=gradient,
-        reconstruction=reconstruction,
-        sparsity=torch.dot(f_sum_F, norm_F) / rows,
-        contrast=penalty,
+    return Differentiated(gradient=gradient, terms=terms, residual_BD=residual_BD, firings_F=forward.firings_F)
+
+
+def _forward(weights: Weights, x_BD: torch.Tensor, activation: ClosedForm, precision: Dtype) -> _Forward:
+    W_dec = operand("W_dec", weights.W_dec_FD, precision)
+    centred_BD = torch.sub(x_BD, weights.b_dec_D, out=scratch("centred", x_BD, *x_BD.shape))
+    centred = operand("centred", centred_BD, precision)
+    encoded_BF = _product("f", centred, operand("W_enc", weights.W_enc_DF, precision), x_BD)
+    f_BF = activation.in_training_(encoded_BF.add_(weights.b_enc_F))
+    f = operand("f", f_BF, precision)
+    residual_BD = _product("residual", f, W_dec, x_BD).sub_(centred_BD)
+    # Later the buffer of the latents' gradient.
+    fires_BF = torch.sign(f_BF, out=scratch("f_gradient", f_BF, *f_BF.shape))
+    return _Forward(
+        centred=centred,
+        f=f,
+        W_dec=W_dec,
+        latents=Latents(
+            f_BF=f_BF, firing_B=fires_BF.sum(dim=1), W_dec_FD=weights.W_dec_FD, norm_F=decoder_norms(weights.W_dec_FD)
+        ),
         residual_BD=residual_BD,
-        firings_F=firings_F,
+        f_sum_F=f_BF.sum(dim=0),
+        firings_F=fires_BF.sum(dim=0),
     )
 
 
-def row_norms(W_dec_FD: torch.Tensor) -> torch.Tensor:
-    """||w_i|| [F], never 0, so that it can be divided by."""
-    return W_dec_FD.norm(dim=1).clamp_min_(1e-12)
-
-
-def _product(name: str, one: torch.Tensor, other: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """one @ other in the dtype of `like`, in the buffer of that name."""
-    shape = (one.shape[0], other.shape[1])
-    total = scratch(name, like, *shape)
-    if one.dtype == total.dtype:
-        return torch.mm(one, other, out=total)
-    return total.copy_(torch.mm(one, other, out=scratch(name, one, *shape)))
+def _product(name: str, left: torch.Tensor, right: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """left @ right in the dtype of `like`, in the buffer of that name."""
+    shape = (left.shape[0], right.shape[1])
+    product = scratch(name, like, *shape)
+    if left.dtype == product.dtype:
+        return torch.mm(left, right, out=product)
+    return product.copy_(torch.mm(left, right, out=scratch(name, left, *shape)))

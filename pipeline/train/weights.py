@@ -1,7 +1,4 @@
-"""The four tensors of an SAE in training, and buffers for what a step computes.
-
-Shapes: D d_in, F d_sae.
-"""
+"""The four tensors of an SAE in training, and the buffers that a step computes in."""
 
 import threading
 from collections.abc import Iterator
@@ -15,7 +12,7 @@ from pipeline.section import Dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The weights of one SAE, or what there is one of per weight: gradients, Adam moments."""
+    """The weights of one SAE, or as many tensors of the same shapes: gradients, Adam moments."""
 
     W_enc_DF: torch.Tensor
     b_enc_F: torch.Tensor
@@ -31,19 +28,18 @@ class Weights:
         return [tensor for _, tensor in self.named()]
 
     def zeros(self) -> Self:
-        """As many zeros."""
+        """Zeros of the same shapes."""
         return type(self)(**{name: torch.zeros_like(tensor) for name, tensor in self.named()})
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on a device; on their own device the same tensors, not copies."""
+        """The tensors on a device; those that are there already are not copied."""
         return type(self)(**{name: tensor.to(device) for name, tensor in self.named()})
 
 
 class Scratch(threading.local):
-    """Buffers that every step of a thread overwrites, whichever SAE takes it.
+    """Buffers of one thread, overwritten by every step that the thread takes for any SAE. Copy what must outlive the step.
 
-    Fresh memory of this size costs a page fault per 4 KiB; buffers of each SAE's own would cost gigabytes in a large cohort.
-    What is read after the step must be copied.
+    Fresh memory of this size costs a page fault per 4 KiB; buffers for each SAE would cost gigabytes in a large cohort.
     """
 
     def __init__(self) -> None:
@@ -62,8 +58,13 @@ class Scratch(threading.local):
 scratch = Scratch()
 
 
-def factor(name: str, tensor: torch.Tensor, precision: Dtype) -> torch.Tensor:
-    """The tensor as a factor of matrix products: itself, or rounded to bfloat16 in the buffer of that name."""
+def decoder_norms(W_dec_FD: torch.Tensor) -> torch.Tensor:
+    """||w_i|| [F], never 0, so that it can be divided by."""
+    return W_dec_FD.norm(dim=1).clamp_min_(1e-12)
+
+
+def operand(name: str, tensor: torch.Tensor, precision: Dtype) -> torch.Tensor:
+    """The tensor as an operand of matrix products: itself, or rounded to bfloat16 in the buffer of that name."""
     if precision == "float32":
         return tensor
     return scratch(name, tensor, *tensor.shape, dtype=torch.bfloat16).copy_(tensor)

@@ -9,7 +9,7 @@ from pipeline.evaluate import pairs as pairs_module
 from pipeline.evaluate.interference import Interference, SimilarPairs, same_direction
 from pipeline.evaluate.pairs import pair_blocks
 from pipeline.sae.sae import SAE
-from pipeline.study.recipe import Contrast
+from pipeline.study.penalties import Contrast
 from pipeline.train.losses import contrastive
 
 

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.sae.activations import RELU
 from pipeline.study.arms import ARMS, recipe
 from pipeline.study.experiment import Experiment
 from pipeline.train.gradients import closed_form
-from pipeline.train.losses import differentiated
-from pipeline.train.pair_kernels import thresholds
+from pipeline.train.losses import Objective, differentiated
+from pipeline.train.penalty import penalty_term
 from pipeline.train.step import Trainer
 from pipeline.train.weights import Weights
 
@@ -27,18 +28,14 @@ def first_step(arm: str) -> FirstStep:
     config = recipe(arm, Experiment.load("demo").train)
     trainer = Trainer(config=config, d_in=D_IN, seed=1)
     x_BD = torch.nn.functional.normalize(torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(3)), dim=1)
-    contrast, W_dec_FD = config.contrast, trainer.weights.W_dec_FD
-    if contrast and contrast.literal:
-        done = differentiated(trainer.weights, x_BD, l1=config.l1, contrast=contrast, weight=contrast.coefficient)
-    else:
-        done = closed_form(
-            trainer.weights,
-            x_BD,
-            l1=config.l1,
-            contrast=contrast,
-            weight=contrast.coefficient if contrast else 0.0,
-            threshold_F=thresholds(W_dec_FD, W_dec_FD.norm(dim=1), contrast)[0] if contrast else None,
-        )
+    section = config.only_penalty
+    penalty = penalty_term(section, trainer.weights) if section else None
+    if penalty:
+        penalty.prepare(trainer.weights.W_dec_FD, 0)
+    weight = section.coefficient if section else 0.0
+    loss = Objective(activation=RELU, l1=config.l1, penalty=penalty, weight=weight)
+    by_autograd = penalty is not None and penalty.rescales_encoder
+    done = (differentiated if by_autograd else closed_form)(trainer.weights, x_BD, loss)
     gradient = Weights(**{name: tensor.clone() for name, tensor in done.gradient.named()})
     return FirstStep(trainer.weights, gradient)
 

@@ -7,13 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.study.recipe import Contrast, TrainConfig
+from pipeline.sae.activations import RELU
+from pipeline.study.penalties import Contrast
+from pipeline.study.recipe import TrainConfig
 from pipeline.train import losses, pair_kernels
+from pipeline.train.contrast import contrastive
 from pipeline.train.diagnostics import geometry
-from pipeline.train.gradients import closed_form, row_norms
-from pipeline.train.losses import Pass
+from pipeline.train.gradients import closed_form
+from pipeline.train.losses import Differentiated, Objective
+from pipeline.train.penalty import PenaltyTerm, penalty_term
 from pipeline.train.step import Trainer
-from pipeline.train.weights import Weights
+from pipeline.train.weights import Weights, decoder_norms
 
 shapes = st.tuples(st.integers(1, 7), st.integers(2, 6), st.integers(4, 12)).filter(lambda shape: shape[1] != shape[2])
 seeds = st.integers(0, 2**31)
@@ -38,18 +42,26 @@ def random_weights(d_in: int, d_sae: int, generator: torch.Generator) -> Weights
     )
 
 
-def both(weights: Weights, x_BD: torch.Tensor, contrast: Contrast | None, **precision: Any) -> tuple[Pass, Pass]:
-    """The definition's and the closed form's view of a batch."""
-    threshold_F = contrast and pair_kernels.thresholds(weights.W_dec_FD, row_norms(weights.W_dec_FD), contrast)[0]
-    return (
-        losses.differentiated(weights, x_BD, l1=0.3, contrast=contrast, weight=0.7),
-        closed_form(weights, x_BD, l1=0.3, contrast=contrast, weight=0.7, threshold_F=threshold_F, **precision),
-    )
+def objective(weights: Weights, contrast: Contrast | None, *, l1: float = 0.3, weight: float = 0.7) -> Objective:
+    """The loss of an arm with this contrast, its thresholds computed."""
+    penalty = penalty_term(contrast, weights) if contrast else None
+    if penalty:
+        penalty.prepare(weights.W_dec_FD, 0)
+    return Objective(activation=RELU, l1=l1, penalty=penalty, weight=weight)
 
 
-def assert_same(one: Pass, other: Pass, **tolerance: float) -> None:
-    for term in ("reconstruction", "sparsity", "contrast"):
-        torch.testing.assert_close(getattr(other, term), getattr(one, term), **tolerance)
+def both(
+    weights: Weights, x_BD: torch.Tensor, contrast: Contrast | None, **precision: Any
+) -> tuple[Differentiated, Differentiated]:
+    """A batch differentiated by the definition and by the closed form."""
+    loss = objective(weights, contrast)
+    return losses.differentiated(weights, x_BD, loss), closed_form(weights, x_BD, loss, **precision)
+
+
+def assert_same(one: Differentiated, other: Differentiated, **tolerance: float) -> None:
+    assert list(one.terms) == list(other.terms)
+    for term, expected in one.terms.items():
+        torch.testing.assert_close(other.terms[term], expected, **tolerance)
     for (name, expected), actual in zip(one.gradient.named(), other.gradient.tensors(), strict=True):
         torch.testing.assert_close(actual, expected, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
     torch.testing.assert_close(other.firings_F.long(), one.firings_F)
@@ -65,7 +77,7 @@ def test_losses_and_gradients_are_those_of_autograd(
     x_BD = torch.randn(rows, d_in, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         # Either kernel, whichever would be chosen; unweighted pairs are all pairs, which only one of them knows.
-        patch.setattr(pair_kernels, "_few_fire", lambda latents: few_fire and latents.config.weighted)
+        patch.setattr(pair_kernels, "few_fire", lambda latents: few_fire and latents.config.weighted)
         patch.setattr(pair_kernels, "SMALL", 2)
         patch.setattr(pair_kernels, "TALL", 3)
         patch.setattr(pair_kernels, "WIDE", 4)
@@ -79,7 +91,7 @@ def test_kernels_are_the_definition_beyond_one_block(kernel: str, select: str, m
     generator = torch.Generator().manual_seed(0)
     weights = random_weights(24, 500, generator)
     x_BD = torch.randn(60, 24, generator=generator, dtype=torch.float64)
-    monkeypatch.setattr(pair_kernels, "_few_fire", lambda _: kernel == "by_rows")
+    monkeypatch.setattr(pair_kernels, "few_fire", lambda _: kernel == "by_rows")
     contrast = Contrast.model_validate({"select": select})
     assert_same(*both(weights, x_BD, contrast), rtol=1e-9, atol=1e-10)
 
@@ -90,13 +102,12 @@ def test_selecting_by_row_is_the_mean_of_union_and_mutual(seed: int, contrast: C
     weights = random_weights(5, 9, generator)
     x_BD = torch.randn(6, 5, generator=generator, dtype=torch.float64)
     row, union, mutual = (
-        losses.differentiated(weights, x_BD, l1=0.0, contrast=contrast.model_copy(update={"select": select}), weight=1.0)
+        losses.differentiated(
+            weights, x_BD, objective(weights, contrast.model_copy(update={"select": select}), l1=0.0, weight=1.0)
+        )
         for select in ("row", "union", "mutual")
     )
-    assert row.contrast is not None
-    assert union.contrast is not None
-    assert mutual.contrast is not None
-    torch.testing.assert_close(row.contrast, (union.contrast + mutual.contrast) / 2)
+    torch.testing.assert_close(row.terms["contrast"], (union.terms["contrast"] + mutual.terms["contrast"]) / 2)
     for one, other, third in zip(row.gradient.tensors(), union.gradient.tensors(), mutual.gradient.tensors(), strict=True):
         torch.testing.assert_close(one, (other + third) / 2)
 
@@ -104,8 +115,8 @@ def test_selecting_by_row_is_the_mean_of_union_and_mutual(seed: int, contrast: C
 def test_which_kernel_is_cheaper_depends_on_how_many_fire() -> None:
     def few_fire(firing: int, d_sae: int, **changes: object) -> bool:
         W_dec_FD = torch.ones(d_sae, 64)
-        return pair_kernels._few_fire(
-            pair_kernels.Latents(
+        return pair_kernels.few_fire(
+            pair_kernels.SelectedPairs(
                 f_BF=torch.ones(32, 1).expand(32, d_sae),
                 firing_B=torch.full((32,), firing),
                 W_dec_FD=W_dec_FD,
@@ -119,6 +130,25 @@ def test_which_kernel_is_cheaper_depends_on_how_many_fire() -> None:
     assert not few_fire(1000, 2048)
     assert not few_fire(10, 128)
     assert not few_fire(10, 2048, weighted=False)
+
+
+class Spread(PenaltyTerm):
+    """A penalty with nothing but its definition."""
+
+    name = "spread"
+
+    def definition(self, f_BF: torch.Tensor, W_dec_FD: torch.Tensor) -> torch.Tensor:
+        return (f_BF.mean(dim=0) * W_dec_FD.norm(dim=1)).square().sum()
+
+
+def test_a_penalty_needs_no_more_than_its_definition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = random_weights(5, 9, generator)
+    x_BD = torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    loss = Objective(activation=RELU, l1=0.3, penalty=Spread(None, weights), weight=0.7)
+    expected, actual = losses.differentiated(weights, x_BD, loss), closed_form(weights, x_BD, loss)
+    assert_same(expected, actual, rtol=1e-9, atol=1e-10)
+    assert float(actual.terms["spread"]) > 0
 
 
 @pytest.mark.parametrize("part", ["step", "contrast"])
@@ -150,10 +180,10 @@ def test_thresholds_are_the_kth_largest_similarities_to_others() -> None:
     W_dec_FD = random_weights(6, 400, torch.Generator().manual_seed(0)).W_dec_FD
     cosine_FF = torch.nn.functional.normalize(W_dec_FD) @ torch.nn.functional.normalize(W_dec_FD).T
     ordered_FF = cosine_FF.fill_diagonal_(-torch.inf).sort(dim=1, descending=True).values
-    threshold_F, nearest_F = pair_kernels.thresholds(W_dec_FD, row_norms(W_dec_FD), Contrast(topk=0.1))
+    threshold_F, nearest_F = pair_kernels.thresholds(W_dec_FD, decoder_norms(W_dec_FD), Contrast(topk=0.1))
     torch.testing.assert_close(threshold_F, ordered_FF[:, 38])  # k = int(0.1 x 399)
     torch.testing.assert_close(nearest_F, ordered_FF[:, 0])
-    everything_F, _ = pair_kernels.thresholds(W_dec_FD, row_norms(W_dec_FD), Contrast(topk=1.0))
+    everything_F, _ = pair_kernels.thresholds(W_dec_FD, decoder_norms(W_dec_FD), Contrast(topk=1.0))
     assert bool((everything_F == -torch.inf).all())
 
 
@@ -164,6 +194,6 @@ def test_geometry_is_what_it_says_for_an_arm_without_contrast() -> None:
     weights.W_dec_FD.mul_(torch.linspace(0.5, 2, 30)[:, None])
     f_BF = torch.relu((x_BD - weights.b_dec_D) @ weights.W_enc_DF + weights.b_enc_F)
     cosine_FF = torch.nn.functional.normalize(weights.W_dec_FD) @ torch.nn.functional.normalize(weights.W_dec_FD).T
-    measured = geometry(weights, x_BD, literal=False)
-    torch.testing.assert_close(measured.interference, losses.contrastive(f_BF, weights.W_dec_FD, Contrast()))
+    measured = geometry(weights, x_BD, RELU, None)
+    torch.testing.assert_close(measured.interference, contrastive(f_BF, weights.W_dec_FD, Contrast()))
     torch.testing.assert_close(measured.nearest, cosine_FF.fill_diagonal_(-1).amax(dim=1).mean())

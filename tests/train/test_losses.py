@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.study.recipe import Contrast
-from pipeline.train.losses import contrastive, pair_mask, reconstruction, sparsity
+from pipeline.study.penalties import Contrast
+from pipeline.train.contrast import contrastive, pair_mask
+from pipeline.train.losses import reconstruction, sparsity
 
 shapes = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(3, 9)).filter(lambda shape: shape[1] != shape[2])
 seeds = st.integers(0, 2**31)

@@ -12,8 +12,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from pipeline.study.recipe import Contrast, Resets, TrainConfig
+from pipeline.sae.activations import RELU
+from pipeline.study.penalties import Contrast
+from pipeline.study.recipe import Resets, TrainConfig
 from pipeline.train import losses, pair_kernels
+from pipeline.train.penalty import penalty_term
 from pipeline.train.step import Trainer
 
 D_IN, D_SAE, ROWS = 12, 20, 32
@@ -72,9 +75,9 @@ def test_thirty_steps_are_those_of_autograd_and_torchs_adam(name: str) -> None:
     optimizer = torch.optim.Adam(reference.tensors())
     stream = batches()
     for step in range(30):
-        measured = losses.differentiated(
-            reference, next(stream), l1=0.02 * min(1, step / 5), contrast=recipe.contrast, weight=0.1
-        )
+        penalty = penalty_term(recipe.contrast, reference) if recipe.contrast else None
+        loss = losses.Objective(activation=RELU, l1=0.02 * min(1, step / 5), penalty=penalty, weight=0.1)
+        measured = losses.differentiated(reference, next(stream), loss)
         gradient_FD, W_dec_FD = measured.gradient.W_dec_FD, reference.W_dec_FD
         if recipe.decoder_norm == "unit":
             unit_FD = torch.nn.functional.normalize(W_dec_FD)
@@ -176,16 +179,16 @@ def test_a_state_saved_in_the_middle_goes_on_bit_for_bit(name: str, stop: int, t
 
 
 def test_a_contrast_of_every_third_step_is_three_times_as_strong_on_those_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = []
+    used: list[float] = []
     monkeypatch.setattr(
         "pipeline.train.step.closed_form",
-        lambda *arguments, **named: weights.append(named["weight"]) or real(*arguments, **named),
+        lambda weights, x_BD, loss, **precision: used.append(loss.weight) or real(weights, x_BD, loss, **precision),
     )
     from pipeline.train.gradients import closed_form as real
 
     trainer, stream = Trainer(config=config(contrast=Contrast(every=3)), d_in=D_IN, seed=0), batches()
-    contrasts = [float(trainer.step(next(stream)).contrast) for _ in range(7)]
-    assert weights == pytest.approx([0.3, 0, 0, 0.3, 0, 0, 0.3])
+    contrasts = [float(trainer.step(next(stream)).terms["contrast"]) for _ in range(7)]
+    assert used == pytest.approx([0.3, 0, 0, 0.3, 0, 0, 0.3])
     # Between them the log repeats what was last computed.
     assert contrasts[0] == contrasts[1] == contrasts[2] != contrasts[3] == contrasts[5] != contrasts[6]
 
@@ -196,7 +199,7 @@ def test_thresholds_are_refreshed_when_due_and_after_a_reset(monkeypatch: pytest
     recipe = config(contrast=Contrast(every=2, pair_refresh=5), resets=Resets(every=10, first=20))
     trainer, stream = Trainer(config=recipe, d_in=D_IN, seed=0), batches()
     monkeypatch.setattr(
-        "pipeline.train.step.thresholds", lambda *arguments: refreshed.append(trainer.done) or real(*arguments)
+        "pipeline.train.pair_kernels.thresholds", lambda *arguments: refreshed.append(trainer.done) or real(*arguments)
     )
     trainer.weights.b_enc_F[:3] = -100
     reset = [trainer.step(next(stream)).reset_now for _ in range(32)]
@@ -230,7 +233,8 @@ def test_the_literal_formula_is_its_quadruple_sum() -> None:
         for j in range(5)
         if i == j or nearest[i] == j or nearest[j] == i
     )
-    actual = losses.literal_contrastive(f_BF, W_dec_FD, Contrast(literal=True, topk=0.4))
+    weights = Trainer(config=config(), d_in=4, seed=0).weights
+    actual = penalty_term(Contrast(literal=True, topk=0.4), weights).definition(f_BF, W_dec_FD)
     assert float(actual) == pytest.approx(expected, rel=1e-5)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pipeline.study.recipe import Contrast, Resets, TrainConfig
+from pipeline.study.penalties import Contrast
+from pipeline.study.recipe import Resets, TrainConfig
 from pipeline.train.cohort import Member, train_cohort
 from pipeline.train.resets import reset_dead, reset_due
 from pipeline.train.step import Trainer

@@ -1,0 +1,84 @@
+"""What a penalty is to training: a term of the loss on the latents and the decoder of one SAE."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any, ClassVar
+
+import torch
+
+from pipeline.study.penalties import PENALTIES, Contrast, PenaltySection
+from pipeline.train.weights import Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latents:
+    """What the latents of a batch and the decoder are while a penalty is computed in closed form."""
+
+    f_BF: torch.Tensor
+    firing_B: torch.Tensor
+    """Number of latents that fire on each row."""
+    W_dec_FD: torch.Tensor
+    norm_F: torch.Tensor
+    """Norms of the decoder rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accumulator:
+    """The gradients so far, to which a penalty adds `weight` times its own, in place."""
+
+    f_BF: torch.Tensor
+    W_dec_FD: torch.Tensor
+    weight: float
+
+
+class PenaltyTerm(ABC):
+    """One penalty of one SAE. A subclass states the definition; the gradient follows by autograd or from its own kernel."""
+
+    name: ClassVar[str]
+    """What the training log calls it."""
+    rescales_encoder: ClassVar[bool] = False
+    """Whether `encoder_scale` changes the SAE. The step is then differentiated by autograd as a whole."""
+
+    def __init__(self, section: Any, like: Weights):
+        self.section = section
+        """Its section of the recipe."""
+        self.like = like
+        """Weights of the shape, dtype and device that it will be given."""
+
+    @abstractmethod
+    def definition(self, f_BF: torch.Tensor, W_dec_FD: torch.Tensor) -> torch.Tensor:
+        """The penalty on a batch, a scalar that autograd can differentiate."""
+
+    def add_gradient(self, latents: Latents, into: Accumulator) -> torch.Tensor:
+        """Add the gradient to `into`; returns the penalty. By default autograd on the definition."""
+        f_BF, W_dec_FD = latents.f_BF.detach().requires_grad_(), latents.W_dec_FD.detach().requires_grad_()
+        with torch.enable_grad():
+            penalty = self.definition(f_BF, W_dec_FD)
+            f_gradient_BF, W_gradient_FD = torch.autograd.grad(penalty, (f_BF, W_dec_FD), materialize_grads=True)
+        into.f_BF.add_(f_gradient_BF, alpha=into.weight)
+        into.W_dec_FD.add_(W_gradient_FD, alpha=into.weight)
+        return penalty.detach()
+
+    def encoder_scale(self, norm_F: torch.Tensor) -> torch.Tensor | None:  # noqa: ARG002 - for subclasses
+        """Factor [F] on the encoder's product, before the bias, given the decoder norms; None leaves it as it is."""
+        return None
+
+    def prepare(self, W_dec_FD: torch.Tensor, done: int) -> None:  # noqa: B027 - most keep nothing
+        """Called before `add_gradient` on the step after `done` steps, to renew what is kept for several steps."""
+
+    def latents_were_reset(self) -> None:  # noqa: B027 - most keep nothing
+        """Called after a reset of dead latents: what is kept of the decoder no longer holds."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All mutable state, by name."""
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027 - most keep nothing
+        """Take over what `state` returned; further entries are ignored."""
+
+
+def penalty_term(section: Contrast | PenaltySection, like: Weights) -> PenaltyTerm:
+    """The term of a penalty that an arm declares."""
+    term = PENALTIES[section.kind].term
+    return (resolve_name(term) if isinstance(term, str) else term)(section, like)
