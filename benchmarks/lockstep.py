@@ -27,6 +27,7 @@ from measure import peak_memory, reset_peak_memory, show
 
 from pipeline.models.language import ResidualStream
 from pipeline.runtime.compatibility import importing_sae_bench
+from pipeline.sae.formats import write_sae
 from pipeline.store.batches import shuffled_batches
 from pipeline.store.reader import ActivationStore
 from pipeline.study.arms import ARMS, recipe
@@ -59,7 +60,7 @@ def ours(args: argparse.Namespace, *, precision: str, arms: list[str], alone: bo
         fvu += [member.last["fvu"] for member in members]
     for number, trainer in enumerate(trainers):
         (args.folder / f"ours-{number}").mkdir(exist_ok=True)
-        trainer.finished(store.scale(LAYER)).save(args.folder / f"ours-{number}", {})
+        write_sae(trainer.finished(store.scale(LAYER)), args.folder / f"ours-{number}", {})
     return statistics.median(fvu)
 
 

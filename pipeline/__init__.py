@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.artefacts.workspace import Workspace
     from pipeline.extract.reading import TextReader
     from pipeline.report.frame import read_results
-    from pipeline.sae.export import load_sae
+    from pipeline.sae.finished import load_sae
     from pipeline.sae.sae import SAE
     from pipeline.store.batches import rows_in_order, shuffled_batches
     from pipeline.store.reader import ActivationStore
@@ -39,7 +39,7 @@ _HOMES = {
     "Experiment": "pipeline.study.experiment",
     "TextReader": "pipeline.extract.reading",
     "Workspace": "pipeline.artefacts.workspace",
-    "load_sae": "pipeline.sae.export",
+    "load_sae": "pipeline.sae.finished",
     "make_plan": "pipeline.study.plan",
     "read_results": "pipeline.report.frame",
     "rows_in_order": "pipeline.store.batches",

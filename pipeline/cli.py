@@ -191,10 +191,10 @@ def export(
 ) -> None:
     """Copy a finished SAE, verified, into a folder that another library loads."""
     from pipeline.artefacts.workspace import Workspace
-    from pipeline.sae.export import find, to_saelens
+    from pipeline.sae.finished import export_sae, find
 
     found = find(sae, Workspace(workspace))
-    to_saelens(found, folder)
+    export_sae(found, folder)
     console.print(f"export: {found.name} to {folder}, for {to.value}", highlight=False, soft_wrap=True)
 
 

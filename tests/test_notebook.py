@@ -13,7 +13,8 @@ import pipeline
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError
 from pipeline.report.collect import collect
 from pipeline.report.page import write_report
-from pipeline.sae.sae import WEIGHTS
+from pipeline.sae.finished import open_sae
+from pipeline.sae.formats import WEIGHTS
 from pipeline.store.documents import Documents
 from pipeline.texts.labelled import load_texts
 
@@ -66,7 +67,7 @@ def test_what_cannot_be_read_is_said_in_a_line(study: Study, tmp_path: Path) -> 
 def test_an_sae_is_loaded_by_name_and_verified(study: Study, tmp_path: Path) -> None:
     full = study.plan.saes[1]
     sae = pipeline.load_sae("full-s0", study.workspace)
-    expected = pipeline.SAE.load(study.workspace.verified(full.artefact, WEIGHTS))
+    expected = open_sae(full.artefact, study.workspace)
     assert torch.equal(sae.W_dec_FD, expected.W_dec_FD)
     assert (sae.d_in, sae.d_sae) == (64, 96)
     copied = Path(shutil.copytree(study.workspace.folder(full.artefact), tmp_path / "sae"))

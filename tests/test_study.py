@@ -17,7 +17,8 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.report.collect import collect
 from pipeline.report.page import write_report
-from pipeline.sae.sae import CONFIG, SAE, WEIGHTS
+from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, write_sae
+from pipeline.sae.sae import SAE
 from pipeline.store.batches import rows_in_order
 from pipeline.store.reader import ActivationStore
 from pipeline.study.experiment import Experiment
@@ -89,7 +90,7 @@ def test_published_saes_load_in_saelens_with_the_same_latents(study: Study) -> N
     x_BD = next(rows_in_order(store, 2, [0]))
     for planned in study.plan.saes:
         folder = study.workspace.folder(planned.artefact)
-        theirs, ours = sae_lens.SAE.load_from_disk(folder), SAE.load(folder / WEIGHTS)
+        theirs, ours = sae_lens.SAE.load_from_disk(folder), read_sae(folder)
         assert theirs.cfg.metadata.hook_name == "blocks.2.hook_resid_post"
         with torch.no_grad():
             torch.testing.assert_close(theirs.encode(x_BD), ours.encode(x_BD), atol=1e-5, rtol=1e-5)
@@ -103,7 +104,7 @@ def test_fvu_is_recomputed_from_the_published_weights(study: Study) -> None:
     store = ActivationStore(study.workspace.folder(study.plan.store))
     x_BD = torch.cat(list(rows_in_order(store, 2, [store.layout.shards - 1])))
     for planned, row in zip(study.plan.saes, collect(study.plan, study.workspace)["rows"], strict=True):
-        sae = SAE.load(study.workspace.folder(planned.artefact) / WEIGHTS)
+        sae = read_sae(study.workspace.folder(planned.artefact))
         f_BF = sae.encode(x_BD)
         error, variance = (x_BD - sae.decode(f_BF)).square().sum(), (x_BD - x_BD.mean(dim=0)).square().sum()
         assert row["fvu"] == pytest.approx(float(error / variance), rel=1e-3)
@@ -133,7 +134,7 @@ def replace_weights(study: Study, planned: PlannedSAE, change: Callable[[SAE], S
     """Publish another SAE in the place of a finished one."""
     folder = study.workspace.folder(planned.artefact)
     metadata = json.loads((folder / CONFIG).read_text())["metadata"]
-    change(SAE.load(folder / WEIGHTS)).save(folder, metadata)
+    write_sae(change(read_sae(folder)), folder, metadata)
     manifest = study.workspace.manifest(planned.artefact)
     assert manifest is not None
     study.workspace.publish(planned.artefact, facts=manifest.facts)

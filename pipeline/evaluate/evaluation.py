@@ -28,7 +28,9 @@ from pipeline.models.model_section import SyntheticModel
 from pipeline.models.synthetic import FEATURES, GroundTruth
 from pipeline.runtime.interrupt import stop_requested
 from pipeline.runtime.progress import Advance, progress
-from pipeline.sae.sae import CONFIG, SAE, WEIGHTS
+from pipeline.sae.finished import open_sae
+from pipeline.sae.formats import CONFIG
+from pipeline.sae.sae import SAE
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.documents import Documents
 from pipeline.store.reader import ActivationStore
@@ -155,7 +157,7 @@ class _Bench:
                 if self.workspace.manifest(planned.evaluation) is None:
                     parents |= self.workspace.makings([planned.artefact, *([planned.baseline] if planned.baseline else [])])
                     try:
-                        saes.append((planned, SAE.load(self.workspace.verified(planned.artefact, WEIGHTS))))
+                        saes.append((planned, open_sae(planned.artefact, self.workspace)))
                     except CorruptArtefactError as error:
                         damaged[str(planned)] = str(error)
             started = time.monotonic()
@@ -264,7 +266,7 @@ class _Bench:
         try:
             if self.workspace.manifest(planned.baseline) is None:
                 return None, "the arm `baseline` of this seed is not trained"
-            return SAE.load(self.workspace.verified(planned.baseline, WEIGHTS)), None
+            return open_sae(planned.baseline, self.workspace), None
         except CorruptArtefactError as error:
             return None, f"the arm `baseline` of this seed is damaged: {error}"
 

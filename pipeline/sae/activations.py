@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 class Activation(ABC):
     """From pre-activations [B, F] to latents [B, F], at least 0 each. A latent fires where it is above 0."""
 
-    architecture: ClassVar[str | None] = None
-    """SAELens' name for SAEs with this activation; None where it has none, and such an SAE cannot be exported."""
+    architecture: ClassVar[str]
+    """What `cfg.json` calls an SAE with this activation."""
+    in_saelens: ClassVar[bool] = False
+    """Whether that is SAELens' own name for the same function. Other SAEs cannot be exported to it."""
 
     @abstractmethod
     def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
@@ -42,6 +44,7 @@ class ReLU(ClosedForm):
     """max(0, x)."""
 
     architecture = "standard"
+    in_saelens = True
 
     def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
         """Latents of a finished SAE."""

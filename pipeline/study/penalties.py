@@ -6,7 +6,7 @@ without torch. A class itself does as well.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
@@ -83,8 +83,9 @@ def declared_penalty(value: Any) -> Any:
     """[train.penalty] as its kind's section. Raises ValueError for a kind that is not in PENALTIES."""
     if not isinstance(value, dict):
         return value
+    declared = cast("dict[str, object]", value)
     kinds = {kind: entry.section for kind, entry in PENALTIES.items() if issubclass(entry.section, PenaltySection)}
-    kind = value.get("kind")
+    kind = declared.get("kind")
     if kind not in kinds:
         raise ValueError(f"penalty.kind: should be one of {', '.join(kinds) or 'none yet'}, got {kind!r}")
-    return kinds[kind].model_validate(value, strict=True)
+    return kinds[str(kind)].model_validate(declared, strict=True)

@@ -1,7 +1,7 @@
-"""Checkpoints of SAEs in training: safetensors beside a JSON record that is written last and holds the checksum.
+"""Checkpoints of SAEs in training: a safetensors file, and a JSON record with its checksum, written last.
 
-A cohort writes those of all its members before it removes the ones before: killed in between, its members still have a step
-in common, from which they go on together.
+A cohort writes the new checkpoints of all members before it removes the old ones. Killed in between, its members still have
+a step in common to resume from.
 """
 
 import json
@@ -19,7 +19,7 @@ FOLDER = "checkpoint"
 
 
 def save(folder: Path, state: Mapping[str, torch.Tensor], step: int, facts: Mapping[str, Any]) -> None:
-    """Write a checkpoint into an SAE's folder, whole or not at all. `facts` is what JSON can hold."""
+    """Write a checkpoint into an SAE's folder atomically. `facts` holds JSON values."""
     content = safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in state.items()})
     storage = LocalStorage(folder / FOLDER)
     storage.write(f"{step:09d}.safetensors", content)
@@ -27,13 +27,13 @@ def save(folder: Path, state: Mapping[str, torch.Tensor], step: int, facts: Mapp
 
 
 def load(folder: Path, step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """State and facts of a checkpoint that `steps` named."""
+    """State and facts of a checkpoint that `steps` listed."""
     facts = json.loads((folder / FOLDER / f"{step:09d}.json").read_text(encoding="utf-8"))
     return safetensors.torch.load_file(folder / FOLDER / f"{step:09d}.safetensors"), facts
 
 
 def steps(folder: Path) -> set[int]:
-    """Steps of which there is a complete and unchanged checkpoint."""
+    """Steps with a complete checkpoint whose checksum matches."""
     return {int(record.stem) for record in (folder / FOLDER).glob("*.json") if _intact(record)}
 
 
@@ -43,7 +43,7 @@ def _intact(record: Path) -> bool:
 
 
 def remove(folder: Path, *, but: int | None = None) -> None:
-    """Remove an SAE's checkpoints, all or all but one."""
+    """Remove an SAE's checkpoints, or all but one of them."""
     for path in (folder / FOLDER).glob("*"):
         if path.stem != f"{but:09d}" if but is not None else True:
             path.unlink()
@@ -52,12 +52,13 @@ def remove(folder: Path, *, but: int | None = None) -> None:
 
 
 def resume_points(folders: Sequence[Path]) -> dict[int, list[int]]:
-    """From which step each of a cohort's folders (by index) can go on, those with the same step together.
+    """Steps to resume from, each with the indices of the folders that resume there.
 
-    That is the last step that all which have checkpoints have in common, else each one's own last.
+    A folder resumes from the last step that all folders with checkpoints have in common; if there is none, from its own last
+    step. A folder without checkpoints starts at 0.
     """
     there = [steps(folder) for folder in folders]
-    common = set[int].intersection(*(found for found in there if found)) if any(there) else set()
+    common = set[int].intersection(*(found for found in there if found)) if any(there) else set[int]()
     points: dict[int, list[int]] = {}
     for index, found in enumerate(there):
         point = max(common) if found and common else max(found, default=0)

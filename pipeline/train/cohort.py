@@ -1,7 +1,7 @@
-"""A cohort: several SAEs that take every step on the same batch, each exactly as if it were alone.
+"""Trains a cohort: several SAEs that take every step on the same batch, each exactly as if it were alone.
 
-On a CPU each SAE steps in one thread and the SAEs share the cores. That is as fast as giving all cores to one SAE after the
-other, and it makes the weights the same on any number of cores.
+On a CPU each SAE steps in one thread, and the SAEs share the cores. That is as fast as giving all cores to one SAE after
+another, and makes the weights independent of the number of cores.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,23 +27,26 @@ from pipeline.runtime.progress import progress
 from pipeline.train.step import StepMetrics, Trainer
 from pipeline.train.track import Tracker
 
+ForEach = Callable[..., list[Any]]
+"""Called like `map`, returns a list."""
+
 LOG_EVERY = 50
 DEAD_WINDOW = 500
-"""Steps without firing after which the log counts a latent as dead, for every arm alike."""
+"""Steps without firing after which the log counts a latent as dead, in every arm."""
 
 
 @dataclass(kw_only=True)
 class Member:
-    """One SAE of a cohort and where its log goes."""
+    """One SAE of a cohort, and where its log goes."""
 
     trainer: Trainer
     log: TextIO
     tracker: Tracker | None = None
-    """Gets what the log gets, if somebody asked for it."""
+    """Gets what the log gets; None without `--track`."""
     stopped: str | None = None
-    """Why it was stopped before the end, while the others went on."""
-    last: dict[str, float] = field(default_factory=dict)
-    """The last record of its log."""
+    """Why it stopped before the end; the others go on."""
+    last: dict[str, float] = field(default_factory=dict[str, float])
+    """Last record of its log."""
 
 
 def train_cohort(
@@ -55,10 +58,10 @@ def train_cohort(
     save: Callable[[Sequence[Member]], None] = lambda _: None,
     save_every: float = math.inf,
 ) -> None:
-    """Take every member to step `steps`, each batch read once. Writes a JSON line per member every LOG_EVERY steps.
+    """Train every member up to step `steps`, reading each batch once. Writes a JSON line per member every LOG_EVERY steps.
 
-    The members have taken equally many steps, and `batches` begins with the next one. Those still in training are handed to
-    `save` every `save_every` seconds, and after SIGTERM, upon which InterruptedRunError is raised.
+    All members have taken equally many steps, and `batches` begins with the next. `save` gets the members still in training
+    every `save_every` seconds and after SIGTERM, which then raises InterruptedRunError.
     """
     active = list(members)
     done, device = members[0].trainer.done, members[0].trainer.device
@@ -89,22 +92,30 @@ def train_cohort(
 
 
 @contextmanager
-def _side_by_side(device: torch.device) -> Iterator[Callable[..., list[Any]]]:
-    """Yields what `map` is, as a list: on a CPU with a thread for each item."""
+def _side_by_side(device: torch.device) -> Generator[ForEach]:
+    """Calls a function for each member: on a CPU in one thread per core, on a GPU one by one."""
     if device.type != "cpu":
-        yield lambda function, *items: list(map(function, *items))
+        yield _one_by_one
         return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            yield lambda function, *items: list(pool.map(function, *items))
+
+            def in_threads(function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
+                return list(pool.map(function, *items))
+
+            yield in_threads
     finally:
         torch.set_num_threads(threads)
 
 
+def _one_by_one(function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
+    return list(map(function, *items))
+
+
 def _step(member: Member, x_BD: torch.Tensor) -> StepMetrics | None:
-    """A step, or the reason why there was none: what one SAE does wrong must not cost the others their training."""
+    """Take a step. An error stops this member only, with the reason in `stopped`; the others go on."""
     try:
         return member.trainer.step(x_BD)
     except Exception as error:
@@ -114,7 +125,7 @@ def _step(member: Member, x_BD: torch.Tensor) -> StepMetrics | None:
 
 
 def _log(member: Member, measured: StepMetrics | None, x_BD: torch.Tensor, pace: float) -> None:
-    """Add a record to the log. `pace` is that of the whole cohort, and all in it that differs from run to run."""
+    """Write a record to the log. `pace`, tokens per second of the cohort, is the only value that differs between runs."""
     if measured is None:
         return
     try:
@@ -144,6 +155,6 @@ def _record(member: Member, measured: StepMetrics, x_BD: torch.Tensor, pace: flo
     if member.tracker:
         try:
             member.tracker.log(trainer.done, {name: value for name, value in member.last.items() if name != "step"})
-        except Exception as error:  # a live view is no part of the artefact
+        except Exception as error:  # the live view is not part of the artefact
             print(f"no longer shown live: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
             member.tracker = None

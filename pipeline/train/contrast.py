@@ -2,6 +2,7 @@
 
 import torch
 
+from pipeline.runtime.linalg import vector_norm
 from pipeline.study.penalties import Contrast
 from pipeline.train import pair_kernels
 from pipeline.train.penalty import Accumulator, Latents, PenaltyTerm
@@ -32,7 +33,7 @@ def contrastive(f_BF: torch.Tensor, W_dec_FD: torch.Tensor, config: Contrast) ->
     """
     rows, latents = f_BF.shape
     if config.by == "direction":
-        norm_F = W_dec_FD.norm(dim=1)
+        norm_F = vector_norm(W_dec_FD, dim=1)
         direction_FD = W_dec_FD / norm_F[:, None]
         similarity_FF, strength_BF = direction_FD @ direction_FD.T, f_BF * norm_F.detach()
     else:

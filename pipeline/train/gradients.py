@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.runtime.linalg import vector_norm
 from pipeline.sae.activations import ClosedForm
 from pipeline.section import Dtype
 from pipeline.train.losses import Differentiated, Objective
@@ -38,7 +39,7 @@ def closed_form(
     forward = _forward(weights, x_BD, objective.activation, precision)
     residual_BD, f_sum_F, norm_F = forward.residual_BD, forward.f_sum_F, forward.latents.norm_F
     terms = {
-        "reconstruction": torch.linalg.vector_norm(residual_BD).square() / rows,
+        "reconstruction": vector_norm(residual_BD).square() / rows,
         "sparsity": torch.dot(f_sum_F, norm_F) / rows,
     }
     # From here on the residual is the gradient of the reconstruction x^.

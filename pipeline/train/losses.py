@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.runtime.linalg import vector_norm
 from pipeline.sae.activations import Activation
 from pipeline.train.penalty import PenaltyTerm
 from pipeline.train.weights import Weights
@@ -58,7 +59,7 @@ def differentiated(weights: Weights, x_BD: torch.Tensor, objective: Objective) -
     leaves = Weights(**{name: tensor.detach().requires_grad_() for name, tensor in weights.named()})
     penalty = objective.penalty
     with torch.enable_grad():
-        norm_F = leaves.W_dec_FD.norm(dim=1)
+        norm_F = vector_norm(leaves.W_dec_FD, dim=1)
         f_BF = objective.activation.in_training(
             pre_activations(leaves, x_BD, penalty.encoder_scale(norm_F) if penalty else None)
         )

@@ -1,9 +1,7 @@
-"""Matching L0: the search for the sparsity weight at which an SAE has the L0 of another one, its reference.
+"""Searches for the sparsity weight l1 at which an SAE has the L0 of another SAE.
 
-L0 falls as l1 rises. l1 is doubled or halved until one try has more and one less than the target, then the geometric mean of
-the two closest is tried. Every try is a whole training, in a folder of its own below the artefact's; only the closest stays.
-
-Shapes: B rows, D d_in, F d_sae.
+L0 falls as l1 rises. l1 is doubled or halved until the target lies between two tries, then their geometric mean is tried.
+Each try is a whole training in its own folder below the artefact's; only the closest is kept.
 """
 
 import json
@@ -17,7 +15,8 @@ from typing import Any
 import torch
 
 from pipeline.artefacts.storage import fsync, write_atomically
-from pipeline.sae.sae import SAE, WEIGHTS
+from pipeline.sae.formats import WEIGHTS, read_sae, write_sae
+from pipeline.sae.sae import SAE
 from pipeline.study.plan import TRAINING_LOG
 from pipeline.study.planned import TrainedSAE
 from pipeline.train import checkpoint
@@ -27,35 +26,35 @@ TOLERANCE = 0.02
 """Largest |L0 / target - 1| that counts as matched."""
 MOST_TRIES = 10
 FACTOR = 2.0
-"""From one l1 to the next as long as all tries are on the same side of the target."""
+"""Ratio of one l1 to the next while all tries lie on one side of the target."""
 HELDOUT_ROWS = 65_536
-"""Held-out rows on which every L0 is measured, at most."""
+"""Most held-out rows on which an L0 is measured."""
 TRIES = "tries"
 RECORD = "matching.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Try:
-    """A training with one l1, and what came of it."""
+    """One training with one l1, and its outcome."""
 
     l1: float
     l0: float | None
-    """None when it did not come to its end."""
+    """None when the training stopped early."""
     resets: int = 0
     seconds: float = 0.0
     stopped: str | None = None
-    """Why it did not come to its end."""
+    """Why the training stopped early."""
 
 
 def distance(tried: Try, target: float) -> float:
-    """|L0 / target - 1|, infinite for a try that did not come to its end."""
+    """|L0 / target - 1|; infinite for a try that stopped early."""
     return math.inf if tried.l0 is None else abs(tried.l0 / target - 1)
 
 
 def next_l1(tries: Sequence[Try], start: float, target: float) -> float | None:
-    """The l1 to try after `tries`, the first of which had `start`; None when the search is over.
+    """The l1 to try next, `start` for the first try; None when the search is over.
 
-    It is over when a try is within the tolerance, when one did not come to its end, and after MOST_TRIES.
+    The search ends when a try is within the tolerance, when a try stopped early, and after MOST_TRIES.
     """
     if not tries:
         return start
@@ -71,7 +70,7 @@ def next_l1(tries: Sequence[Try], start: float, target: float) -> float | None:
 
 
 def heldout_l0(saes: Sequence[SAE], batches: Iterable[torch.Tensor]) -> list[float]:
-    """Mean number of latents of each SAE that fire on a row, over the first HELDOUT_ROWS of unscaled `batches` [B, D]."""
+    """L0 of each SAE on the first HELDOUT_ROWS rows of unscaled `batches` [B, D]."""
     fired, rows = [0] * len(saes), 0
     for x_BD in batches:
         x_BD = x_BD[: HELDOUT_ROWS - rows]
@@ -84,21 +83,21 @@ def heldout_l0(saes: Sequence[SAE], batches: Iterable[torch.Tensor]) -> list[flo
 
 @dataclass(kw_only=True)
 class Search:
-    """The tries of one SAE. What is on disk is enough to go on after its last finished one."""
+    """The tries of one SAE. The record on disk is enough to resume after the last finished try."""
 
     sae: TrainedSAE
     folder: Path
-    """Holds the record, and a folder per try."""
+    """Holds the record and one folder per try."""
     target: float
-    reference: Mapping[str, str]
-    """Which making of the reference the target was measured on."""
-    tries: list[Try] = field(default_factory=list)
+    parents: Mapping[str, str]
+    """Fingerprint of the SAE on which the target was measured."""
+    tries: list[Try] = field(default_factory=list[Try])
 
     def __post_init__(self) -> None:
         record = self.folder / RECORD
         if record.is_file():
             known = json.loads(record.read_text(encoding="utf-8"))
-            # Tries follow from the target: if the reference was made again and differs, they lead elsewhere.
+            # The tries depend on the target. If the SAE it was measured on was rebuilt and differs, they are void.
             if known["target_l0"] == self.target:
                 self.tries = [Try(**tried) for tried in known["tries"]]
             else:
@@ -106,7 +105,7 @@ class Search:
 
     @property
     def l1(self) -> float | None:
-        """What to try next; None when the search is over."""
+        """The l1 to try next; None when the search is over."""
         return next_l1(self.tries, self.sae.recipe.l1, self.target)
 
     @property
@@ -123,7 +122,7 @@ class Search:
 
     @property
     def kept(self) -> Path:
-        """Folder with weights and log of the closest try."""
+        """Folder with the weights and log of the closest try."""
         return self._folder(self._closest)
 
     @property
@@ -133,7 +132,7 @@ class Search:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the artefact says of its search."""
+        """What the manifest records of the search."""
         return {
             "reference": self.sae.recipe.match_l0,
             "target_l0": self.target,
@@ -144,7 +143,7 @@ class Search:
         }
 
     def record(self, member: InTraining, l0: float | None) -> None:
-        """Take in a finished try, whose weights and log are in its folder."""
+        """Add a try whose weights and log are in its folder."""
         resets, seconds = member.trainer.resets, member.seconds
         l1 = member.job.recipe.l1
         self.tries.append(Try(l1=l1, l0=l0, resets=resets, seconds=seconds, stopped=member.stopped))
@@ -164,20 +163,20 @@ class Search:
 
 
 def search(searches: Sequence[Search], runner: Runner, heldout: Callable[[], Iterator[torch.Tensor]]) -> None:
-    """Take every search to its end, one try of each per round, in lockstep. `heldout` gives unscaled held-out rows.
+    """Finish every search, one try of each per round, in lockstep. `heldout` gives unscaled held-out rows.
 
     Raises InterruptedRunError after SIGTERM, with everything saved.
     """
-    while going_on := [one for one in searches if one.l1 is not None]:
-        by_name = {str(one.sae): one for one in going_on}
-        number = max(len(one.tries) for one in going_on) + 1
-        for members in runner.run([one.job for one in going_on], f"match L0, try {number}:"):
+    while unfinished := [one for one in searches if one.l1 is not None]:
+        by_name = {str(one.sae): one for one in unfinished}
+        number = max(len(one.tries) for one in unfinished) + 1
+        for members in runner.run([one.job for one in unfinished], f"match L0, try {number}:"):
             finished = [member for member in members if member.stopped is None]
             for member in finished:
-                member.trainer.finished(runner.store.scale(member.job.sae.layer)).save(member.job.folder, {})
+                write_sae(member.trainer.finished(runner.store.scale(member.job.sae.layer)), member.job.folder, {})
                 for name in (WEIGHTS, TRAINING_LOG):
                     fsync(member.job.folder / name)
-            measured = heldout_l0([SAE.load(member.job.folder / WEIGHTS) for member in finished], heldout())
+            measured = heldout_l0([read_sae(member.job.folder) for member in finished], heldout())
             l0 = {str(member.job.sae): value for member, value in zip(finished, measured, strict=True)}
             for member in members:
                 by_name[str(member.job.sae)].record(member, l0.get(str(member.job.sae)))

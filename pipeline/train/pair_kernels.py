@@ -177,7 +177,7 @@ def by_rows(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
     """sum_j M_ij D_ij G_ij [F] from the latents that fire on each row, a chunk of rows at a time. Weighted penalty only."""
     strength_F = torch.zeros_like(pairs.norm_F)
     firing_B, order_B = pairs.firing_B.sort()
-    firing = firing_B.long().tolist()
+    firing = [int(count) for count in firing_B]
     stop = len(firing)
     # Rows with the most firing latents first, so that the rows of a chunk have about equally many.
     while stop and firing[stop - 1] > 1:

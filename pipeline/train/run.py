@@ -1,4 +1,4 @@
-"""Training that goes on: SAEs taken from their last checkpoints to their last step, with log and checkpoints in a folder."""
+"""Trains cohorts from their last checkpoints to their last step, with a log and checkpoints in each SAE's folder."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from pipeline.train.track import Tracker
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """An SAE of the study, the recipe to train it by, and the folder of its log and checkpoints."""
+    """One SAE to train: its recipe, and the folder of its log and checkpoints."""
 
     sae: TrainedSAE
     recipe: TrainConfig
@@ -33,16 +33,16 @@ class Job:
 
 @dataclass(kw_only=True)
 class InTraining(Member):
-    """A job as a member of its cohort."""
+    """A job that is a member of a cohort."""
 
     job: Job
     seconds: float = 0.0
-    """Its share of the time spent on its cohort, earlier runs included. Known at the end."""
+    """Its share of the cohort's time, earlier runs included. Known at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runner:
-    """Trains cohorts of one store. Whoever calls it holds the locks."""
+    """Trains cohorts from one store. The caller holds the locks."""
 
     store: ActivationStore
     tracker: Callable[[TrainedSAE, int], AbstractContextManager[Tracker | None]]
@@ -50,9 +50,10 @@ class Runner:
     """Seconds between checkpoints."""
 
     def run(self, jobs: Sequence[Job], title: str = "train") -> Iterator[list[InTraining]]:
-        """Take jobs that share their batches to the end; yields those that went on from the same step, finished or stopped.
+        """Train jobs that share their batches. Yields the members of each cohort when it ends, finished or stopped.
 
-        Raises InterruptedRunError after SIGTERM, with everything saved.
+        Jobs whose checkpoints are of the same step form a cohort. Raises InterruptedRunError after SIGTERM, with everything
+        saved.
         """
         for done, indices in checkpoint.resume_points([job.folder for job in jobs]).items():
             run = _Run(self, [jobs[index] for index in indices], done)
@@ -61,7 +62,7 @@ class Runner:
 
 @dataclass
 class _Run:
-    """A cohort taken from step `done`, from which all of it goes on, to its end."""
+    """A cohort whose members all resume from step `done`."""
 
     runner: Runner
     jobs: Sequence[Job]
@@ -103,7 +104,7 @@ class _Run:
             state, facts = checkpoint.load(job.folder, self.done)
             trainer.load_state(state)
             self.seconds = facts["seconds"]
-        # What was logged after the checkpoint will be logged again.
+        # Records after the checkpoint are dropped: their steps are taken again.
         path = job.folder / TRAINING_LOG
         records = _records(path, self.done)
         write_atomically(path, "".join(f"{json.dumps(record)}\n" for record in records).encode())
@@ -114,14 +115,14 @@ class _Run:
 
     def _save(self, members: Sequence[InTraining]) -> None:
         for member in members:
-            os.fsync(member.log.fileno())  # or a power cut could leave a checkpoint whose log ends before it
+            os.fsync(member.log.fileno())  # otherwise a power cut could leave a log that ends before its checkpoint
             checkpoint.save(member.job.folder, member.trainer.state(), member.trainer.done, {"seconds": self.seconds})
         for member in members:
             checkpoint.remove(member.job.folder, but=member.trainer.done)
 
 
 def _records(log: Path, done: int) -> list[dict[str, Any]]:
-    """The records of a log up to a step; a torn last line is none."""
+    """Records of a log up to a step. A torn last line is dropped."""
     if not done:
         return []
     lines = log.read_text(encoding="utf-8").splitlines()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.optim.adam import adam
 
+from pipeline.runtime.linalg import vecdot, vector_norm
 from pipeline.sae.activations import ACTIVATIONS, ClosedForm
 from pipeline.sae.sae import SAE
 from pipeline.study.recipe import TrainConfig
@@ -52,7 +53,7 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(self.seed)
         """Draws the initial weights, then the rows that dead latents are reset to."""
         W_dec_FD = torch.randn(d_sae, self.d_in, generator=self.generator)
-        W_dec_FD /= W_dec_FD.norm(dim=1, keepdim=True)
+        W_dec_FD.div_(vector_norm(W_dec_FD, dim=1, keepdim=True))
         self.weights = Weights(
             W_enc_DF=(INITIAL_ENCODER_NORM * W_dec_FD.T).contiguous().to(self.device),
             b_enc_F=torch.zeros(d_sae, device=self.device),
@@ -84,7 +85,8 @@ class Trainer:
             # Otherwise Adam's moments would hold a component that the renormalisation after the step undoes.
             gradient_FD = measured.gradient.W_dec_FD
             unit_FD = W_dec_FD / decoder_norms(W_dec_FD)[:, None]
-            gradient_FD -= torch.linalg.vecdot(gradient_FD, unit_FD)[:, None] * unit_FD
+            radial_F = vecdot(gradient_FD, unit_FD)
+            gradient_FD.sub_(radial_F[:, None] * unit_FD)
         self._adam(measured.gradient)
         if self.config.decoder_norm == "unit":
             W_dec_FD /= decoder_norms(W_dec_FD)[:, None]
@@ -110,7 +112,8 @@ class Trainer:
     def finished(self, scale: float) -> SAE:
         """The SAE as it is now, for activations before they were multiplied by `scale`."""
         weights = dict(self.weights.named())
-        scale_F = self.penalty.encoder_scale(self.weights.W_dec_FD.norm(dim=1)) if self.penalty else None
+        norm_F = vector_norm(self.weights.W_dec_FD, dim=1)
+        scale_F = self.penalty.encoder_scale(norm_F) if self.penalty else None
         if scale_F is not None:
             weights["W_enc_DF"] = self.weights.W_enc_DF * scale_F
         return SAE.folded(**weights, scale=scale, activation=self.activation)
@@ -200,8 +203,8 @@ class Trainer:
 
 
 def _variance(x_BD: torch.Tensor) -> torch.Tensor:
-    """mean_b ||x_b - mean x||^2, in two passes over memory; torch.var takes as long as twenty."""
-    return torch.linalg.vector_norm(x_BD).square() / len(x_BD) - x_BD.mean(dim=0).square().sum()
+    """mean_b ||x_b - mean x||^2 in two passes over memory; torch.var takes as long as twenty passes."""
+    return vector_norm(x_BD).square() / len(x_BD) - x_BD.mean(dim=0).square().sum()
 
 
 def _ramp(done: int, warmup: int) -> float:

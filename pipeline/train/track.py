@@ -1,48 +1,48 @@
-"""Live tracking of training by TensorBoard or Weights & Biases: a copy of the log, no part of any artefact.
+"""Shows training logs live in TensorBoard or Weights & Biases. What they get is a copy; no artefact contains it.
 
-Neither library is imported before somebody asks for it.
+Neither library is imported unless `--track` names it.
 """
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import BadInputError
 
-if TYPE_CHECKING:  # `pipeline.cli` needs the names of the services, and to be quick
+if TYPE_CHECKING:  # the command line imports this module for the names of the services, and must start fast
     from pipeline.artefacts.workspace import Workspace
     from pipeline.study.experiment import Experiment
     from pipeline.study.planned import TrainedSAE
 
 PROJECT = "direction-aware-sae"
-"""Where Weights & Biases files the runs, unless WANDB_PROJECT names another project."""
+"""Project of the runs in Weights & Biases, unless WANDB_PROJECT names another."""
 
 
 class Service(StrEnum):
-    """What can show a training run while it goes on."""
+    """Services that show a training run live."""
 
     tensorboard = "tensorboard"
     wandb = "wandb"
 
 
 class Tracker(Protocol):
-    """Takes the log of one SAE."""
+    """Receives the log of one SAE."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record what was measured at `step`."""
+        """Record the values measured at `step`."""
         ...
 
 
 def connect(
     service: Service, experiment: "Experiment", workspace: "Workspace"
 ) -> Callable[["TrainedSAE", int], AbstractContextManager[Tracker]]:
-    """How to open the tracker of an SAE that goes on from a step. It writes below the workspace.
+    """A function that opens the tracker of an SAE resumed from a step. Trackers write below the workspace.
 
-    Raises BadInputError when the service's library is not installed; opening, when Weights & Biases lets nobody in.
+    Raises BadInputError when the service's library is not installed. Opening raises it when Weights & Biases refuses.
     """
     module, run = {
         Service.tensorboard: ("torch.utils.tensorboard", _tensorboard),
@@ -55,6 +55,11 @@ def connect(
     return partial(run, library, experiment, workspace)
 
 
+def not_tracked(_sae: "TrainedSAE", _done: int) -> AbstractContextManager[None]:
+    """What stands for a tracker without `--track`."""
+    return nullcontext()
+
+
 class _TensorBoard:
     def __init__(self, writer: Any):
         self.writer = writer
@@ -65,9 +70,9 @@ class _TensorBoard:
 
 
 @contextmanager
-def _tensorboard(library: Any, _: "Experiment", workspace: "Workspace", sae: "TrainedSAE", done: int) -> Iterator[Tracker]:
+def _tensorboard(library: Any, _: "Experiment", workspace: "Workspace", sae: "TrainedSAE", done: int) -> Generator[Tracker]:
     folder = workspace.local / "tensorboard" / f"layer{sae.layer}" / sae.artefact.name
-    # What an interrupted run wrote of later steps is no longer shown.
+    # purge_step hides the later steps of an interrupted run.
     with closing(library.SummaryWriter(str(folder), purge_step=done and done + 1, flush_secs=10)) as writer:
         yield _TensorBoard(writer)
 
@@ -83,7 +88,7 @@ class _WandB:
 @contextmanager
 def _wandb(
     library: Any, experiment: "Experiment", workspace: "Workspace", sae: "TrainedSAE", done: int
-) -> Iterator[Tracker]:
+) -> Generator[Tracker]:
     identity = {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer, "key": sae.artefact.key, "from_step": done}
     try:
         run = library.init(
@@ -92,7 +97,7 @@ def _wandb(
             name=str(sae),
             config=identity | {"recipe": sae.recipe.model_dump()},
             dir=str(workspace.local),
-            reinit="create_new",  # the SAEs of a cohort are trained, and tracked, at the same time
+            reinit="create_new",  # the SAEs of a cohort are tracked at the same time
         )
     except library.Error as error:
         raise BadInputError(f"--track wandb: {' '.join(str(error).split())}") from None

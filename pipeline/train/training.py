@@ -1,10 +1,10 @@
-"""The training stage: every SAE of the study that does not exist yet, in as few passes over the store as possible."""
+"""The training stage: trains every SAE of the study that is missing, in as few passes over the store as possible."""
 
 import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -14,14 +14,15 @@ import torch
 from pipeline.artefacts.workspace import Workspace
 from pipeline.models.model_section import SyntheticModel
 from pipeline.runtime.devices import training_device
-from pipeline.sae.sae import CONFIG, SAE, WEIGHTS
+from pipeline.sae.finished import open_sae
+from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, write_sae
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.reader import ActivationStore
 from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import TrainedSAE
 from pipeline.train import checkpoint, cohort_size, matching
 from pipeline.train.run import InTraining, Job, Runner
-from pipeline.train.track import Service, connect
+from pipeline.train.track import Service, connect, not_tracked
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
 
@@ -30,15 +31,15 @@ SECONDS_BETWEEN_CHECKPOINTS = 180.0
 class Trained:
     """What a run of the stage did."""
 
-    made: list[TrainedSAE] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    """SAE that should have been made and was not, and why. It has no artefact."""
+    made: list[TrainedSAE] = field(default_factory=list[TrainedSAE])
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+    """Each SAE that could not be trained, and why. It has no artefact."""
 
 
 def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
-    """The SAEs still to be trained, in groups that can share one stream of batches and fit into memory together.
+    """The missing SAEs, in groups that share one stream of batches and fit into memory together.
 
-    Those that are matched to others come last, in groups of their own.
+    SAEs that are matched to others come last, in groups of their own.
     """
     groups: dict[tuple[bool, int], list[TrainedSAE]] = defaultdict(list)
     for sae in sorted(plan.to_train, key=lambda sae: sae.matched_to is not None):
@@ -51,12 +52,12 @@ def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
 def train(
     plan: Plan, workspace: Workspace, track: Service | None = None, *, save_every: float = SECONDS_BETWEEN_CHECKPOINTS
 ) -> Trained:
-    """Train what is missing, from the last checkpoint where there is one; show it meanwhile in the service `track`.
+    """Train what is missing, from the last checkpoint if there is one; `track` shows the logs live.
 
     Raises MissingArtefactError when the store was not extracted, BadInputError when it is too small to train on or when the
-    service cannot be used, InterruptedRunError after SIGTERM, with everything saved.
+    service `track` cannot be used, InterruptedRunError after SIGTERM, with everything saved.
     """
-    tracker = connect(track, plan.experiment, workspace) if track else lambda *_: nullcontext()
+    tracker = connect(track, plan.experiment, workspace) if track else not_tracked
     missing = cohorts(plan, workspace)
     if not missing:
         return Trained()
@@ -65,7 +66,7 @@ def train(
     stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every))
     for cohort in missing:
         with ExitStack() as stack:
-            # Always in the same order, so that two processes cannot each hold what the other waits for.
+            # Locks are taken in one order, so that two processes cannot wait for each other.
             for sae in sorted(cohort, key=lambda sae: sae.artefact.name):
                 stack.enter_context(workspace.lock(sae.artefact))
             cohort = [sae for sae in cohort if workspace.manifest(sae.artefact) is None]
@@ -76,7 +77,7 @@ def train(
 
 @dataclass
 class _Stage:
-    """Trains and publishes SAEs whose locks are held, and notes what became of each."""
+    """Trains and publishes SAEs whose locks are held, and records the outcome of each."""
 
     plan: Plan
     workspace: Workspace
@@ -84,7 +85,7 @@ class _Stage:
     result: Trained = field(default_factory=Trained)
 
     def train(self, saes: list[TrainedSAE]) -> None:
-        """SAEs whose recipe says everything."""
+        """Train SAEs whose recipe is complete."""
         jobs = [Job(sae=sae, recipe=sae.recipe, folder=self.workspace.folder(sae.artefact)) for sae in saes]
         for members in self.runner.run(jobs):
             for member in members:
@@ -94,7 +95,7 @@ class _Stage:
                     self.result.failed[str(member.job.sae)] = member.stopped
 
     def match(self, saes: list[TrainedSAE]) -> None:
-        """SAEs of one layer whose sparsity weight is to be found."""
+        """Train SAEs of one layer, searching the sparsity weight of each."""
         searches = [search for sae in saes if (search := self._search(sae))]
         if searches:
             matching.search(searches, self.runner, partial(self._heldout, searches[0].sae))
@@ -106,20 +107,19 @@ class _Stage:
                 self._publish_matched(search)
 
     def _search(self, sae: TrainedSAE) -> matching.Search | None:
-        """The search for an SAE's sparsity weight, new or as it was left; None when it has nothing to aim at."""
-        reference = sae.matched_to
-        assert reference is not None
-        if self.workspace.manifest(reference.artefact) is None:
-            self.result.failed[str(sae)] = f"it is matched to {reference}, which is not trained"
+        """The search for an SAE's sparsity weight, new or resumed; None when it has no target."""
+        target_sae = sae.matched_to
+        assert target_sae is not None
+        if self.workspace.manifest(target_sae.artefact) is None:
+            self.result.failed[str(sae)] = f"it is matched to {target_sae}, which is not trained"
             return None
-        makings = self.workspace.makings([reference.artefact])
-        weights = self.workspace.verified(reference.artefact, WEIGHTS)
-        (target,) = matching.heldout_l0([SAE.load(weights)], self._heldout(sae))
+        parents = self.workspace.makings([target_sae.artefact])
+        (target,) = matching.heldout_l0([open_sae(target_sae.artefact, self.workspace)], self._heldout(sae))
         if not target:
-            self.result.failed[str(sae)] = f"no latent of {reference}, to which it is matched, fires: lower its l1"
+            self.result.failed[str(sae)] = f"no latent of {target_sae}, to which it is matched, fires: lower its l1"
             return None
         folder = self.workspace.folder(sae.artefact) / matching.TRIES
-        return matching.Search(sae=sae, folder=folder, target=target, reference=makings)
+        return matching.Search(sae=sae, folder=folder, target=target, parents=parents)
 
     def _heldout(self, sae: TrainedSAE) -> Iterator[torch.Tensor]:
         _, heldout = split_shards(self.runner.store, sae.recipe.heldout_shards)
@@ -127,25 +127,25 @@ class _Stage:
 
     def _publish_trained(self, member: InTraining) -> None:
         sae, folder = member.job.sae, member.job.folder
-        member.trainer.finished(self.runner.store.scale(sae.layer)).save(folder, self._metadata(sae))
+        write_sae(member.trainer.finished(self.runner.store.scale(sae.layer)), folder, self._metadata(sae))
         facts = self._facts(sae, member.trainer.resets, member.seconds)
         self.workspace.publish(sae.artefact, files=[CONFIG, WEIGHTS, TRAINING_LOG], facts=facts)
-        # Only now: killed in between, the run would have had to begin again.
+        # Last, so that a run killed before it is published can still resume.
         checkpoint.remove(folder)
         self.result.made.append(sae)
 
     def _publish_matched(self, search: matching.Search) -> None:
         sae, folder = search.sae, self.workspace.folder(search.sae.artefact)
-        # An artefact that is out of date would else be a damaged one until it is replaced.
+        # Without this, a stale artefact would look damaged while its files are replaced.
         self.workspace.reopen(sae.artefact)
-        SAE.load(search.kept / WEIGHTS).save(folder, self._metadata(sae) | {"matching": search.facts})
+        write_sae(read_sae(search.kept), folder, self._metadata(sae) | {"matching": search.facts})
         shutil.copyfile(search.kept / TRAINING_LOG, folder / TRAINING_LOG)
         shutil.copyfile(search.folder / matching.RECORD, folder / matching.RECORD)
         seconds = sum(tried.seconds for tried in search.tries)
         self.workspace.publish(
             sae.artefact,
             files=[CONFIG, WEIGHTS, TRAINING_LOG, matching.RECORD],
-            parents=search.reference,
+            parents=search.parents,
             facts=self._facts(sae, search.closest.resets, seconds) | {"matching": search.facts},
         )
         shutil.rmtree(search.folder)

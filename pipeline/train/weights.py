@@ -7,6 +7,7 @@ from typing import Self
 
 import torch
 
+from pipeline.runtime.linalg import vector_norm
 from pipeline.section import Dtype
 
 
@@ -60,7 +61,7 @@ scratch = Scratch()
 
 def decoder_norms(W_dec_FD: torch.Tensor) -> torch.Tensor:
     """||w_i|| [F], never 0, so that it can be divided by."""
-    return W_dec_FD.norm(dim=1).clamp_min_(1e-12)
+    return vector_norm(W_dec_FD, dim=1).clamp_min_(1e-12)
 
 
 def operand(name: str, tensor: torch.Tensor, precision: Dtype) -> torch.Tensor:

@@ -7,7 +7,7 @@ from small_study import Study
 
 from pipeline.evaluate.examples import CONTEXTS, SHOWN, Behaviour, choose
 from pipeline.models.language import load_tokenizer
-from pipeline.sae.sae import SAE, WEIGHTS
+from pipeline.sae.formats import read_sae
 from pipeline.store.batches import rows_in_order
 from pipeline.store.reader import ActivationStore
 from pipeline.study.plan import EXAMPLES
@@ -55,7 +55,7 @@ def test_contexts_are_where_a_latent_fires_most_and_read_as_the_text_does(study:
     assert study.plan.model
     tokenizer = load_tokenizer(str(study.workspace.folder(study.plan.model)))
     for planned in study.plan.saes:
-        f_RF = SAE.load(study.workspace.folder(planned.artefact) / WEIGHTS).encode(x_RD)
+        f_RF = read_sae(study.workspace.folder(planned.artefact)).encode(x_RD)
         shown = json.loads((study.workspace.folder(planned.evaluation) / EXAMPLES).read_text())
         assert shown["reason"] is None
         assert len(shown["latents"]) == SHOWN

@@ -24,7 +24,8 @@ from pipeline.models.synthetic import FEATURES, NO_PARENT, GroundTruth, make_syn
 from pipeline.report.collect import collect
 from pipeline.report.page import write_report
 from pipeline.report.terminal import TRUTH_COLUMNS, results_table
-from pipeline.sae.sae import SAE, WEIGHTS
+from pipeline.sae.finished import open_sae
+from pipeline.sae.formats import write_sae
 from pipeline.store.format import Layout
 from pipeline.store.reader import ActivationStore
 from pipeline.study.experiment import Experiment
@@ -313,7 +314,7 @@ def test_recovery_is_measured_on_the_held_out_rows_and_the_features_behind_them(
     truth, store = open_synthetic_model(plan, workspace), ActivationStore(workspace.folder(plan.store))
     true_BT, x_BD = drawn(truth, store.layout, 2)
     for sae, row in zip(plan.saes, collect(plan, workspace)["rows"], strict=True):
-        recovery = Recovery(trained := SAE.load(workspace.verified(sae.artefact, WEIGHTS)), truth)
+        recovery = Recovery(trained := open_sae(sae.artefact, workspace), truth)
         # In chunks, as the store is read: a matrix product of another shape may round another way.
         for rows_BD, rows_BT in zip(x_BD.split(512), true_BT.split(512), strict=True):
             recovery.update(trained.encode(rows_BD), rows_BT)
@@ -331,8 +332,9 @@ def test_a_dead_sae_is_degenerate_without_probes_too(finished: tuple[Plan, Works
     dead = plan.saes[0]
     manifest = own.manifest(dead.artefact)
     assert manifest
-    sae = SAE.load(own.verified(dead.artefact, WEIGHTS))
-    replace(sae, b_enc_F=torch.full_like(sae.b_enc_F, -1e9)).save(own.folder(dead.artefact), {"arm": dead.arm})
+    sae = open_sae(dead.artefact, own)
+    silent = replace(sae, b_enc_F=torch.full_like(sae.b_enc_F, -1e9))
+    write_sae(silent, own.folder(dead.artefact), {"arm": dead.arm})
     own.publish(dead.artefact, facts=manifest.facts)
     assert evaluate(plan, own).degenerate == {"baseline seed 0 layer 0": "no latent fires on any held-out row"}
     results = collect(plan, own)

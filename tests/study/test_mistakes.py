@@ -9,7 +9,7 @@ import pytest
 from small_study import SMALL, Study
 
 from pipeline.cli import main
-from pipeline.sae.sae import WEIGHTS
+from pipeline.sae.formats import WEIGHTS
 
 DESCRIPTION = 'description = "A study small enough for a test."'
 ARMS = 'arms = ["baseline", "full", "magnitude"]'

@@ -14,7 +14,9 @@ from small_study import SMALL, Study
 
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, InterruptedRunError
-from pipeline.sae.sae import CONFIG, SAE, WEIGHTS
+from pipeline.sae.finished import open_sae
+from pipeline.sae.formats import CONFIG, WEIGHTS
+from pipeline.sae.sae import SAE
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.reader import ActivationStore
 from pipeline.study.experiment import Experiment
@@ -124,7 +126,7 @@ def test_the_matched_arm_has_the_l0_of_its_reference(matched: tuple[Plan, Worksp
     for sae in plan.saes:
         if sae.matched_to is None:
             continue
-        saes = [SAE.load(workspace.verified(artefact, WEIGHTS)) for artefact in (sae.artefact, sae.matched_to.artefact)]
+        saes = [open_sae(artefact, workspace) for artefact in (sae.artefact, sae.matched_to.artefact)]
         l0, target = heldout_l0(saes, rows_in_order(store, sae.layer, heldout))
         manifest = workspace.manifest(sae.artefact)
         assert manifest is not None

@@ -13,7 +13,7 @@ import torch
 from small_study import Study
 
 from pipeline.artefacts.workspace import Workspace
-from pipeline.sae.sae import WEIGHTS
+from pipeline.sae.formats import WEIGHTS
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import TRAINING_LOG, Plan, make_plan
 from pipeline.train import checkpoint

@@ -18,7 +18,7 @@ from small_study import Study
 
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
-from pipeline.sae.sae import WEIGHTS
+from pipeline.sae.formats import WEIGHTS
 from pipeline.study.plan import TRAINING_LOG
 from pipeline.study.recipe import Resets, TrainConfig
 from pipeline.train import cohort

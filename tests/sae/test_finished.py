@@ -13,8 +13,8 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.cli import app
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.runtime.compatibility import importing_sae_bench
-from pipeline.sae.export import find, to_saelens
-from pipeline.sae.sae import CONFIG, SAE, WEIGHTS
+from pipeline.sae.finished import export_sae, find
+from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae
 from pipeline.store.batches import rows_in_order
 from pipeline.store.reader import ActivationStore
 
@@ -40,7 +40,7 @@ def test_saelens_loads_it_with_the_same_latents_and_reconstruction(study: Study,
         assert done.exit_code == 0, done.output
         assert {path.name for path in target.parent.rglob("*") if path.is_file()} == {CONFIG, WEIGHTS}
         exported = sae_lens.SAE.load_from_disk(target)
-        ours = SAE.load(study.workspace.folder(planned.artefact) / WEIGHTS)
+        ours = read_sae(study.workspace.folder(planned.artefact))
         with torch.no_grad():
             f_BF = exported.encode(x_BD)
             assert (f_BF > 0).any()
@@ -52,7 +52,7 @@ def test_saelens_loads_it_with_the_same_latents_and_reconstruction(study: Study,
 
 
 def test_sae_bench_accepts_the_decoder(copied: Path, tmp_path: Path) -> None:
-    to_saelens(copied, tmp_path / "exported")
+    export_sae(copied, tmp_path / "exported")
     exported = sae_lens.SAE.load_from_disk(tmp_path / "exported")
     theirs = ReluSAE(exported.cfg.d_in, exported.cfg.d_sae, "tiny", 2, torch.device("cpu"), torch.float32)
     theirs.load_state_dict(exported.state_dict())
@@ -94,29 +94,29 @@ def test_a_damaged_sae_is_not_exported(copied: Path, tmp_path: Path, name: str, 
     if damage == "changed":
         (copied / name).write_bytes(content)
     with pytest.raises(CorruptArtefactError, match=f"{name} is missing or was changed"):
-        to_saelens(copied, tmp_path / "exported")
+        export_sae(copied, tmp_path / "exported")
     assert sorted(path.name for path in tmp_path.iterdir()) == [copied.name]
 
 
 def test_what_is_no_sae_is_not_exported(study: Study, copied: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="is no SAE: its manifest says stores"):
-        to_saelens(study.workspace.folder(study.plan.store), tmp_path / "exported")
+        export_sae(study.workspace.folder(study.plan.store), tmp_path / "exported")
     (copied / "manifest.json").write_text("{")
     with pytest.raises(CorruptArtefactError, match=r"manifest\.json cannot be read"):
-        to_saelens(copied, tmp_path / "exported")
+        export_sae(copied, tmp_path / "exported")
 
 
 def test_only_a_new_or_empty_folder_is_written(copied: Path, tmp_path: Path) -> None:
     target = tmp_path / "exported"
     target.mkdir()
-    to_saelens(copied, target)
+    export_sae(copied, target)
     before = (target / WEIGHTS).read_bytes()
     with pytest.raises(BadInputError, match="is not an empty folder"):
-        to_saelens(copied, target)
+        export_sae(copied, target)
     assert (target / WEIGHTS).read_bytes() == before
     (tmp_path / "file").write_text("mine")
     with pytest.raises(BadInputError, match="is not an empty folder"):
-        to_saelens(copied, tmp_path / "file")
+        export_sae(copied, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -124,7 +124,7 @@ def test_an_export_that_fails_leaves_nothing(copied: Path, tmp_path: Path, monke
     def full_disk(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("pipeline.sae.sae.save_file", full_disk)
+    monkeypatch.setattr("pipeline.sae.formats.save_file", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        to_saelens(copied, tmp_path / "exported")
+        export_sae(copied, tmp_path / "exported")
     assert sorted(path.name for path in tmp_path.iterdir()) == [copied.name]

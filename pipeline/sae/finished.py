@@ -1,17 +1,16 @@
-"""Finished SAEs for use outside a study: found by path or name, verified, loaded or written in another library's format."""
+"""Finished SAEs: found by path or name, verified, then read or exported."""
 
-import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pydantic import ValidationError
 
 from pipeline.artefacts.identity import sha256_file
 from pipeline.artefacts.manifest import MANIFEST, Artefact, Manifest
-from pipeline.artefacts.storage import LocalStorage, Storage, explained, fsync
+from pipeline.artefacts.storage import LocalStorage, Storage
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError
-from pipeline.sae.sae import CONFIG, SAE, WEIGHTS
+from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, to_saelens
+from pipeline.sae.sae import SAE
 
 
 def find(sae: str, workspace: Workspace) -> Path:
@@ -37,39 +36,31 @@ def find(sae: str, workspace: Workspace) -> Path:
 
 
 def load_sae(sae: Path | str, workspace: Workspace) -> SAE:
-    """A finished SAE, verified, given as `find` takes it.
+    """A finished SAE, verified, by its folder's path, its folder's name or its label.
 
-    It reads activations as the model puts them out, float32 [..., D], unscaled; latents [..., F] have their unit.
-    Raises BadInputError when there is none or more than one of that name, CorruptArtefactError when it is not what its
-    manifest says.
+    It reads unscaled activations, float32 [..., D]; latents [..., F] are in their unit. Raises BadInputError when there is
+    no such SAE or more than one, CorruptArtefactError when its files are not those of its manifest.
     """
-    return SAE.load(_verified(find(str(sae), workspace)) / WEIGHTS)
+    return read_sae(_verified(find(str(sae), workspace)))
 
 
-def to_saelens(sae: Path, target: Path) -> None:
-    """Write the SAE of the artefact folder `sae` into `target`, for `sae_lens.SAE.load_from_disk`; all of it or nothing.
+def open_sae(artefact: Artefact, workspace: Workspace) -> SAE:
+    """The SAE of a finished artefact, verified. Raises what `Workspace.verified` does."""
+    folder = workspace.verified(artefact, CONFIG).parent
+    workspace.verified(artefact, WEIGHTS)
+    return read_sae(folder)
 
-    Raises CorruptArtefactError when the SAE is not what its manifest says, BadInputError when it is none or when `target`
-    holds something already.
+
+def export_sae(sae: Path, target: Path) -> None:
+    """Verify the SAE in the artefact folder `sae` and write it into `target` for SAELens.
+
+    Raises CorruptArtefactError when its files are not those of its manifest, and what `to_saelens` does.
     """
-    _verified(sae)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise BadInputError(f"{target} exists and is not an empty folder; name another one")
-    metadata = json.loads((sae / CONFIG).read_text(encoding="utf-8"))["metadata"]
-    with explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
-        folder = Path(temporary) / "sae"
-        folder.mkdir()
-        SAE.load(sae / WEIGHTS).save(folder, metadata | {"artefact": sae.resolve().name})
-        for path in (folder / CONFIG, folder / WEIGHTS, folder):
-            fsync(path)
-        folder.replace(target)
-    fsync(target.parent)
+    to_saelens(_verified(sae), target, sae.resolve().name)
 
 
 def _verified(folder: Path) -> Path:
-    """The folder itself, if it holds an SAE that is what its manifest says."""
+    """The folder, if it holds an SAE whose files are those of its manifest."""
     manifest = _manifest(LocalStorage(folder))
     if manifest.kind != "saes":
         raise BadInputError(f"{folder} is no SAE: its manifest says {manifest.kind}")

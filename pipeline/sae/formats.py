@@ -1,0 +1,78 @@
+"""SAEs on disk: SAELens' `cfg.json` and `sae_weights.safetensors`, as this package keeps them and as SAELens loads them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType] - takes a bare PathLike
+
+from pipeline.artefacts.storage import explained, fsync
+from pipeline.errors import BadInputError, CorruptArtefactError
+from pipeline.sae.activations import ACTIVATIONS
+from pipeline.sae.sae import SAE
+
+SAELENS_FORMAT = "6.0.0"
+"""The SAELens release whose configuration format is written; without it SAELens assumes an older one, without metadata."""
+CONFIG = "cfg.json"
+WEIGHTS = "sae_weights.safetensors"
+
+
+def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write the two files into a folder, so that `sae_lens.SAE.load_from_disk` reads them if it knows the architecture."""
+    config = {
+        "architecture": sae.activation.architecture,
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {"sae_lens_version": SAELENS_FORMAT, **metadata},
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
+    tensors = {"W_enc": sae.W_enc_DF, "b_enc": sae.b_enc_F, "W_dec": sae.W_dec_FD, "b_dec": sae.b_dec_D}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+
+
+def read_sae(folder: Path) -> SAE:
+    """The SAE that `write_sae` wrote. Raises CorruptArtefactError for an architecture that no activation has."""
+    architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("architecture")
+    activation = next((known for known in ACTIVATIONS.values() if known.architecture == architecture), None)
+    if activation is None:
+        known = ", ".join(known.architecture for known in ACTIVATIONS.values())
+        raise CorruptArtefactError(f"{folder / CONFIG}: architecture {architecture!r} is not one of {known}")
+    tensors = load_file(folder / WEIGHTS)
+    return SAE(
+        W_enc_DF=tensors["W_enc"],
+        b_enc_F=tensors["b_enc"],
+        W_dec_FD=tensors["W_dec"],
+        b_dec_D=tensors["b_dec"],
+        activation=activation,
+    )
+
+
+def to_saelens(source: Path, target: Path, name: str) -> None:
+    """Write the SAE in the folder `source` into `target` for `sae_lens.SAE.load_from_disk`, all of it or nothing.
+
+    The metadata names the artefact it comes from, `name`. Raises BadInputError when `target` holds something already or when
+    SAELens has no architecture for the activation.
+    """
+    sae = read_sae(source)
+    if not sae.activation.in_saelens:
+        raise BadInputError(f"{source}: SAELens does not know the architecture {sae.activation.architecture}")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise BadInputError(f"{target} exists and is not an empty folder; name another one")
+    metadata = json.loads((source / CONFIG).read_text(encoding="utf-8"))["metadata"]
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
+        folder = Path(temporary) / "sae"
+        folder.mkdir()
+        write_sae(sae, folder, metadata | {"artefact": name})
+        for path in (folder / CONFIG, folder / WEIGHTS, folder):
+            fsync(path)
+        folder.replace(target)
+    fsync(target.parent)
