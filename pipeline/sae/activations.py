@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class Activation(ABC):
-    """From pre-activations [B, F] to latents [B, F], at least 0 each. A latent fires where it is above 0."""
+    """From pre-activations [B, F] to latents [B, F]. A latent fires where it is above 0.
+
+    a(c x) = c a(x) for c > 0, because decoder norms are folded into the encoder (`SAE.folded`).
+    """
 
     architecture: ClassVar[str]
     """What `cfg.json` calls an SAE with this activation."""
