@@ -93,17 +93,17 @@ def as_store(cached: Path, folder: Path) -> Documents:
         row_offsets=np.cumsum([0, *(len(x_RD) for x_RD, _, _ in documents)]),
         doc_starts=np.arange(len(documents), dtype=np.int64) * context,
     )
-    labels = {
-        "label": np.array([label for _, label, _ in documents], dtype=np.int32),
-        "split": np.array([split for _, _, split in documents], dtype=np.uint8),
-    }
+    labels = fmt.Labels(
+        label=np.array([label for _, label, _ in documents], dtype=np.int32),
+        split=np.array([split for _, _, split in documents], dtype=np.uint8),
+    )
     folder.mkdir()
     fmt.create(LocalStorage(folder), fmt.NewStore(layout=layout, sequences=sequences, labels=labels))
     writer = ShardWriter(LocalStorage(folder))
     for shard in range(layout.shards):
         start, stop = layout.shard_range(shard)
-        nowhere = dict.fromkeys(fmt.ROW_FIELDS, np.zeros(stop - start, dtype=np.int32))
-        writer.write(shard, {LAYER: rows_RD[start:stop]}, nowhere)
+        nowhere = fmt.RowFields(**dict.fromkeys(fmt.ROW_FIELDS, np.zeros(stop - start, dtype=np.int32)))
+        writer.write(shard, fmt.ShardRows(layers={LAYER: rows_RD[start:stop]}, fields=nowhere))
     return Documents(ActivationStore(folder), LAYER)
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ from measure import interleaved, peak_memory, reset_peak_memory, show
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.storage import Storage
 from pipeline.artefacts.workspace import Workspace
-from pipeline.extract.fill import finish, prepare, write_shards
+from pipeline.extract.fill import filling, publish
 from pipeline.extract.shards import run_shard
 from pipeline.models.language import ResidualStream, transformers
 from pipeline.runtime.compatibility import importing_sae_bench, keep_freed_memory
 from pipeline.store import format as fmt
+from pipeline.store.writer import ShardWriter
 from pipeline.texts import packing
 
 CONTEXT, LAYER = 128, 3
@@ -47,31 +48,29 @@ def texts_of(path: str) -> Iterator[str]:
         yield from batch.column("text").to_pylist()
 
 
-def extract(model: ResidualStream, sequences: Any, rows: int, batch: int, dtype: str, folder: Path) -> Storage:
+def extract(
+    model: ResidualStream, sequences: Callable[[], fmt.Sequences], rows: int, batch: int, dtype: str, folder: Path
+) -> Storage:
     """Fill and publish a store in a new workspace below `folder`; `sequences` makes its tokens."""
-
-    def new_store() -> fmt.NewStore:
-        made: fmt.Sequences = sequences()
-        layout = fmt.Layout.model_validate(
-            {
-                "rows": min(rows, int(made.row_offsets[-1])), "shard_rows": min(32768, rows // 2), "chunk_rows": 1024,
-                "layers": model.layers, "d_in": model.d_in, "dtype": dtype, "codec": "raw", "row_order": "shuffled",
-                "seed": 0, "special_ids": (0, 1, 2), "provenance": {},
-            }
-        )  # fmt: skip
-        return fmt.NewStore(layout=layout, sequences=made)
-
+    text = sequences()
+    layout = fmt.Layout.model_validate(
+        {
+            "rows": min(rows, text.rows), "shard_rows": min(32768, rows // 2), "chunk_rows": 1024,
+            "layers": model.layers, "d_in": model.d_in, "dtype": dtype, "codec": "raw", "row_order": "shuffled",
+            "seed": 0, "special_ids": (0, 1, 2), "provenance": {},
+        }
+    )  # fmt: skip
     artefact = Artefact(kind="stores", label="benchmark", inputs={"rows": rows, "dtype": dtype})
-
-    def rows_of(layout: fmt.Layout, tokens: fmt.Sequences) -> Any:
-        return partial(run_shard, layout=layout, sequences=tokens, model=model, forward_batch=batch)
-
     workspace = Workspace(tempfile.mkdtemp(dir=folder))
-    shards = prepare(artefact, workspace, new_store=new_store)
-    assert shards is not None
-    write_shards(artefact, workspace, shards, rows_of=rows_of)
-    finish(artefact, workspace, 0.0)
-    return workspace.storage(artefact)
+    storage = workspace.storage(artefact)
+    with workspace.lock(artefact):
+        fmt.create(storage, fmt.NewStore(layout=layout, sequences=text))
+    writer = ShardWriter(storage)
+    with filling(artefact, workspace, writer, writer.missing()) as store:
+        for shard in store.claimed():
+            store.commit(shard, run_shard(shard, layout, text, model, batch))
+    publish(artefact, workspace, 0.0)
+    return storage
 
 
 def gemma_width(folder: Path) -> str:

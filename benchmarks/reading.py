@@ -48,8 +48,8 @@ def make_store(folder: Path, rows_RD: torch.Tensor, codec: str) -> ActivationSto
     writer = ShardWriter(storage)
     for shard in range(layout.shards):
         start, stop = layout.shard_range(shard)
-        numbers = {name: np.arange(start, stop, dtype=dtype) for name, dtype in fmt.ROW_FIELDS.items()}
-        writer.write(shard, {LAYER: rows_RD[start:stop]}, numbers)
+        numbers = fmt.RowFields(**dict.fromkeys(fmt.ROW_FIELDS, np.arange(start, stop)))
+        writer.write(shard, fmt.ShardRows(layers={LAYER: rows_RD[start:stop]}, fields=numbers))
     return ActivationStore(folder)
 
 

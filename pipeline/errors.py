@@ -1,41 +1,41 @@
-"""Every error a user can cause or meet, one line each: what is wrong, and what to do about it."""
+"""All errors that are raised on purpose. A message is one line: what is wrong, and what to do about it."""
 
 
 class PipelineError(Exception):
-    """Base of all errors raised on purpose. `exit_code` is what the `dasae` command ends with."""
+    """Base of all errors here. `exit_code` is the exit status of the `dasae` command."""
 
     exit_code = 1
 
 
 class BadInputError(PipelineError, ValueError):
-    """A name, a number or a file the user gave cannot be used."""
+    """A name, number or file from the user cannot be used."""
 
     exit_code = 2
 
 
 class MissingArtefactError(PipelineError, FileNotFoundError):
-    """A stage was asked to run before the artefact that it reads exists."""
+    """An artefact that a stage reads does not exist yet."""
 
     exit_code = 2
 
 
 class ModelAccessError(BadInputError):
-    """A model cannot be loaded: not logged in, licence not accepted, or not found."""
+    """A model cannot be loaded: not found, not logged in, licence not accepted, or files missing."""
 
 
 class CorruptArtefactError(PipelineError, OSError):
-    """A finished artefact is not what its manifest says."""
+    """A finished artefact differs from what its manifest says."""
 
 
 class StorageError(PipelineError):
-    """Files could not be read or written, for a reason that may pass: a full disk, a network. Trying again can help."""
+    """Reading or writing failed for a reason that may pass, such as a full disk or the network. A retry can help."""
 
 
 class DegenerateSAEError(PipelineError):
-    """An SAE whose features cannot be probed: its numbers would look like results and be none."""
+    """An SAE cannot be measured: its latents never fire, never differ or are not finite. Its scores would mean nothing."""
 
 
 class InterruptedRunError(PipelineError):
-    """The process was asked to stop and did so at a point from which the same command goes on."""
+    """The process stopped on request, at a point from which the same command goes on."""
 
     exit_code = 143

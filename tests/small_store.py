@@ -25,9 +25,10 @@ def new_store(rows: int, **changes: object) -> fmt.NewStore:
     return fmt.NewStore(layout=fmt.Layout.model_validate(values | changes), sequences=sequences)
 
 
-def rows_of(start: int, stop: int) -> dict[str, np.ndarray]:
-    """Row fields in which every entry is the number of its row."""
-    return {name: np.arange(start, stop, dtype=dtype) for name, dtype in fmt.ROW_FIELDS.items()}
+def shard_rows(values_RD: torch.Tensor, start: int = 0) -> fmt.ShardRows:
+    """These rows at layer 3; every field of a row is the number of the row, counted from `start`."""
+    fields = {name: np.arange(start, start + len(values_RD), dtype=dtype) for name, dtype in fmt.ROW_FIELDS.items()}
+    return fmt.ShardRows(layers={3: values_RD}, fields=fmt.RowFields(**fields))
 
 
 def filled(
@@ -40,7 +41,7 @@ def filled(
     for shard in writer.missing():
         start, stop = writer.layout.shard_range(shard)
         stop = start + kept[shard] if kept else stop
-        writer.write(shard, {3: values_RD[start:stop]}, rows_of(start, stop))
+        writer.write(shard, shard_rows(values_RD[start:stop], start))
     return ActivationStore(folder)
 
 

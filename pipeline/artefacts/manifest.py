@@ -7,10 +7,12 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 import pipeline
 from pipeline.artefacts.identity import key_of
+from pipeline.artefacts.storage import Storage
+from pipeline.errors import CorruptArtefactError
 
 Kind = Literal["models", "stores", "probes", "saes", "evaluations"]
 MANIFEST = "manifest.json"
@@ -66,6 +68,19 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     host: str
     finished: str
+
+
+def read_manifest(storage: Storage, remedy: str) -> Manifest | None:
+    """The manifest of an artefact; None where there is none.
+
+    Raises CorruptArtefactError for one that cannot be read; `remedy` is the end of its message.
+    """
+    try:
+        return Manifest.model_validate_json(storage.read(MANIFEST))
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        raise CorruptArtefactError(f"{storage}/{MANIFEST} cannot be read; {remedy}") from None
 
 
 def library_versions() -> dict[str, str]:

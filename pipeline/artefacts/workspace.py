@@ -16,10 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import ValidationError
-
 from pipeline.artefacts.identity import key_of, sha256, sha256_file
-from pipeline.artefacts.manifest import MANIFEST, Artefact, FileRecord, Kind, Manifest, library_versions
+from pipeline.artefacts.manifest import MANIFEST, Artefact, FileRecord, Kind, Manifest, library_versions, read_manifest
 from pipeline.artefacts.storage import SCHEME, Storage, cache_folder, explained, fsync, open_storage, write_atomically
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError
 
@@ -62,12 +60,9 @@ class Workspace:
         the manifest of another artefact.
         """
         storage = self.storage(artefact)
-        try:
-            manifest = Manifest.model_validate_json(storage.read(MANIFEST))
-        except FileNotFoundError:
+        manifest = read_manifest(storage, _remedy(artefact, storage))
+        if manifest is None:
             return None
-        except ValidationError:
-            raise CorruptArtefactError(f"{storage}/{MANIFEST} cannot be read; {_remedy(artefact, storage)}") from None
         if manifest.key != artefact.key:
             raise BadInputError(
                 f"{storage} holds the artefact {manifest.key}, which does not belong to this experiment; "

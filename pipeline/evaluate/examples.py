@@ -60,7 +60,7 @@ class Examples:
         self.store, self.layer, self.shards, self.tokenizer = store, layer, shards, tokenizer
         self.tokens_SL = store.whole("tokens")
         self.sequence_R, self.position_R = (
-            np.concatenate([store.read_field(name, *store.rows_of(shard)) for shard in shards])
+            np.concatenate([store.read_field(name, *store.row_range(shard)) for shard in shards])
             for name in ("sequence", "position")
         )
 

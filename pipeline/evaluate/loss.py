@@ -25,14 +25,14 @@ def heldout_sequences(store: ActivationStore, shards: list[int], tokens: int) ->
     `store.max_norm` left out.
     """
     offsets = store.whole("row_offsets")
-    start = int(np.searchsorted(offsets, store.rows_of(shards[0])[0]))
+    start = int(np.searchsorted(offsets, store.row_range(shards[0])[0]))
     enough = int(np.searchsorted(offsets, offsets[start] + tokens))
     complete = int(np.searchsorted(offsets, store.layout.rows, side="right")) - 1
     stop = min(enough, complete)
     tokens_SL = torch.from_numpy(store.whole("tokens")[start:stop]).long()
     rows_SL = torch.zeros(tokens_SL.shape, dtype=torch.bool)
     for shard in shards:
-        sequence_R, position_R = (store.read_field(name, *store.rows_of(shard)) for name in ("sequence", "position"))
+        sequence_R, position_R = (store.read_field(name, *store.row_range(shard)) for name in ("sequence", "position"))
         wanted_R = (sequence_R >= start) & (sequence_R < stop)
         rows_SL[torch.from_numpy(sequence_R[wanted_R] - start).long(), torch.from_numpy(position_R[wanted_R]).long()] = True
     return tokens_SL, rows_SL

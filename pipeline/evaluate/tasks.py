@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +18,7 @@ from pipeline.evaluate import probing
 from pipeline.evaluate.probes import Features
 from pipeline.runtime.interrupt import stop_requested
 from pipeline.runtime.memory import free_memory
+from pipeline.runtime.threads import one_thread
 from pipeline.sae.sae import SAE
 from pipeline.store.documents import SPLITS, Documents
 
@@ -44,7 +44,7 @@ class ProbeTasks:
 
     def of_model(self) -> dict[str, probing.Accuracies]:
         """Scores of the residual stream itself, by data set."""
-        with _one_thread():
+        with one_thread():
             return probing.probe(self._features(None), self.k_values, self.seed)
 
     def of_saes(self, saes: Sequence[SAE]) -> list[Future[dict[str, probing.Accuracies]]]:
@@ -54,7 +54,7 @@ class ProbeTasks:
         def scores(sae: SAE) -> dict[str, probing.Accuracies]:
             return probing.probe(self._sae_features(sae, stop), self.k_values, self.seed)
 
-        with _one_thread():
+        with one_thread():
             scored = [self._threads.submit(scores, sae) for sae in saes]
             try:
                 wait(scored)
@@ -82,14 +82,3 @@ class ProbeTasks:
         for name, documents in self.documents.items():
             train, test = (probing.pool(documents.padded(split, probing.POOLING_BATCH), encode) for split in SPLITS)
             yield name, train, test
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for every operation of torch."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

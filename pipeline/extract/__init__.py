@@ -1,1 +1,1 @@
-"""Stage 1: text through the model into the activation store, and labelled texts into the probe stores."""
+"""Stage 1: runs the model over the corpus to fill the activation store, and over labelled texts to fill probe stores."""

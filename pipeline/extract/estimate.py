@@ -1,4 +1,4 @@
-"""What an extraction will take in disk and time, before it starts."""
+"""Estimates the disk space and time of an extraction before it starts."""
 
 import time
 
@@ -11,21 +11,19 @@ from pipeline.runtime.devices import best_device
 from pipeline.study.plan import Plan
 
 ROW_FIELD_BYTES = 20
-"""doc_id, sequence, position and token_id of one row, uncompressed."""
+"""Bytes of doc_id, sequence, position and token_id of one row, uncompressed."""
 WEIGHTS_PER_LAYER = 12
-"""Weights of a transformer layer as a multiple of d_in^2: the common rule of thumb, within a third for Gemma-2."""
+"""Weights of a transformer layer as a multiple of d_in^2: the usual rule of thumb, within a third for Gemma-2."""
 EFFICIENCY = 0.4
-"""Share of the measured matrix-product rate that a forward pass reaches; the rest goes to attention and to moving data."""
-
-
+"""Share of the measured matrix-product rate that a forward pass reaches; attention and moving data take the rest."""
 TYPICAL_GPU = 300e12
-"""Floating-point operations per second in bfloat16 of an A100, for estimates made on a machine without a GPU."""
+"""FLOP/s of an A100 in bfloat16, for estimates made on a machine without a GPU."""
 MOST_CLASSES = 5
-"""Classes of the largest probe data sets."""
+"""Classes of the largest probe data set."""
 
 
 def describe(plan: Plan) -> str:
-    """A few lines: rows, bytes on disk, forward passes, time on this machine. Measures the machine for about a second."""
+    """A few lines on rows, bytes on disk and time on this machine, whose speed is measured for about a second."""
     experiment = plan.experiment
     store, model = experiment.store, experiment.model
     row_bytes = len(store.layers) * model.d_in * DTYPES[store.dtype].itemsize + ROW_FIELD_BYTES
@@ -63,7 +61,7 @@ def describe(plan: Plan) -> str:
 
 
 def _matmul_flops(dtype: str) -> float:
-    """Floating-point operations per second of a square matrix product on this machine's device."""
+    """FLOP/s of a square matrix product on this machine's device."""
     device = best_device()
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     size = 1024 if device.type == "cpu" else 4096

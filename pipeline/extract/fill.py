@@ -1,21 +1,23 @@
-"""One store from its layout to its manifest: resumed where it was left, repaired where damaged, shared by processes."""
+"""Fills one store: mends what is there, claims and commits shards that processes share, publishes the manifest."""
 
 import secrets
 import sys
+import threading
 import time
-from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Collection, Generator, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 
 from pipeline.artefacts.identity import key_of
 from pipeline.artefacts.manifest import MANIFEST, Artefact
 from pipeline.artefacts.storage import Storage
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError, InterruptedRunError
-from pipeline.extract.shards import ShardRows
 from pipeline.runtime.interrupt import stop_on_sigterm
-from pipeline.runtime.progress import progress
+from pipeline.runtime.progress import Advance, progress
 from pipeline.store import format as fmt
+from pipeline.store.format import ShardRows
 from pipeline.store.reader import ActivationStore
 from pipeline.store.verify import damages, store_norms
 from pipeline.store.writer import ShardWriter, commit_name
@@ -23,88 +25,13 @@ from pipeline.store.writer import ShardWriter, commit_name
 SECONDS_BETWEEN_LOOKS = 0.5
 """How long to wait before looking again whether other processes have finished their shards."""
 
-RowsOf = Callable[[int], ShardRows]
 
+def mend(artefact: Artefact, workspace: Workspace, *, deep: bool = False) -> bool:
+    """Take back what is damaged in a store, so that it is made again; True if the store is finished and undamaged.
 
-def prepare(
-    artefact: Artefact, workspace: Workspace, *, new_store: Callable[[], fmt.NewStore], deep: bool = False
-) -> list[int] | None:
-    """Lay a store out, or mend what is there; returns the shards that are missing, None when the store is finished.
-
-    With `deep` every checksum of what is there is compared first.
+    Call this with the store's lock held. With `deep`, every checksum is compared. Raises BadInputError when the folder holds
+    another unfinished store.
     """
-    storage = workspace.storage(artefact)
-    with workspace.lock(artefact):
-        if _mend(artefact, workspace, deep):
-            return None
-        if not fmt.is_laid_out(storage):
-            fmt.create(storage, new_store())
-    return ShardWriter(storage).missing()
-
-
-def write_shards(
-    artefact: Artefact,
-    workspace: Workspace,
-    shards: Collection[int],
-    *,
-    rows_of: Callable[[fmt.Layout, fmt.Sequences], RowsOf],
-) -> None:
-    """Make those of some shards that are missing. Any number of processes may do this at once: they share the shards.
-
-    `rows_of` opens what makes the rows of a shard, and is called only when one is missing. Raises InterruptedRunError after
-    SIGTERM, with the shard in hand committed.
-    """
-    storage = workspace.storage(artefact)
-    writer, wanted = ShardWriter(storage), frozenset(shards)
-
-    def still_missing() -> list[int]:
-        return [shard for shard in writer.missing() if shard in wanted]
-
-    missing = still_missing()
-    if not missing:
-        return
-    make_rows = rows_of(writer.layout, fmt.read_sequences(storage))
-    with (
-        progress(f"extract {artefact.label}", len(missing) * writer.layout.shard_rows, "tokens") as advance,
-        stop_on_sigterm() as stop,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        while missing:
-            if workspace.remote:  # claims reach only the processes of one machine: those of others start elsewhere
-                turn = secrets.randbelow(len(missing))
-                missing = missing[turn:] + missing[:turn]
-            writing: Future[None] | None = None
-            claimed = False
-            for shard in missing:
-                with ExitStack() as claim:
-                    if claim.enter_context(workspace.claim(artefact, str(shard))) and not writer.committed(shard):
-                        claimed = True
-                        rows = make_rows(shard)
-                        if writing:
-                            writing.result()
-                        # Written while the next shard goes through the model.
-                        writing = pool.submit(_write, writer, shard, rows, claim.pop_all())
-                        advance(writer.layout.shard_rows)
-                if stop.is_set():
-                    break
-            if writing:
-                writing.result()
-            if stop.is_set():
-                raise InterruptedRunError(f"stopped on request; {artefact.label} goes on with the same command")
-            missing = still_missing()
-            if missing and not claimed:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def finish(artefact: Artefact, workspace: Workspace, seconds: float) -> None:
-    """Publish a store whose shards are all committed, unless another process did; `seconds` is what it took."""
-    with workspace.lock(artefact):
-        if workspace.manifest(artefact) is None:
-            _publish(artefact, workspace, seconds)
-
-
-def _mend(artefact: Artefact, workspace: Workspace, deep: bool) -> bool:
-    """Whether the store is whole. If it is not, only what is intact is left of it."""
     storage = workspace.storage(artefact)
     try:
         finished = workspace.manifest(artefact) is not None
@@ -123,9 +50,105 @@ def _mend(artefact: Artefact, workspace: Workspace, deep: bool) -> bool:
         if damage.shard is not None:
             storage.delete(commit_name(damage.shard))
         elif damage.file != MANIFEST:
-            # Made again from the same inputs, the layout has the same bytes: shards that were committed stay valid.
+            # The layout is then written anew. It has the same bytes, so committed shards stay valid.
             storage.delete(fmt.ROOT)
     return finished and not found
+
+
+@dataclass(kw_only=True)
+class Filling:
+    """The shards of a store that this process fills, claimed one at a time. `filling` opens it."""
+
+    artefact: Artefact
+    workspace: Workspace
+    writer: ShardWriter
+    wanted: Collection[int]
+    advance: Advance
+    stop: threading.Event
+    pool: Executor
+    claim: ExitStack
+    """Holds the claim on the shard in hand."""
+    writing: Future[None] | None = None
+    """The shard handed over last, while it is being written."""
+
+    def claimed(self) -> Iterator[int]:
+        """Claim missing shards and yield each, until all are committed, by this process or by others.
+
+        Raises InterruptedRunError after SIGTERM, when the shard in hand is committed.
+        """
+        missing = self._missing()
+        while missing:
+            found_one = False
+            for shard in missing:
+                if self._claim(shard):
+                    found_one = True
+                    yield shard
+                self.claim.close()
+                if self.stop.is_set():
+                    break
+            self._wait_until_written()
+            if self.stop.is_set():
+                raise InterruptedRunError(f"stopped on request; {self.artefact.label} goes on with the same command")
+            missing = self._missing()
+            if missing and not found_one:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def commit(self, shard: int, rows: ShardRows) -> None:
+        """Write and commit a claimed shard in the background, while the model computes the next one."""
+        self._wait_until_written()
+        self.writing = self.pool.submit(self._write, shard, rows, self.claim.pop_all())
+        self.advance(self.writer.layout.shard_rows)
+
+    def _missing(self) -> list[int]:
+        missing = [shard for shard in self.writer.missing() if shard in self.wanted]
+        if missing and self.workspace.remote:
+            # Claims hold on one machine only. Other machines begin at other shards, so that two seldom make the same one.
+            turn = secrets.randbelow(len(missing))
+            return missing[turn:] + missing[:turn]
+        return missing
+
+    def _claim(self, shard: int) -> bool:
+        claimed = self.claim.enter_context(self.workspace.claim(self.artefact, str(shard)))
+        return claimed and not self.writer.committed(shard)
+
+    def _write(self, shard: int, rows: ShardRows, claim: ExitStack) -> None:
+        with claim:
+            self.writer.write(shard, rows)
+
+    def _wait_until_written(self) -> None:
+        if self.writing:
+            self.writing.result()
+
+
+@contextmanager
+def filling(artefact: Artefact, workspace: Workspace, writer: ShardWriter, shards: Collection[int]) -> Generator[Filling]:
+    """Fill missing shards of a laid-out store. Any number of processes may do this at once: they share the shards.
+
+    In the block, take shards from `claimed` and hand the rows of each to `commit`. SIGTERM is trapped meanwhile.
+    """
+    with (
+        progress(f"extract {artefact.label}", len(shards) * writer.layout.shard_rows, "tokens") as advance,
+        stop_on_sigterm() as stop,
+        ThreadPoolExecutor(1) as pool,
+        ExitStack() as claim,
+    ):
+        yield Filling(
+            artefact=artefact,
+            workspace=workspace,
+            writer=writer,
+            wanted=frozenset(shards),
+            advance=advance,
+            stop=stop,
+            pool=pool,
+            claim=claim,
+        )
+
+
+def publish(artefact: Artefact, workspace: Workspace, seconds: float) -> None:
+    """Write the manifest of a store whose shards are all committed, unless it is there; `seconds` is what the store took."""
+    with workspace.lock(artefact):
+        if workspace.manifest(artefact) is None:
+            _publish(artefact, workspace, seconds)
 
 
 def _refuse_another(artefact: Artefact, storage: Storage) -> None:
@@ -133,16 +156,11 @@ def _refuse_another(artefact: Artefact, storage: Storage) -> None:
         raise BadInputError(f"{storage} holds the unfinished artefact {key}, not this one; move it away and run again")
 
 
-def _write(writer: ShardWriter, shard: int, rows: ShardRows, claim: ExitStack) -> None:
-    with claim:
-        writer.write(shard, rows.layers, rows.fields)
-
-
 def _publish(artefact: Artefact, workspace: Workspace, seconds: float) -> None:
     storage = workspace.storage(artefact)
     storage.sweep()
     store = ActivationStore(storage)
-    fmt.read_sequences(storage)  # raises where they were damaged since: a manifest would take them for what was written
+    fmt.read_sequences(storage)  # raises if the tokens are damaged: the manifest would record the damaged bytes as right
     shard_data = {name for commit in store.commits.values() for name in commit.files}
     workspace.publish(
         artefact,
@@ -153,7 +171,7 @@ def _publish(artefact: Artefact, workspace: Workspace, seconds: float) -> None:
             "bytes": store.bytes,
             "d_in": store.layout.d_in,
             "scales": {str(layer): store.scale(layer) for layer in store.layout.layers},
-            "norms": {str(layer): store_norms(store.commits, layer) for layer in store.layout.layers},
+            "norms": {str(layer): asdict(store_norms(store.commits, layer)) for layer in store.layout.layers},
             "seconds": round(seconds, 1),
         },
     )

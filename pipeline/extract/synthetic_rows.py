@@ -1,13 +1,12 @@
-"""A synthetic model in place of a language model: made like any other artefact, and extracted like any other.
+"""Makes the store of a synthetic model: its tokens and layout, and the rows of any shard, drawn from known features.
 
-Its store has the arrays of every store. A vocabulary of two stands in for text: BOS, and DRAWN for every row.
-Shapes: R rows, D d_in.
+The store has the same arrays as the store of a text. Its tokens mean nothing: BOS begins a sequence, DRAWN is every row.
 """
 
 import numpy as np
 import torch
 
-from pipeline.extract.shards import ShardRows
+from pipeline.extract.new_stores import store_layout
 from pipeline.models.synthetic import GroundTruth
 from pipeline.store import format as fmt
 from pipeline.study.plan import Plan
@@ -17,20 +16,16 @@ BOS, DRAWN = 0, 1
 
 
 def synthetic_store(plan: Plan) -> fmt.NewStore:
-    """An empty store with a token for every row to come; rows are independent draws, so there is no order to shuffle."""
+    """An empty store with one token per row. Rows are independent draws, so their order needs no shuffling."""
     config = plan.experiment.store
-    layout = fmt.Layout(
+    layout = store_layout(
+        config,
         rows=config.tokens,
-        shard_rows=config.shard_rows,
-        chunk_rows=config.chunk_rows,
-        layers=config.layers,
         d_in=plan.experiment.model.d_in,
-        dtype=config.dtype,
-        codec=config.codec,
         row_order="document",
         seed=config.seed,
         special_ids=(BOS,),
-        provenance=dict(plan.store.inputs),
+        provenance=plan.store.inputs,
     )
     drawn = config.context - 1
     tokens_SL = np.full((-(-config.tokens // drawn), config.context), DRAWN, dtype=np.int32)
@@ -44,15 +39,12 @@ def synthetic_store(plan: Plan) -> fmt.NewStore:
     )
 
 
-def synthetic_rows(truth: GroundTruth, layout: fmt.Layout, sequences: fmt.Sequences, shard: int) -> ShardRows:
-    """Draw the rows of one shard: they depend on the arguments and nothing else (`GroundTruth.draw`)."""
+def synthetic_rows(shard: int, layout: fmt.Layout, sequences: fmt.Sequences, truth: GroundTruth) -> fmt.ShardRows:
+    """Draw the rows of one shard. They depend only on the arguments (`GroundTruth.draw`)."""
     dtype = fmt.BITS[layout.dtype].torch_dtype
     rows_RD = torch.cat([x_BD.to(dtype) for _, x_BD in truth.draw(layout, shard)])
     sequence_R, place_R = np.divmod(np.arange(*layout.shard_range(shard)), sequences.tokens_SL.shape[1] - 1)
-    fields = {
-        "doc_id": sequence_R,
-        "sequence": sequence_R,
-        "position": place_R + 1,
-        "token_id": np.full(len(rows_RD), DRAWN),
-    }
-    return ShardRows(layers={layout.layers[0]: rows_RD}, fields=fields)
+    fields = fmt.RowFields(
+        doc_id=sequence_R, sequence=sequence_R, position=place_R + 1, token_id=np.full(len(rows_RD), DRAWN)
+    )
+    return fmt.ShardRows(layers={layout.layers[0]: rows_RD}, fields=fields)

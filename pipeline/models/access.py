@@ -1,4 +1,4 @@
-"""Why a model of transformers cannot be had: an incomplete folder, no login, a licence that was not accepted."""
+"""Finds out why a model of transformers cannot be loaded: an incomplete folder, no login, a licence not accepted."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from pipeline.runtime.compatibility import quiet_hub
 
 
 def check_available(config: HuggingFaceModel) -> None:
-    """Say in one line why a model cannot be loaded."""
+    """Raise ModelAccessError, which says why, for a model that cannot be loaded."""
     if Path(config.name).is_dir():
         check_folder(Path(config.name))
     else:
@@ -16,7 +16,7 @@ def check_available(config: HuggingFaceModel) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Say in one line what a local model lacks."""
+    """Raise ModelAccessError for a folder without configuration or weights."""
     if not (folder / "config.json").is_file():
         raise ModelAccessError(f"{folder} holds no model: it has no config.json")
     if not any(folder.glob("*.safetensors")):
@@ -27,16 +27,16 @@ def check_folder(folder: Path) -> None:
 
 
 def check_access(name: str, revision: str | None) -> None:
-    """Fetch the model's config.json, and say in one line why that is not possible."""
+    """Fetch config.json of a repository; raise ModelAccessError, which says why, if that is not possible."""
+    import huggingface_hub
     from huggingface_hub import errors as hub
-    from huggingface_hub import get_token, hf_hub_download
 
     try:
         with quiet_hub():
-            hf_hub_download(name, "config.json", revision=revision)
+            huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
     except hub.GatedRepoError as error:
-        if error.response.status_code == 401:  # nobody, or a token that the Hub does not know; 403 is a known account
-            who = "the Hugging Face token is not valid" if get_token() else "not logged in to Hugging Face"
+        if error.response.status_code == 401:  # no token or an unknown one; 403 is a known account
+            who = "the Hugging Face token is not valid" if huggingface_hub.get_token() else "not logged in to Hugging Face"
             problem = f"{who}, and {name} is gated: run `hf auth login`, or set HF_TOKEN"
         else:
             problem = (

@@ -1,10 +1,7 @@
-"""A language model of transformers: up to its deepest hook for extraction, or whole, with its residual stream replaced.
-
-Shapes: S sequences, L tokens, D d_in, V entries of the vocabulary.
-"""
+"""Opens language models of transformers: cut above the deepest hook for extraction, or whole for measuring the loss."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,10 +18,10 @@ import transformers  # noqa: E402
 
 
 class ResidualStream:
-    """A decoder-only model cut above its deepest hook. Call it with tokens, get the residual stream after each layer.
+    """A decoder-only model cut above its deepest hook. Calling it with tokens returns the residual stream after each layer.
 
-    Hooks stand on the layers themselves: transformers' `hidden_states` of a last layer is already normalised. Raises
-    ModelAccessError for a model that cannot be loaded and BadInputError for one without these layers.
+    Hooks are on the layers themselves, because the last of transformers' `hidden_states` is already normalised. Raises
+    ModelAccessError for a model that cannot be loaded and BadInputError for a model without these layers.
     """
 
     def __init__(self, model: str, *, revision: str | None = None, layers: tuple[int, ...], dtype: str):
@@ -43,15 +40,15 @@ class ResidualStream:
     def __call__(self, tokens_SL: torch.Tensor) -> dict[int, torch.Tensor]:
         """Residual stream [S, L, D] after each of the layers, on the model's device.
 
-        Attention is causal, so padding on the right changes nothing to its left and needs no mask. Raises BadInputError
-        for sequences longer than the model has positions.
+        Padding on the right needs no mask, because attention is causal. Raises BadInputError for sequences longer than the
+        model has positions.
         """
         self.check_context(tokens_SL.shape[1])
         outputs: dict[int, torch.Tensor] = {}
 
         def keep(layer: int) -> Any:
             def hook(_module: Any, _inputs: Any, output: Any) -> None:
-                # Some models' layers (GPT-J, BLOOM) return a tuple, the others a tensor, of which [0] would be one sequence.
+                # The layers of some models (GPT-J, BLOOM) return a tuple whose first entry is the residual stream.
                 outputs[layer] = output[0] if isinstance(output, tuple) else output
 
             return hook
@@ -65,7 +62,7 @@ class ResidualStream:
         return outputs
 
     def check_context(self, context: int) -> None:
-        """Raises BadInputError for sequences longer than the model has positions."""
+        """Raise BadInputError for sequences longer than the model has positions."""
         positions = getattr(self.model.config, "max_position_embeddings", None)
         if positions and context > positions:
             raise BadInputError(
@@ -75,7 +72,7 @@ class ResidualStream:
 
 
 class LanguageModel:
-    """A whole decoder-only model, whose residual stream can be replaced after one layer.
+    """A whole decoder-only model whose residual stream can be replaced after one layer.
 
     Raises ModelAccessError for a model that cannot be loaded.
     """
@@ -91,16 +88,16 @@ class LanguageModel:
     def next_token_loss(
         self, tokens_SL: torch.Tensor, layer: int, replace: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """Cross-entropy [S, L - 1] of every token after the first, in nats, float32, on the CPU.
+        """Cross-entropy [S, L - 1] in nats of every token after the first, float32, on the CPU.
 
-        `replace` gets the residual stream [S, L, D] after the layer and returns what the rest of the model reads instead.
+        `replace` maps the residual stream [S, L, D] after the layer to what the rest of the model reads instead.
         """
         tokens_SL = tokens_SL.to(self.device)
 
         def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return replace(output[0]), *output[1:]
-            return replace(output)
+            if isinstance(output, torch.Tensor):
+                return replace(output)
+            return replace(output[0]), *output[1:]
 
         handle = self._layers[layer].register_forward_hook(hook)
         try:
@@ -113,18 +110,18 @@ class LanguageModel:
 
 
 def load_tokenizer(model: str, revision: str | None = None) -> Any:
-    """The tokenizer of a model. Raises ModelAccessError when it cannot be loaded."""
+    """The tokenizer of a model. Raises ModelAccessError if it cannot be loaded."""
     with _loading(f"the tokenizer of {model}"):
-        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model, revision=revision)
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what some classes make of missing files
+        tokenizer = _from_pretrained(transformers.AutoTokenizer, model, revision=revision)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # some classes load without their files
         raise ModelAccessError(f"the tokenizer of {model} has no vocabulary: its files are missing")
-    # Texts are cut after they are tokenized; until then the tokenizer would warn of every long one.
+    # Texts are cut after they are tokenized; with a limit, the tokenizer would warn of every long text.
     tokenizer.model_max_length = sys.maxsize
     return tokenizer
 
 
 def _cut(config: Any, depth: int) -> Any:
-    """The configuration of a model of the first `depth` layers: what lies above is neither loaded nor run."""
+    """The configuration, changed to the first `depth` layers: the layers above are neither loaded nor run."""
     config.num_hidden_layers = depth
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:depth]
@@ -133,7 +130,7 @@ def _cut(config: Any, depth: int) -> Any:
 
 def _load_config(model: str, revision: str | None) -> Any:
     with _loading(f"the configuration of {model}"):
-        config: Any = transformers.AutoConfig.from_pretrained(model, revision=revision)
+        config = _from_pretrained(transformers.AutoConfig, model, revision=revision)
     if not getattr(config, "num_hidden_layers", 0) or config.is_encoder_decoder:
         raise BadInputError(f"{model} ({config.model_type}) is not a decoder-only language model")
     return config
@@ -141,18 +138,19 @@ def _load_config(model: str, revision: str | None) -> Any:
 
 def _load_weights(kind: Any, model: str, revision: str | None, config: Any, dtype: torch.dtype) -> Any:
     with _loading(f"the weights of {model}"):
-        loaded, report = kind.from_pretrained(
+        loaded, report = _from_pretrained(
+            kind,
             model,
             revision=revision,
             config=config,
             dtype=dtype,
-            # Gemma-2 caps its attention scores, which the fused kernels leave out.
+            # Gemma-2 caps its attention scores; the fused kernels do not.
             attn_implementation="eager" if getattr(config, "attn_logit_softcapping", None) else None,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are in the report, which is more than the exception says
+            ignore_mismatched_sizes=True,  # the report names them, the exception would not
             output_loading_info=True,
         )
-    # transformers fills such weights with random numbers.
+    # transformers fills missing weights with random numbers.
     if unfit := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
         raise ModelAccessError(
             f"the weights of {model} do not fit its configuration: {unfit[0]} is missing or has another shape"
@@ -161,8 +159,13 @@ def _load_weights(kind: Any, model: str, revision: str | None, config: Any, dtyp
     return loaded.eval()
 
 
+def _from_pretrained(kind: Any, model: str, **options: Any) -> Any:
+    """Call an auto class of transformers, whose results have no static type."""
+    return kind.from_pretrained(model, **options)
+
+
 def _find_layers(module: torch.nn.Module, model: str, depth: int) -> torch.nn.ModuleList:
-    """The one list of `depth` layers, under whatever name the architecture has for it."""
+    """The model's list of `depth` layers, which every architecture names differently."""
     found = [layers for layers in _outermost_lists(module) if len(layers) == depth]
     if len(found) != 1:
         raise BadInputError(f"{model} ({type(module).__name__}) has {len(found)} lists of layers where one was expected")
@@ -170,7 +173,7 @@ def _find_layers(module: torch.nn.Module, model: str, depth: int) -> torch.nn.Mo
 
 
 def _outermost_lists(module: torch.nn.Module) -> Iterator[torch.nn.ModuleList]:
-    """Module lists that lie in no other one, as the experts of a layer do."""
+    """Module lists that are not inside another one, unlike the list of a layer's experts."""
     for child in module.children():
         if isinstance(child, torch.nn.ModuleList):
             yield child
@@ -179,19 +182,19 @@ def _outermost_lists(module: torch.nn.Module) -> Iterator[torch.nn.ModuleList]:
 
 
 @contextmanager
-def _loading(what: str) -> Iterator[None]:
-    """Load something quietly, or say in one line that it cannot be loaded."""
+def _loading(what: str) -> Generator[None]:
+    """Load quietly; raise ModelAccessError, in one line, for whatever goes wrong."""
     try:
         with quiet_transformers():
             yield
-    except Exception as error:  # tokenizers raises no narrower class
+    except Exception as error:  # tokenizers raises plain Exception
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ModelAccessError(f"{what} cannot be loaded: {reason}") from error
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Hold back transformers' progress bars and its report of weights that were left out on purpose."""
+def quiet_transformers() -> Generator[None]:
+    """Silence transformers' progress bars and its report of weights that were left out on purpose."""
     verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

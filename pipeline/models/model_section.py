@@ -1,4 +1,4 @@
-"""The section [model] of an experiment: the model whose activations are studied."""
+"""The section [model] of an experiment, which says whose activations are studied."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -15,12 +15,11 @@ class HuggingFaceModel(Section):
     name: Annotated[str, Field(min_length=1)]
     """Repository such as `google/gemma-2-2b`, or the path of a folder that holds the model."""
     revision: str | None = None
-    """Commit of the repository: a branch may move, and the study would mean something else. A folder needs none, it counts
-    by its content."""
+    """Commit of the repository; required, because a branch may move. A folder needs none: its content identifies it."""
     d_in: PositiveInt
-    """Width of the residual stream. Declared, so that estimates need no download; checked when the model is loaded."""
+    """Width of the residual stream; declared so that estimates need no download, and checked when the model is loaded."""
     depth: PositiveInt
-    """Number of layers; declared and checked likewise."""
+    """Number of layers; declared and checked in the same way."""
     dtype: Dtype = "bfloat16"
     """Dtype in which the forward pass runs."""
 
@@ -32,7 +31,7 @@ class HuggingFaceModel(Section):
 
 
 class TinyModel(Section):
-    """A small Gemma-2-architecture model, trained on the spot on the study's own corpus. Needs no download."""
+    """A small model of Gemma-2's architecture, trained here on the study's own corpus. Needs no download."""
 
     source: Literal["tiny"]
     name: ClassVar[str] = "tiny-gemma2"
@@ -52,10 +51,10 @@ class TinyModel(Section):
 
 
 class SyntheticModel(Section):
-    """No language model: rows are sums of known features that `sae_lens.synthetic` lets fire, so that the truth is known.
+    """No language model: each row is a sum of known features that `sae_lens.synthetic` draws, so the truth is known.
 
-    Features are numbered by falling probability: first the parents, then their children, then the correlated pairs, and
-    last those that fire independently. All probabilities are of a row and hold whatever is planted.
+    Features are numbered by falling probability: parents, then their children, then correlated pairs, then independent
+    features. A probability is the fraction of rows on which a feature fires, its hierarchy and correlation included.
     """
 
     source: Literal["synthetic"]
@@ -67,27 +66,27 @@ class SyntheticModel(Section):
     d_in: Annotated[int, Field(ge=2)] = 64
     """Width of a row."""
     features: Annotated[int, Field(ge=2)] = 256
-    """True features, each a unit direction; more than d_in put them in superposition."""
+    """True features, each a unit direction; with more than d_in of them, they are in superposition."""
     max_probability: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Probability with which the most frequent feature fires."""
     min_probability: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Probability with which the least frequent feature fires."""
     zipf_exponent: PositiveFloat = 1.0
-    """How steeply probabilities fall in between: with the rank to the power of minus this."""
+    """Probabilities between the two fall with the rank to the power of minus this."""
     magnitude_std: Annotated[float, Field(ge=0, le=0.25)] = 0.2
-    """Standard deviation of how strongly a firing feature fires; the mean is 1."""
+    """Standard deviation of the strength of a firing feature; the mean is 1."""
     parents: Annotated[int, Field(ge=0)] = 16
-    """Features that have children, which fire only where their parent does."""
+    """Features with children, which fire only on rows on which their parent fires."""
     children: PositiveInt = 3
     """Children of each parent."""
     correlated_pairs: Annotated[int, Field(ge=0)] = 32
-    """Pairs of features that fire together more often (or, for a negative correlation, less often) than by chance."""
+    """Pairs of features that fire together more often than by chance, or less often if `correlation` is negative."""
     correlation: Annotated[float, Field(gt=-1, lt=1)] = 0.8
-    """Correlation of the two normal variables whose thresholds decide whether the two features of such a pair fire."""
+    """Correlation of two normal variables; each feature of a pair fires when its variable exceeds a threshold."""
     similarity: Annotated[float, Field(ge=0, lt=1)] = 0.4
-    """Cosine of a child's direction to its parent's, and between a correlated pair's. All other directions are random."""
+    """Cosine between the directions of child and parent, and of a correlated pair. All other directions are random."""
     seed: Seed = 0
-    """Seed of the directions. What fires where is drawn from `store.seed`."""
+    """Seed of the directions. `store.seed` is the seed of what fires on which row."""
 
     @model_validator(mode="after")
     def _room_for_what_is_planted(self) -> Self:

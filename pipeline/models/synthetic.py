@@ -1,13 +1,12 @@
-"""The truth behind synthetic activations: features planted once, saved as an artefact, drawn again for any shard at will.
+"""Plants the true features of a synthetic model, saves them, and draws the rows of any shard from them.
 
-Which features fire and how strongly is drawn by `sae_lens.synthetic`; its input is built here rather than at random by its
-own configuration, so that every correlated pair and every child is known. Shapes: T true features, P correlated pairs,
-B rows, D d_in.
+`sae_lens.synthetic` draws which features fire and how strongly. Its configuration would choose children and correlated pairs
+at random; here they are chosen explicitly, so that each is known. Shapes: P correlated pairs.
 """
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors.torch import load_file, save_file
 
 from pipeline.models.model_section import SyntheticModel
 from pipeline.runtime.compatibility import importing_sae_bench
+from pipeline.runtime.threads import one_thread
 from pipeline.store.format import Layout
 
 if TYPE_CHECKING:
@@ -31,25 +31,25 @@ NO_PARENT = -1
 
 @dataclass(frozen=True, kw_only=True)
 class GroundTruth:
-    """All that determines the distribution of the rows. Features are numbered as `SyntheticModel` says."""
+    """The parameters of the distribution of rows. `SyntheticModel` says how features are numbered."""
 
     direction_TD: torch.Tensor
-    """Unit rows: a row of the store is the sum of the directions of the features that fire, times how strongly they do."""
+    """Unit directions: a row of the store is the sum of the firing features' directions, each times its strength."""
     probability_T: torch.Tensor
-    """Probability with which each feature fires on a row, its parent's included."""
+    """Probability that each feature fires on a row; for a child, that it fires together with its parent."""
     magnitude_std_T: torch.Tensor
-    """Standard deviation of a firing feature's magnitude around 1, cut off at 0."""
+    """Standard deviation of a firing feature's strength; the mean is 1, and negative strengths are cut to 0."""
     parent_T: torch.Tensor
-    """int64: the feature without which this one never fires, or NO_PARENT."""
+    """int64: each feature's parent, without which it never fires, or NO_PARENT."""
     pair_P2: torch.Tensor
     """int64: the two features of each correlated pair."""
     correlation_P: torch.Tensor
-    """Correlation of the normal variables behind each pair."""
+    """Correlation of the two normal variables that decide whether the features of each pair fire."""
 
     @classmethod
     def plant(cls, config: SyntheticModel) -> Self:
-        """The features that a configuration describes; equal configurations give equal tensors."""
-        with importing_sae_bench():  # which imports sae_lens too, and must find it imported under its own conditions
+        """The features of a configuration; equal configurations give equal tensors."""
+        with importing_sae_bench():  # sae_bench imports sae_lens too, whose checks must be off then
             from sae_lens.synthetic import zipfian_firing_probabilities
 
         parents, children, pairs = config.parents, config.children, config.correlated_pairs
@@ -59,7 +59,7 @@ class GroundTruth:
         pair_P2 = first_pair + torch.arange(2 * pairs).reshape(pairs, 2)
         child_T = (parent_T != NO_PARENT).nonzero().squeeze(1)
 
-        # numpy's generator, because SAEs are initialised from torch's: with the same seed, one would start at the solution.
+        # numpy's generator, because SAEs are initialised from torch's: with equal seeds, an SAE would start at the solution.
         normal_TD = np.random.default_rng(config.seed).standard_normal((config.features, config.d_in), dtype=np.float32)
         direction_TD = torch.nn.functional.normalize(torch.from_numpy(normal_TD), dim=1)
         for features, like in ((child_T, parent_T[child_T]), (pair_P2[:, 1], pair_P2[:, 0])):
@@ -79,24 +79,24 @@ class GroundTruth:
         )
 
     def save(self, folder: Path) -> None:
-        """Write FEATURES, one tensor per field."""
-        save_file({name: tensor.contiguous() for name, tensor in vars(self).items()}, folder / FEATURES)
+        """Write the file FEATURES, one tensor per field."""
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in vars(self).items()}, folder / FEATURES)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote."""
-        return cls(**load_file(path))
+        """Read the file that `save` wrote."""
+        return cls(**safetensors.torch.load_file(path))
 
     def draw(self, layout: Layout, shard: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The feature activations [B, T] and rows [B, D] of a shard, float32, in the store's order, chunk by chunk.
 
-        This is what fills a store, so calling it again gives the true features behind its rows (which are rounded to the
-        store's dtype). Nothing counts but the arguments: neither other shards, nor the caller's random state, nor the number
+        Extraction fills the store with these rows, rounded to the store's dtype; calling this again gives the features
+        behind them. The result depends only on the arguments, not on other shards, the caller's random state or the number
         of cores.
         """
         start, stop = layout.shard_range(shard)
         for first in range(start, stop, layout.chunk_rows):
-            with _reproducible(layout.seed, first):
+            with one_thread(), _seeded(layout.seed, first):
                 f_BT = self._generator.sample(min(layout.chunk_rows, stop - first))
                 x_BD = f_BT @ self.direction_TD
             yield f_BT, x_BD
@@ -107,12 +107,12 @@ class GroundTruth:
             from sae_lens.synthetic import ActivationGenerator, HierarchyNode, hierarchy_modifier
 
         child_T = (self.parent_T != NO_PARENT).nonzero().squeeze(1)
-        roots = [
-            HierarchyNode(int(parent), [HierarchyNode(int(child)) for child in child_T[self.parent_T[child_T] == parent]])
-            for parent in self.parent_T[child_T].unique()
-        ]
+        children: dict[int, list[HierarchyNode]] = {}
+        for child in map(int, child_T):
+            children.setdefault(int(self.parent_T[child]), []).append(HierarchyNode(child))
+        roots = [HierarchyNode(parent, nodes) for parent, nodes in children.items()]
         probability_T = self.probability_T.clone()
-        # The library silences a child where its parent is silent, so the child has to be drawn more often than it fires.
+        # The library silences a child wherever its parent is silent, so a child must be drawn more often than it fires.
         probability_T[child_T] /= self.probability_T[self.parent_T[child_T]]
         return ActivationGenerator(
             num_features=len(probability_T),
@@ -123,16 +123,16 @@ class GroundTruth:
         )
 
     def _correlation(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """In sae_lens' low-rank form, a factor [T, P] and the rest of the diagonal [T]: a normal variable per pair."""
+        """The correlation matrix in sae_lens' low-rank form: loadings [T, P] on one variable per pair, residuals [T]."""
         pairs = torch.arange(len(self.pair_P2))
-        factor_TP = torch.zeros(len(self.parent_T), len(pairs))
-        factor_TP[self.pair_P2[:, 0], pairs] = self.correlation_P.abs().sqrt()
-        factor_TP[self.pair_P2[:, 1], pairs] = self.correlation_P.abs().sqrt() * self.correlation_P.sign()
-        return factor_TP, 1 - factor_TP.square().sum(dim=1)
+        loading_TP = torch.zeros(len(self.parent_T), len(pairs))
+        loading_TP[self.pair_P2[:, 0], pairs] = self.correlation_P.abs().sqrt()
+        loading_TP[self.pair_P2[:, 1], pairs] = self.correlation_P.abs().sqrt() * self.correlation_P.sign()
+        return loading_TP, 1 - loading_TP.square().sum(dim=1)
 
 
 def make_synthetic_model(config: SyntheticModel, folder: Path) -> dict[str, Any]:
-    """Plant the features and save them into `folder`; returns facts about them."""
+    """Plant the features and save them in `folder`; returns facts for the manifest."""
     started = time.monotonic()
     truth = GroundTruth.plant(config)
     truth.save(folder)
@@ -146,20 +146,15 @@ def make_synthetic_model(config: SyntheticModel, folder: Path) -> dict[str, Any]
     }
 
 
-def _turned_towards(direction_BD: torch.Tensor, towards_BD: torch.Tensor, cosine: float) -> torch.Tensor:
-    """Unit directions [B, D] in the plane of both arguments, at the given cosine to the second."""
-    across_BD = direction_BD - (direction_BD * towards_BD).sum(dim=1, keepdim=True) * towards_BD
-    return cosine * towards_BD + math.sqrt(1 - cosine**2) * torch.nn.functional.normalize(across_BD, dim=1)
+def _turned_towards(direction_TD: torch.Tensor, towards_TD: torch.Tensor, cosine: float) -> torch.Tensor:
+    """Unit directions in the plane of both arguments, at the given cosine to the second."""
+    across_TD = direction_TD - (direction_TD * towards_TD).sum(dim=1, keepdim=True) * towards_TD
+    return cosine * towards_TD + math.sqrt(1 - cosine**2) * torch.nn.functional.normalize(across_TD, dim=1)
 
 
 @contextmanager
-def _reproducible(*seed: int) -> Iterator[None]:
-    """Random numbers from `seed` alone and sums in one thread, because the library draws from torch's global state."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
-            yield
-    finally:
-        torch.set_num_threads(threads)
+def _seeded(*seed: int) -> Generator[None]:
+    """Inside the block, torch's global generator, which sae_lens draws from, starts from `seed`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
+        yield

@@ -1,13 +1,11 @@
-"""A small language model of Gemma-2's architecture, trained on the spot, for studies that must not download anything.
-
-Shapes: S sequences, L tokens per sequence (BOS included), V entries of the vocabulary.
-"""
+"""Trains a small language model of Gemma-2's architecture, for studies that must not download anything."""
 
 import math
+import statistics
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import BadInputError
 
-# transformers comes from there, where what could break its import is dealt with first.
+# transformers is imported through that module, which first makes its import safe.
 from pipeline.models.language import quiet_transformers, transformers
 from pipeline.models.model_section import TinyModel
 from pipeline.runtime.progress import progress
@@ -26,20 +24,20 @@ SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>")
 PAD, EOS, BOS, UNK = range(4)
 
 SHORTEST_CONTEXT = 128
-"""Positions that every model has, however short the sequences of its training."""
+"""Fewest positions of a model, even if it is trained on shorter sequences."""
 HELDOUT = 0.02
-"""Last fraction of the sequences, never trained on."""
+"""Fraction of the sequences, the last ones, that the model is never trained on."""
 WARMUP = 0.05
-"""First fraction of the steps, over which the learning rate rises from 0."""
+"""Fraction of the steps, the first ones, over which the learning rate rises from 0."""
 AVERAGED_STEPS = 20
 """Steps over which the reported last loss is averaged."""
 
 
 def train_tiny_model(config: TinyModel, texts: Iterable[str], context: int, folder: Path) -> dict[str, Any]:
-    """Train tokenizer and model on the CPU and save both into `folder`, as `from_pretrained` expects them.
+    """Train a tokenizer and a model on the CPU and save both in `folder`, for `from_pretrained`.
 
-    Equal arguments give equal files. The texts are packed as they are for extraction (`pipeline.texts.packing.pack`).
-    Returns facts about the training, losses in nats per token. Raises BadInputError when the texts do not fill one batch.
+    Equal arguments give equal files. The texts are packed as for extraction (`pipeline.texts.packing.pack`). Returns facts
+    for the manifest, losses in nats per token. Raises BadInputError when the texts do not fill one batch.
     """
     started = time.monotonic()
     texts = list(texts)
@@ -55,13 +53,15 @@ def train_tiny_model(config: TinyModel, texts: Iterable[str], context: int, fold
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = transformers.AutoModelForCausalLM.from_config(architecture(config, context), attn_implementation="eager")
+        model: transformers.Gemma2ForCausalLM = cast("Any", transformers.AutoModelForCausalLM).from_config(
+            architecture(config, context), attn_implementation="eager"
+        )
     losses = _optimize(model, training_SL, config)
     facts = {
         "parameters": model.num_parameters(),
         "tokens_seen": config.steps * config.batch_size * context,
         "first_loss": losses[0],
-        "last_loss": _mean(losses[-AVERAGED_STEPS:]),
+        "last_loss": statistics.fmean(losses[-AVERAGED_STEPS:]),
         "heldout_loss": _heldout_loss(model, heldout_SL, config.batch_size),
         "unigram_entropy": unigram_entropy(training_SL),
     }
@@ -72,7 +72,7 @@ def train_tiny_model(config: TinyModel, texts: Iterable[str], context: int, fold
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> transformers.PreTrainedTokenizerFast:
-    """A byte-level BPE of at most `vocabulary` entries that puts BOS in front of a text, as Gemma's does."""
+    """A byte-level BPE tokenizer of at most `vocabulary` entries that puts BOS before a text, as Gemma's does."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -98,7 +98,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> transformers.PreTr
 
 
 def architecture(config: TinyModel, context: int) -> transformers.Gemma2Config:
-    """Gemma-2, small: sliding and full attention in turn, grouped queries, both soft-caps, tied embeddings."""
+    """A small Gemma-2: alternating sliding and full attention, grouped queries, both soft-caps, tied embeddings."""
     head_dim = config.d_in // 4
     return transformers.Gemma2Config(
         vocab_size=config.vocabulary,
@@ -122,14 +122,14 @@ def architecture(config: TinyModel, context: int) -> transformers.Gemma2Config:
 
 
 def unigram_entropy(sequences_SL: Tensor) -> float:
-    """Nats per token that a model which knows only the tokens' frequencies would lose (BOS, which is given, not counted)."""
+    """Entropy of the tokens' frequencies in nats, without BOS, which is given: the loss of a model that knows only these."""
     counts = torch.bincount(sequences_SL[:, 1:].flatten()).double()
     frequencies = counts[counts > 0] / counts.sum()
     return -(frequencies * frequencies.log()).sum().item()
 
 
 def _optimize(model: transformers.Gemma2ForCausalLM, training_SL: Tensor, config: TinyModel) -> list[float]:
-    """Train in place; the loss of every step. Batches are drawn without replacement, epoch after epoch."""
+    """Train in place; returns the loss of every step. Batches are drawn without replacement within an epoch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     warmup = max(1, round(WARMUP * config.steps))
 
@@ -169,9 +169,5 @@ def _loss(model: transformers.Gemma2ForCausalLM, tokens_SL: Tensor) -> Tensor:
 @torch.no_grad()
 def _heldout_loss(model: transformers.Gemma2ForCausalLM, heldout_SL: Tensor, batch_size: int) -> float:
     model.eval()
-    batches = heldout_SL.split(batch_size)
+    batches = torch.split(heldout_SL, batch_size)
     return sum(_loss(model, batch).item() * len(batch) for batch in batches) / len(heldout_SL)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

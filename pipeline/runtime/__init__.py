@@ -1,1 +1,1 @@
-"""The machine: devices, memory, progress, interruption, and what other packages need."""
+"""The machine: devices, memory, threads, progress, requests to stop, and workarounds for other packages."""

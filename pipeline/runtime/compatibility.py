@@ -1,17 +1,17 @@
-"""What has to be done about other people's packages: before they can be imported, and to keep them quiet."""
+"""Workarounds for other packages: broken imports, checks that fail, needless logs, slow memory."""
 
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 def avoid_broken_torchvision() -> None:
-    """Hide a torchvision that cannot be imported, as a CUDA build beside a CPU torch cannot.
+    """Hide a torchvision that cannot be imported, such as a CUDA build beside a CPU torch; leave a working one alone.
 
-    sae-bench's dependencies install it, nothing here uses it, and transformers imports it if it seems to be there: then no
-    model class at all can be imported. Call this before the first import of a model class. A working one is left alone.
+    sae-bench's dependencies install torchvision. Nothing here uses it, but transformers imports it where it is installed,
+    and then no model class can be imported. Call this before the first import of a model class.
     """
     try:
         importlib.import_module("torchvision")
@@ -20,8 +20,8 @@ def avoid_broken_torchvision() -> None:
     except (RuntimeError, OSError):
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
-        sys.modules["torchvision"] = None  # pyright: ignore[reportArgumentType]  # the import system's word for "not there"
-        # transformers looked, and remembers, if it was imported before this.
+        sys.modules["torchvision"] = None  # pyright: ignore[reportArgumentType]  # None marks a module as missing
+        # If transformers was imported before, it has cached that torchvision is there.
         remembered = sys.modules.get("transformers.utils.import_utils")
         for name in ("is_torchvision_available", "is_torchvision_v2_available"):
             if remembered:
@@ -29,12 +29,12 @@ def avoid_broken_torchvision() -> None:
 
 
 @contextmanager
-def importing_sae_bench() -> Iterator[None]:
-    """Wrap the imports of sae-bench in this.
+def importing_sae_bench() -> Generator[None]:
+    """Wrap every import of sae-bench in this: it switches off checks that sae-bench itself fails.
 
-    Its annotations are checked at run time by jaxtyping and beartype, and beartype >= 0.18, without which Prefect does not
-    install, refuses sae-bench's own calls (`select_top_k=...` gives one name two sizes). The check has to be off before the
-    functions are defined. Its pydantic models use a form of validator that pydantic has deprecated.
+    jaxtyping and beartype check sae-bench's annotations at run time. beartype >= 0.18, which Prefect needs, rejects
+    sae-bench's own calls (`select_top_k=...` gives one name two sizes), so the check must be off before its functions are
+    defined. Its pydantic models use a deprecated form of validator, whose warnings are silenced.
     """
     avoid_broken_torchvision()
     import jaxtyping
@@ -46,11 +46,11 @@ def importing_sae_bench() -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep the memory that is freed for the next tensor, instead of giving it back to the kernel.
+    """Tell glibc to keep freed memory for the next tensor instead of returning it to the kernel. Does nothing without glibc.
 
-    A forward pass allocates and frees tensors of tens of megabytes all the time. By default each one is mapped anew and its
-    pages are cleared by the kernel, a quarter of the CPU time of a small model (1.24 to 1.31 times slower, measured). The
-    process stays at its peak size. Elsewhere than on glibc nothing happens.
+    A forward pass allocates and frees tensors of tens of megabytes all the time. By default glibc maps each one anew and the
+    kernel clears its pages, which makes a small model 1.24 to 1.31 times slower (measured). The process stays at its peak
+    size.
     """
     import ctypes
     import platform
@@ -58,15 +58,15 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # names and numbers of <malloc.h>
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # as in <malloc.h>
     libc.mallopt(mmap_threshold, 2**30)
     libc.mallopt(trim_threshold, 2**31 - 1)
     libc.mallopt(top_pad, 2**28)
 
 
 @contextmanager
-def quiet_hub() -> Iterator[None]:
-    """Hold back the Hub client's log of its retries: what follows them is an error that says it in one line."""
+def quiet_hub() -> Generator[None]:
+    """Silence the Hub client's log of its retries; if they fail, an error says so in one line."""
     from huggingface_hub.utils import logging
 
     verbosity = logging.get_verbosity()

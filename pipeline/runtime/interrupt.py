@@ -1,30 +1,38 @@
-"""A request to stop: finish the work in hand, commit it, stop. SIGTERM, which schedulers send before they kill, is one."""
+"""Requests to stop: SIGTERM, which schedulers send before they kill, or an event that the caller sets.
+
+Work that is asked to stop commits what it has in hand, then raises InterruptedRunError.
+"""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 
 _request: ContextVar[threading.Event | None] = ContextVar("request", default=None)
 
 
 def stop_requested() -> threading.Event:
-    """The event of `stop_when`, for work that has nothing to save: there SIGTERM may end the process at once."""
+    """A stop event set by the caller (`stop_when`), for stages without partial state; SIGTERM is not trapped."""
     return _request.get() or threading.Event()
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[threading.Event]:
-    """While the block runs, SIGTERM sets the event it yields instead of ending the process.
+def stop_on_sigterm() -> Generator[threading.Event]:
+    """Inside the block, SIGTERM sets the yielded event instead of ending the process.
 
-    Only a process's main thread can listen to signals; in another one the event is that of `stop_when`, or never set.
+    Only the main thread can receive signals. In other threads, the event is that of `stop_when`, or one that is never set.
     """
     if threading.current_thread() is not threading.main_thread():
         yield stop_requested()
         return
     stop = threading.Event()
-    previous = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+
+    def request(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    previous = signal.signal(signal.SIGTERM, request)
     try:
         yield stop
     finally:
@@ -32,8 +40,8 @@ def stop_on_sigterm() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def stop_when(request: threading.Event) -> Iterator[None]:
-    """Let an event stand for SIGTERM in this thread, which is not the main one: a worker's, that is asked in another way."""
+def stop_when(request: threading.Event) -> Generator[None]:
+    """Inside the block, setting `request` asks this thread to stop. For worker threads, which get no SIGTERM."""
     token = _request.set(request)
     try:
         yield

@@ -1,4 +1,4 @@
-"""How much memory is free."""
+"""Measures free memory."""
 
 import os
 
@@ -6,10 +6,10 @@ import torch
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of memory that a device's tensors could still take."""
+    """Bytes that are free for tensors on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    # Linux knows how much of its cache it would give up; elsewhere half of all there is has to do.
+    # Linux counts the cache that it would give up. Other systems do not say, so assume half of all memory.
     try:
         with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))

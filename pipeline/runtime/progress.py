@@ -1,8 +1,8 @@
-"""Progress of long work: a live bar on a terminal, a line every few seconds in a log, and whoever else wants to know."""
+"""Shows the progress of long work: a live bar on a terminal, a line every few seconds in a log, and any other watcher."""
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Protocol
@@ -14,14 +14,14 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Advance(Protocol):
-    """Report `amount` more units done, and a short remark such as the current loss that stays until the next one."""
+    """Report `amount` more units of work, and a short remark such as the current loss, shown until the next one."""
 
     def __call__(self, amount: int = 1, remark: str = "") -> None:
         """Report progress."""
 
 
 class Watch(Protocol):
-    """Something that is told of progress besides the terminal; entered when the work begins, left when it ends."""
+    """Is told of progress besides the terminal: entered when the work begins, left when it ends."""
 
     def __call__(self, title: str, total: int, unit: str) -> AbstractContextManager[Advance]:
         """Begin."""
@@ -32,8 +32,8 @@ _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 
 @contextmanager
-def watched_by(watch: Watch) -> Iterator[None]:
-    """Tell `watch` of all progress that this thread makes in the block."""
+def watched_by(watch: Watch) -> Generator[None]:
+    """Inside the block, report all progress of this thread to `watch` as well."""
     token = _watch.set(watch)
     try:
         yield
@@ -42,7 +42,7 @@ def watched_by(watch: Watch) -> Iterator[None]:
 
 
 @contextmanager
-def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
+def progress(title: str, total: int, unit: str) -> Generator[Advance]:
     """Show progress on stderr while the block runs; yields the function that reports it."""
     console, watch = Console(stderr=True), _watch.get()
     with (
@@ -59,7 +59,7 @@ def progress(title: str, total: int, unit: str) -> Iterator[Advance]:
 
 
 @contextmanager
-def _live(console: Console, title: str, total: int, unit: str) -> Iterator[Advance]:
+def _live(console: Console, title: str, total: int, unit: str) -> Generator[Advance]:
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(bar_width=30),
@@ -83,7 +83,7 @@ def _live(console: Console, title: str, total: int, unit: str) -> Iterator[Advan
 
 
 @contextmanager
-def _lines(title: str, total: int, unit: str) -> Iterator[Advance]:
+def _lines(title: str, total: int, unit: str) -> Generator[Advance]:
     started = last = time.monotonic()
     done = 0
     last_remark = ""

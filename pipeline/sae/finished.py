@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from pipeline.artefacts.identity import sha256_file
-from pipeline.artefacts.manifest import MANIFEST, Artefact, Manifest
+from pipeline.artefacts.manifest import MANIFEST, Artefact, Manifest, read_manifest
 from pipeline.artefacts.storage import LocalStorage, Storage
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError
@@ -71,7 +69,7 @@ def _verified(folder: Path) -> Path:
 
 
 def _manifest(sae: Storage) -> Manifest:
-    try:
-        return Manifest.model_validate_json(sae.read(MANIFEST))
-    except ValidationError:
-        raise CorruptArtefactError(f"{sae}/{MANIFEST} cannot be read; delete {sae} and train it again") from None
+    manifest = read_manifest(sae, f"delete {sae} and train it again")
+    if manifest is None:
+        raise BadInputError(f"{sae} is no SAE: it has no {MANIFEST}")
+    return manifest

@@ -1,9 +1,8 @@
-"""Rows of a store as a stream. Shuffled: random chunks fill a buffer, random rows of the buffer make the batches.
+"""Streams the rows of a store, in order or shuffled: random chunks fill a buffer, random rows of it make the batches.
 
-Chunks of a buffer come from different shards, whose rows were shuffled when they were written: a batch then holds about as
-many rows of one document as an independent draw from all rows of those shards would (docs/store-format.md, "Shuffling").
-
-Shapes: R rows of a buffer, B rows per batch, D d_in.
+The chunks of a buffer come from different shards, and each shard's rows were shuffled when they were written. So a batch
+has about as many rows of one document as an independent draw from all rows of those shards (docs/store-format.md,
+"Shuffling").
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -14,6 +13,7 @@ from queue import Full, Queue
 from threading import Event, Thread
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.errors import BadInputError
@@ -23,9 +23,12 @@ from pipeline.store.reader import ActivationStore
 BATCHES_AHEAD = 1
 """Batches that wait for the caller, besides the one being made."""
 
+Bounds = tuple[int, int]
+"""First row of a chunk and one past its last."""
+
 
 def split_shards(store: ActivationStore, heldout: int) -> tuple[list[int], list[int]]:
-    """Shards to train on and shards held out: the last `heldout` ones.
+    """Shards to train on, and the last `heldout` shards, which are held out.
 
     Raises BadInputError when nothing is left to train on.
     """
@@ -50,10 +53,9 @@ def shuffled_batches(
 ) -> Generator[torch.Tensor, None, None]:
     """Endless float32 batches [B, D], scaled to E||x||^2 = 1, from batch number `start` on.
 
-    Every row comes once per pass over the shards, in an order that depends on `seed`, the pass and the store alone, so the
-    number of batches taken is all it needs to go on where a stream was left. Threads read and assemble ahead of the caller,
-    holding two buffers in the store's dtype and BATCHES_AHEAD batches; closing the iterator stops them. Raises BadInputError
-    for fewer rows than a batch has.
+    Every row comes once per pass over the shards. The order depends only on `seed`, the pass and the store, so the number of
+    batches taken is enough to resume a stream. Threads read ahead of the caller and hold two buffers in the store's dtype
+    and BATCHES_AHEAD batches; closing the iterator stops them. Raises BadInputError for fewer rows than one batch.
     """
     order = _Order(store.chunks(shards), buffer_chunks, seed)
     if order.rows < batch_size:
@@ -62,15 +64,15 @@ def shuffled_batches(
 
 
 def rows_in_order(store: ActivationStore, layer: int, shards: Sequence[int]) -> Iterator[torch.Tensor]:
-    """The rows of some shards as they lie, chunk by chunk: float32 [B, D], unscaled."""
+    """The rows of some shards in stored order, chunk by chunk: float32 [B, D], unscaled."""
     return (store.read(layer, start, stop).float() for start, stop in store.chunks(shards))
 
 
 @dataclass(frozen=True)
 class _Order:
-    """Which chunks fill which buffer, and in which order a buffer's rows are taken."""
+    """Which chunks fill each buffer, and in which order the rows of a buffer are taken."""
 
-    chunks: list[tuple[int, int]]
+    chunks: list[Bounds]
     buffer_chunks: int
     seed: int
 
@@ -81,15 +83,15 @@ class _Order:
 
     @property
     def largest(self) -> int:
-        """Most rows that a buffer can have."""
+        """Rows of the largest possible buffer."""
         sizes = sorted(stop - start for start, stop in self.chunks)
         return sum(sizes[-self.buffer_chunks :])
 
-    def buffers(self, row: int) -> Iterator[tuple[list[tuple[int, int]], np.ndarray]]:
-        """Chunks of each buffer and its rows still to be taken, endlessly, from the buffer with row number `row` on."""
+    def buffers(self, row: int) -> Iterator[tuple[list[Bounds], npt.NDArray[np.int64]]]:
+        """Endlessly, each buffer's chunks and its rows in random order, beginning with row number `row` of the stream."""
         done, row = divmod(row, self.rows)
         while True:
-            shuffled = np.random.default_rng((self.seed, done)).permutation(len(self.chunks))
+            shuffled: list[int] = np.random.default_rng((self.seed, done)).permutation(len(self.chunks)).tolist()
             for first in range(0, len(shuffled), self.buffer_chunks):
                 picked = [self.chunks[index] for index in shuffled[first : first + self.buffer_chunks]]
                 count = sum(stop - start for start, stop in picked)
@@ -111,22 +113,26 @@ def _batches(
             filled += len(taken)
             if filled == batch_size:
                 yield batch_BD.mul_(scale)
-                # A new one, because the caller may keep the last.
+                # A new tensor, because the caller may keep the last one.
                 batch_BD, filled = torch.empty(batch_size, d_in), 0
 
 
-def _loaded(store: ActivationStore, layer: int, order: _Order, row: int) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """Each buffer filled, while the next one is being filled."""
+def _loaded(
+    store: ActivationStore, layer: int, order: _Order, row: int
+) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.int64]]]:
+    """Each buffer and the order of its rows; the next buffer is filled in the meantime."""
     dtype = fmt.BITS[store.layout.dtype].torch_dtype
     memory = [torch.empty(order.largest, store.layout.d_in, dtype=dtype) for _ in range(2)]
     with ThreadPoolExecutor(store.storage.parallel_reads) as pool:
 
-        def fill(buffer_RD: torch.Tensor, picked: list[tuple[int, int]]) -> list[Future[torch.Tensor]]:
-            parts = buffer_RD[: sum(stop - start for start, stop in picked)].split([stop - start for start, stop in picked])
-            return [
-                pool.submit(store.read, layer, start, stop, part_RD)
-                for (start, stop), part_RD in zip(picked, parts, strict=True)
-            ]
+        def fill(buffer_RD: torch.Tensor, picked: list[Bounds]) -> list[Future[torch.Tensor]]:
+            filling: list[Future[torch.Tensor]] = []
+            filled = 0
+            for start, stop in picked:
+                part_RD = buffer_RD[filled : filled + stop - start]
+                filling.append(pool.submit(store.read, layer, start, stop, part_RD))
+                filled += len(part_RD)
+            return filling
 
         buffers = order.buffers(row)
         picked, rows_R = next(buffers)
@@ -140,7 +146,7 @@ def _loaded(store: ActivationStore, layer: int, order: _Order, row: int) -> Iter
 
 
 def _ahead(batches: Generator[torch.Tensor, None, None]) -> Generator[torch.Tensor, None, None]:
-    """The same batches, made by a thread while the caller works. The thread ends with the iterator."""
+    """The same batches, made by a thread while the caller works. Closing the iterator ends the thread."""
     queue: Queue[torch.Tensor | BaseException] = Queue(BATCHES_AHEAD)
     stopped = Event()
 

@@ -1,4 +1,4 @@
-"""How the rows of a store may be compressed. Imports neither zarr nor torch, so that an experiment is read at once."""
+"""The codecs of a store's rows. Imports neither zarr nor torch, which reading an experiment file must not wait for."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -12,9 +12,9 @@ def _blosc(itemsize: int) -> list[dict[str, Any]]:
 
 
 CODECS: dict[str, Callable[[int], list[dict[str, Any]]]] = {"raw": lambda _itemsize: [], "blosc": _blosc}
-"""The values of `store.codec`: given the bytes of a value, Zarr's codecs as zarr.json names them. A checksum follows them.
+"""Zarr's codecs, as zarr.json writes them, for each value of `store.codec`, given the bytes per number.
 
-`pipeline.store.direct` reads blosc and zstd itself; what it does not know, zarr-python reads, several times slower.
+`pipeline.store.direct` reads blosc and zstd; zarr-python reads any other codec, several times slower.
 """
 
 

@@ -1,4 +1,4 @@
-"""A store as a person wants to see it: what was extracted from what, how much it is, how large its rows are."""
+"""Shows a store in tables: what was extracted from which model and texts, how many rows and bytes, how large the norms."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from pipeline.store.verify import store_norms
 
 
 def store_info(store: ActivationStore) -> Iterator[Table]:
-    """Tables of a store's contents and of its layers' norms; of what is committed so far, if it is not finished."""
+    """A table of what the store holds and one of its layers' norms. An unfinished store shows what is committed so far."""
     layout = store.layout
     bits = fmt.BITS[layout.dtype]
     plain = store.rows * layout.d_in * bits.torch_dtype.itemsize * len(layout.layers)
@@ -40,5 +40,5 @@ def store_info(store: ActivationStore) -> Iterator[Table]:
         norms = Table("layer", "RMS norm", "median norm", "largest norm", "massive rows", box=box.SIMPLE_HEAD)
         for layer in layout.layers:
             of = store_norms(store.commits, layer)
-            norms.add_row(str(layer), f"{of['rms']:.4g}", f"{of['median']:.4g}", f"{of['max']:.4g}", f"{of['massive']:,}")
+            norms.add_row(str(layer), f"{of.rms:.4g}", f"{of.median:.4g}", f"{of.max:.4g}", f"{of.massive:,}")
         yield norms

@@ -1,7 +1,7 @@
-"""Chunks of a sharded array read without zarr-python, straight into a buffer of the caller's.
+"""Reads chunks of a sharded Zarr array straight into the caller's buffer, without zarr-python.
 
-zarr-python reads the same files (a test compares them), at several times the cost: it asks for a shard's index anew on every
-call, and copies a chunk once per codec. Here an index is read once, and a raw chunk is copied once, by the kernel.
+zarr-python reads the same files (a test compares both) at several times the cost: it reads a shard's index on every call,
+and copies a chunk once per codec. Here each index is read once, and the kernel copies a raw chunk once.
 """
 
 import json
@@ -10,14 +10,16 @@ from typing import Any
 import google_crc32c
 import numcodecs
 import numpy as np
+import numpy.typing as npt
+from numcodecs.abc import Codec
 
 from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError
 
 CRC_BYTES = 4
 ABSENT = 2**64 - 1
-"""Offset of a chunk that was never written, in a shard's index."""
-DECODERS: dict[str, Any] = {"blosc": numcodecs.Blosc(), "zstd": numcodecs.Zstd()}
+"""Offset in a shard's index of a chunk that was never written."""
+DECODERS: dict[str, Codec] = {"blosc": numcodecs.Blosc(), "zstd": numcodecs.Zstd()}
 
 
 class ShardedArray:
@@ -29,11 +31,14 @@ class ShardedArray:
         self.dtype = np.dtype(metadata["data_type"])
         self.row_shape = tuple(metadata["shape"][1:])
         self.decoder = DECODERS[decoder] if decoder else None
-        self._indices: dict[int, np.ndarray] = {}
+        self._indices: dict[int, npt.NDArray[np.uint64]] = {}
 
     @classmethod
     def open(cls, storage: Storage, name: str) -> "ShardedArray | None":
-        """The array, or None when its codecs are not those of docs/store-format.md: then zarr-python has to read it."""
+        """The array, or None for codecs other than those of docs/store-format.md, which zarr-python must read.
+
+        Raises CorruptArtefactError for metadata that cannot be read.
+        """
         try:
             return cls._parsed(storage, name, json.loads(storage.read(f"{name}/zarr.json")))
         except (FileNotFoundError, ValueError, TypeError, LookupError) as error:
@@ -63,8 +68,8 @@ class ShardedArray:
         """Name of a shard's file."""
         return f"{self.name}/c/{shard}" + "/0" * len(self.row_shape)
 
-    def read(self, start: int, out: np.ndarray, file_bytes: int) -> None:
-        """Rows from `start` on, as many as `out` [R, ...] has, all of one shard whose file has `file_bytes` bytes.
+    def read(self, start: int, out: npt.NDArray[Any], file_bytes: int) -> None:
+        """Fill `out` [R, ...] with the rows from `start` on, all of one shard, whose file has `file_bytes` bytes.
 
         Raises CorruptArtefactError when a checksum does not match or a chunk is missing.
         """
@@ -81,7 +86,7 @@ class ShardedArray:
                 out[done : done + count] = whole[skip : skip + count]
             done += count
 
-    def _read_chunk(self, shard: int, chunk: int, out: np.ndarray, file_bytes: int) -> None:
+    def _read_chunk(self, shard: int, chunk: int, out: npt.NDArray[Any], file_bytes: int) -> None:
         offset, length = (int(value) for value in self._index(shard, file_bytes)[chunk])
         if offset == ABSENT:
             raise CorruptArtefactError(f"{self.storage}/{self.file(shard)}: chunk {chunk} was never written")
@@ -96,8 +101,8 @@ class ShardedArray:
             except (RuntimeError, ValueError) as error:
                 raise CorruptArtefactError(f"{self.storage}/{self.file(shard)}: chunk {chunk}: {error}") from None
 
-    def _index(self, shard: int, file_bytes: int) -> np.ndarray:
-        """(offset, bytes) of every chunk of a shard, from the end of its file."""
+    def _index(self, shard: int, file_bytes: int) -> npt.NDArray[np.uint64]:
+        """Offset and bytes of every chunk of a shard, read from the end of its file."""
         index = self._indices.get(shard)
         if index is None:
             index = np.empty((self.shard_rows // self.chunk_rows, 2), "<u8")
@@ -106,8 +111,8 @@ class ShardedArray:
             self._indices[shard] = index
         return index
 
-    def _checked(self, shard: int, offset: int, target: np.ndarray, what: str) -> None:
-        """Fill `target` from the shard's file and compare it with the checksum that follows it there."""
+    def _checked(self, shard: int, offset: int, target: npt.NDArray[np.uint8], what: str) -> None:
+        """Fill `target` from the shard's file, and compare it with the checksum that follows it in the file."""
         stored = np.empty(CRC_BYTES, np.uint8)
         try:
             self.storage.read_into(self.file(shard), offset, [target, stored])

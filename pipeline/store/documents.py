@@ -1,30 +1,31 @@
-"""Reading a probe store: the same format, rows in document order, a label and a split for every document.
-
-Shapes: R rows, N documents, L tokens per document, D d_in.
-"""
+"""Reads a probe store: a store whose rows lie in document order, with a label and a split for each document."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.store.reader import ActivationStore
 
-SPLITS = ("train", "test")
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("train", "test")
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of one probe data set at one layer."""
+    """The documents of a probe data set at one layer."""
 
     store: ActivationStore
     layer: int
 
-    def padded(self, split: str, at_once: int) -> Iterator[tuple[str, torch.Tensor]]:
-        """The documents of a split, class by class and at most `at_once` of them: [N, L, D] in the store's dtype.
+    def padded(self, split: Split, at_once: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """The documents of a split with their class, at most `at_once` of one class at a time: [S, L, D], store's dtype.
 
-        Zeros stand where sae-bench masks: in the first place, which is the BOS's, and as padding on the right.
+        Zeros stand where sae-bench masks: at the first position, which is the BOS's, and as padding on the right.
         """
         offsets = self.store.whole("row_offsets")
         label, in_split = self.store.whole("label"), self.store.whole("split") == SPLITS.index(split)
@@ -35,10 +36,10 @@ class Documents:
             for start in range(first, stop, at_once):
                 yield name, self._padded(offsets[start : min(start + at_once, stop) + 1], length)
 
-    def _padded(self, offsets: np.ndarray, length: int) -> torch.Tensor:
-        """Documents whose rows lie between neighbouring offsets."""
-        rows_RD = self.store.read(self.layer, offsets[0], offsets[-1])
-        padded_NLD = torch.zeros(len(offsets) - 1, length, self.store.layout.d_in, dtype=rows_RD.dtype)
-        for document_LD, document_rows_RD in zip(padded_NLD, rows_RD.split(np.diff(offsets).tolist()), strict=True):
-            document_LD[1 : 1 + len(document_rows_RD)] = document_rows_RD
-        return padded_NLD
+    def _padded(self, offsets: npt.NDArray[np.int64], length: int) -> torch.Tensor:
+        """The documents whose rows lie between neighbouring offsets."""
+        rows_RD = self.store.read(self.layer, int(offsets[0]), int(offsets[-1]))
+        padded_SLD = torch.zeros(len(offsets) - 1, length, self.store.layout.d_in, dtype=rows_RD.dtype)
+        for document, (first, stop) in enumerate(pairwise((offsets - offsets[0]).tolist())):
+            padded_SLD[document, 1 : 1 + stop - first] = rows_RD[first:stop]
+        return padded_SLD

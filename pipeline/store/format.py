@@ -1,13 +1,11 @@
-"""The layout of an activation store on disk, and its creation. docs/store-format.md describes it for other readers.
-
-Shapes: S sequences, L tokens per sequence, N documents, D d_in.
-"""
+"""Defines the layout of an activation store on disk and creates empty stores. docs/store-format.md is the specification."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import zarr
 from pydantic import BaseModel, ConfigDict
@@ -20,25 +18,28 @@ from pipeline.errors import CorruptArtefactError
 from pipeline.section import Dtype
 from pipeline.store.codecs import CODECS, Codec
 
+Integers = npt.NDArray[np.integer[Any]]
+
 FORMAT = "dasae-activations/2"
 REMEDY = "repair it with the command that made it, `dasae extract EXPERIMENT --deep`"
 UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError)
-"""What zarr and the parsers raise for metadata, checksums and compressed bytes that are not as they were written."""
+"""What zarr and the parsers raise for damaged metadata, checksums and compressed bytes."""
 COMMITS = "commits"
 ROOT = "zarr.json"
-ROW_FIELDS = {"doc_id": "int64", "sequence": "int32", "position": "int32", "token_id": "int32"}
-"""Arrays that say of every row where it comes from, in the same row order as the layers."""
+RowField = Literal["doc_id", "sequence", "position", "token_id"]
+ROW_FIELDS: dict[RowField, str] = {"doc_id": "int64", "sequence": "int32", "position": "int32", "token_id": "int32"}
+"""Arrays that say which token each row belongs to, in the row order of the layers, and their dtypes on disk."""
 
 
 @dataclass(frozen=True)
 class Bits:
-    """How a floating-point dtype that zarr 3.1 may not know is kept: its bit pattern in an unsigned integer."""
+    """How a floating-point dtype is stored: as bit patterns in unsigned integers, because Zarr 3.1 has no bfloat16."""
 
     torch_dtype: torch.dtype
     view: torch.dtype
     name: str
     fill: int
-    """All ones, a NaN in either dtype: rows that were never written cannot pass for activations."""
+    """All ones, which is a NaN in both dtypes: a row that was never written reads as NaN."""
 
 
 BITS: dict[Dtype, Bits] = {
@@ -48,13 +49,13 @@ BITS: dict[Dtype, Bits] = {
 
 
 class Layout(BaseModel):
-    """The attributes of a store's root group: all that a reader must know."""
+    """The attributes of a store's root group, which are all that a reader needs to know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["dasae-activations/2"] = FORMAT
     rows: int
-    """Rows there is text for; arrays are padded up to whole shards."""
+    """Rows of all shards together; arrays are padded to whole shards."""
     shard_rows: int
     chunk_rows: int
     layers: tuple[int, ...]
@@ -62,17 +63,17 @@ class Layout(BaseModel):
     dtype: Dtype
     codec: Codec
     row_order: Literal["shuffled", "document"]
-    """`shuffled`: rows permuted inside each shard. `document`: as in the text (probe stores)."""
+    """`shuffled`: rows are permuted inside each shard. `document`: rows stay in the order of the text (probe stores)."""
     seed: int
-    """Seed of the permutations, or of a synthetic store's rows."""
+    """Seed of the permutations; in a synthetic store, seed of the rows."""
     special_ids: tuple[int, ...]
     """Token ids that never become rows (BOS, EOS, padding, ...)."""
     max_norm: float | None = None
-    """Rows whose norm is more than this multiple of their shard's median norm, in any layer, are left out."""
+    """A row is left out if its norm, at any layer, exceeds this multiple of its shard's median norm."""
     provenance: dict[str, Any]
     """Model, corpus and tokenizer this was extracted from."""
     classes: tuple[str, ...] = ()
-    """Names of the labels of a probe store."""
+    """Class names of a probe store, in the order of the label numbers; empty for other stores."""
 
     @property
     def shards(self) -> int:
@@ -80,54 +81,101 @@ class Layout(BaseModel):
         return -(-self.rows // self.shard_rows)
 
     def shard_range(self, shard: int) -> tuple[int, int]:
-        """First row of a shard and one past the last row that it has text for."""
+        """First row of a shard and one past its last. The shard holds fewer rows where `max_norm` leaves some out."""
         return shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """The tokens of a store, before any forward pass."""
+    """The tokens of a store, known before any forward pass."""
 
-    tokens_SL: np.ndarray
-    """int32; a BOS first, padding only on the right."""
-    row_offsets: np.ndarray
-    """int64 [S + 1]: the rows of sequence s are row_offsets[s] to row_offsets[s + 1], before shuffling."""
-    doc_starts: np.ndarray
-    """int64 [N]: where each document starts in `tokens_SL.ravel()`."""
+    tokens_SL: npt.NDArray[np.int32]
+    """Each sequence begins with a BOS; padding stands only on the right."""
+    row_offsets: npt.NDArray[np.int64]
+    """[S + 1]: before shuffling, sequence s owns rows row_offsets[s] to row_offsets[s + 1] - 1."""
+    doc_starts: npt.NDArray[np.int64]
+    """[documents]: where each document starts in `tokens_SL.ravel()`."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all sequences together."""
+        return int(self.row_offsets[-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Class and split of each document of a probe store, [S] because each document is one sequence."""
+
+    label: npt.NDArray[np.int32]
+    """Index into `Layout.classes`."""
+    split: npt.NDArray[np.uint8]
+    """0 for training, 1 for testing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewStore:
-    """All that determines a store's files before the first forward pass."""
+    """What an empty store consists of: everything that is known before the first forward pass."""
 
     layout: Layout
     sequences: Sequences
-    labels: dict[str, np.ndarray] = field(default_factory=dict)
-    """Further arrays with one entry per document: `label` and `split` of a probe store."""
+    labels: Labels | None = None
+    """Only for a probe store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFields:
+    """Which token each row of a shard belongs to: one integer array [R] per name in ROW_FIELDS."""
+
+    doc_id: Integers
+    sequence: Integers
+    position: Integers
+    token_id: Integers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRows:
+    """All rows of one shard, in the order in which they are stored."""
+
+    layers: dict[int, torch.Tensor]
+    """The rows [R, D] of each layer, in the store's dtype, on the CPU."""
+    fields: RowFields
+
+    def kept(self, kept_R: torch.Tensor) -> "ShardRows":
+        """Only the rows that a bool [R] names."""
+        arrays: dict[str, Integers] = vars(self.fields)
+        return ShardRows(
+            layers={layer: rows_RD[kept_R] for layer, rows_RD in self.layers.items()},
+            fields=RowFields(**{name: values[kept_R.numpy()] for name, values in arrays.items()}),
+        )
 
 
 def layer_array(layer: int) -> str:
-    """Name of the array that holds a layer's rows."""
+    """Name of the array that holds the rows of a layer."""
     return f"layer_{layer:02d}"
 
 
 def create(storage: Storage, new: NewStore) -> None:
-    """Lay out an empty store whose tokens are complete; afterwards every shard can be filled independently.
+    """Lay out an empty store with all its tokens. Its shards can then be filled in any order.
 
-    The root's `zarr.json` is written last, so that a store interrupted here is recognised as not laid out yet. Equal
-    arguments write equal files: several processes may do it at once.
+    The root's `zarr.json` is written last: a folder without it is not laid out yet. Equal arguments write equal files, so
+    several processes may do this at once.
     """
     group, files = skeleton(new.layout)
     text = new.sequences
-    whole = {"tokens": text.tokens_SL, "row_offsets": text.row_offsets, "doc_starts": text.doc_starts}
-    for name, values in (whole | new.labels).items():
+    whole: dict[str, Integers] = {
+        "tokens": text.tokens_SL,
+        "row_offsets": text.row_offsets,
+        "doc_starts": text.doc_starts,
+        **(vars(new.labels) if new.labels else {}),
+    }
+    for name, values in whole.items():
         chunks = (min(len(values), 8192), *values.shape[1:])
         group.create_array(
             name,
             data=values,
             chunks=chunks,
             compressors=[ZstdCodec(level=1), Crc32cCodec()],
-            # Left out by default, a chunk of zeros could not be told from one that was lost.
+            # By default a chunk of zeros is not written, and would look like a lost one.
             config={"write_empty_chunks": True},
         )
     for name in sorted(files, key=lambda name: (name == ROOT, name)):
@@ -135,14 +183,14 @@ def create(storage: Storage, new: NewStore) -> None:
 
 
 def skeleton(layout: Layout) -> tuple[zarr.Group, dict[str, Buffer]]:
-    """The group and the row arrays of a store without any data, in memory, and the files that writing to it makes."""
+    """The group and row arrays of an empty store in memory, and the files behind them, which writing to the group fills."""
     files: dict[str, Buffer] = {}
     attributes = layout.model_dump(mode="json")
     group = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3, attributes=attributes)
     bits = BITS[layout.dtype]
     padded = layout.shards * layout.shard_rows
-    # crc32c is the last codec, so that a flipped bit is found before the decompressor sees it.
-    compressors = [*CODECS[layout.codec](bits.torch_dtype.itemsize), {"name": "crc32c"}]
+    # crc32c comes last, so that reading finds a flipped bit before it decompresses.
+    compressors: list[dict[str, Any]] = [*CODECS[layout.codec](bits.torch_dtype.itemsize), {"name": "crc32c"}]
     for layer in layout.layers:
         group.create_array(
             layer_array(layer),
@@ -176,8 +224,8 @@ def read_sequences(storage: Storage) -> Sequences:
     )
 
 
-def read_whole(storage: Storage, name: str) -> np.ndarray:
-    """All of an array that has an entry per sequence or per document. Raises CorruptArtefactError."""
+def read_whole(storage: Storage, name: str) -> npt.NDArray[Any]:
+    """One of the `text_arrays`, all of it. Raises CorruptArtefactError."""
     names = list(storage.sizes(name))
     as_buffer = default_buffer_prototype().buffer.from_bytes
     files = {file: as_buffer(content) for file, content in zip(names, read_many(storage, names), strict=True)}
@@ -196,7 +244,7 @@ def is_laid_out(storage: Storage) -> bool:
 
 
 def read_layout(storage: Storage) -> Layout:
-    """What a store's root says of it. Raises CorruptArtefactError when there is no store of this format."""
+    """The layout of a store. Raises CorruptArtefactError when there is no store of this format."""
     try:
         return Layout.model_validate(json.loads(storage.read(ROOT))["attributes"])
     except UNREADABLE:
@@ -206,10 +254,10 @@ def read_layout(storage: Storage) -> Layout:
 
 
 def text_arrays(layout: Layout) -> list[str]:
-    """Names of the arrays that are there before any row."""
+    """Names of the arrays that `create` writes: tokens and documents, no rows."""
     return ["tokens", "row_offsets", "doc_starts", *(("label", "split") if layout.classes else ())]
 
 
 def shard_files(layout: Layout, shard: int) -> list[str]:
-    """Paths, relative to the store, of the files that together hold one shard."""
+    """Paths, relative to the store, of the files of one shard."""
     return [f"{layer_array(layer)}/c/{shard}/0" for layer in layout.layers] + [f"{name}/c/{shard}" for name in ROW_FIELDS]

@@ -1,14 +1,13 @@
-"""Reading a store: committed shards only, every file checked when the store is opened, every chunk when it is read.
-
-Shapes: R rows, D d_in.
-"""
+"""Reads a store: checks that every file of every committed shard is there when opened, and every chunk when read."""
 
 import math
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import zarr
 from pydantic import ValidationError
@@ -18,20 +17,20 @@ from pipeline.artefacts.storage import Storage, open_storage, read_many
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.store import format as fmt
 from pipeline.store.direct import ShardedArray
-from pipeline.store.verify import recorded
+from pipeline.store.verify import recorded_files
 from pipeline.store.writer import Commit, commit_name
 
 
 class ActivationStore:
     """An activation store, in a folder or at an `s3://` URL.
 
-    Raises CorruptArtefactError on opening when a shard is not committed or one of its files is missing or has another size,
-    and on reading when a checksum does not match. With `partial`, the shards that are committed now are all there is.
+    Opening raises CorruptArtefactError when a shard is not committed, or when one of its files is missing or has another
+    size; reading raises it when a checksum does not match. With `partial`, shards that are not committed are left out.
     """
 
     def __init__(self, place: Path | str | Storage, *, partial: bool = False):
         self.storage = open_storage(place)
-        self._recorded = recorded(self.storage)
+        self._recorded = recorded_files(self.storage)
         self._check_metadata()
         self.layout = fmt.read_layout(self.storage)
         self.commits = self._commits(partial)
@@ -39,7 +38,7 @@ class ActivationStore:
         self._direct: dict[str, ShardedArray | None] = {}
 
     def _check_metadata(self) -> None:
-        """Compare Zarr's metadata with the manifest, because nothing in it would tell a changed number."""
+        """Compare Zarr's metadata with the manifest's checksums; Zarr itself would not notice a changed number in it."""
         names = [name for name in self._recorded if name.endswith(fmt.ROOT)]
         try:
             for name, content in zip(names, read_many(self.storage, names), strict=True):
@@ -55,7 +54,7 @@ class ActivationStore:
 
     def _commits(self, partial: bool) -> dict[int, Commit]:
         records = self.storage.sizes(fmt.COMMITS)
-        sizes = self.storage.sizes()  # afterwards, so that it has all files of a shard committed meanwhile
+        sizes = self.storage.sizes()  # second, so that it has the files of a shard that is committed in between
         names = {shard: commit_name(shard) for shard in range(self.layout.shards)}
         there = {shard: name for shard, name in names.items() if name in records}
         if not partial and len(there) < len(names):
@@ -76,17 +75,17 @@ class ActivationStore:
 
     @property
     def shards(self) -> list[int]:
-        """The shards there are."""
+        """Numbers of the shards that can be read."""
         return list(self.commits)
 
     @cached_property
     def rows(self) -> int:
-        """Rows there are."""
+        """Rows of these shards."""
         return sum(commit.rows for commit in self.commits.values())
 
     @cached_property
     def bytes(self) -> int:
-        """Bytes of all committed files."""
+        """Bytes of all files of these shards."""
         return sum(check.bytes for commit in self.commits.values() for check in commit.files.values())
 
     def scale(self, layer: int) -> float:
@@ -97,7 +96,7 @@ class ActivationStore:
         self._check(layer)
         return math.sqrt(self.rows / math.fsum(commit.norms[layer].sum_squares for commit in self.commits.values()))
 
-    def rows_of(self, shard: int) -> tuple[int, int]:
+    def row_range(self, shard: int) -> tuple[int, int]:
         """First row of a shard and one past the last that was written."""
         start, _ = self.layout.shard_range(shard)
         return start, start + self.commits[shard].rows
@@ -105,44 +104,45 @@ class ActivationStore:
     def chunks(self, shards: Iterable[int]) -> list[tuple[int, int]]:
         """Bounds of every chunk of some shards, in order."""
         size = self.layout.chunk_rows
-        ranges = [self.rows_of(shard) for shard in shards]
+        ranges = [self.row_range(shard) for shard in shards]
         return [(first, min(first + size, stop)) for start, stop in ranges for first in range(start, stop, size)]
 
     def read(self, layer: int, start: int, stop: int, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Rows `start` to `stop` of a layer, [R, D] in the store's dtype, written into `out` if that is given.
+        """Rows `start` to `stop` - 1 of a layer, [R, D] in the store's dtype, read into `out` (contiguous) if it is given.
 
-        `out` is contiguous. Raises BadInputError for a layer that the store does not have, IndexError for rows that were not
-        written, and CorruptArtefactError for a chunk that does not match its checksum.
+        Raises BadInputError for a layer that the store does not have, IndexError for rows that were not written, and
+        CorruptArtefactError for a chunk that does not match its checksum.
         """
         self._check(layer)
         bits = fmt.BITS[self.layout.dtype]
         if out is None:
             out = torch.empty(stop - start, self.layout.d_in, dtype=bits.torch_dtype)
-        self._read_rows(fmt.layer_array(layer), start, stop, out.view(bits.view).numpy())
+        patterns: fmt.Integers = out.view(bits.view).numpy()
+        self._read_rows(fmt.layer_array(layer), start, stop, patterns)
         return out
 
-    def read_field(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows `start` to `stop` of one of ROW_FIELDS, [R]."""
-        values = np.empty(stop - start, fmt.ROW_FIELDS[name])
+    def read_field(self, name: fmt.RowField, start: int, stop: int) -> fmt.Integers:
+        """Rows `start` to `stop` - 1 of one of ROW_FIELDS, [R]. Raises what `read` does."""
+        values: fmt.Integers = np.empty(stop - start, fmt.ROW_FIELDS[name])
         self._read_rows(name, start, stop, values)
         return values
 
-    def whole(self, name: str) -> np.ndarray:
-        """All of one of the arrays that have an entry per sequence or per document."""
+    def whole(self, name: str) -> npt.NDArray[Any]:
+        """One of the arrays with an entry per sequence or document, all of it. Raises CorruptArtefactError."""
         return fmt.read_whole(self.storage, name)
 
     def _check(self, layer: int) -> None:
         if layer not in self.layout.layers:
             raise BadInputError(f"{self.storage} has no layer {layer}; it has {', '.join(map(str, self.layout.layers))}")
 
-    def _read_rows(self, name: str, start: int, stop: int, out: np.ndarray) -> None:
+    def _read_rows(self, name: str, start: int, stop: int, out: npt.NDArray[Any]) -> None:
         if name not in self._direct:
             self._direct[name] = ShardedArray.open(self.storage, name)
         direct, position = self._direct[name], start
         while position < stop:
             shard = position // self.layout.shard_rows
             end = min(stop, (shard + 1) * self.layout.shard_rows)
-            if shard not in self.commits or end > self.rows_of(shard)[1]:
+            if shard not in self.commits or end > self.row_range(shard)[1]:
                 raise IndexError(f"{self.storage}: rows {position} to {end} were not written")
             part = out[position - start : end - start]
             if direct:
@@ -155,7 +155,7 @@ class ActivationStore:
                 part[:] = self._by_zarr(name, position, end)
             position = end
 
-    def _by_zarr(self, name: str, start: int, stop: int) -> np.ndarray:
+    def _by_zarr(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         try:
             return np.asarray(zarr.open_array(self.storage.zarr_store(), path=name, mode="r")[start:stop])
         except fmt.UNREADABLE as error:

@@ -1,4 +1,4 @@
-"""Whether a store is what it was when it was committed, and what there is to say about it."""
+"""Finds damaged files of a store, and sums up the activation norms that its commits record."""
 
 import math
 import re
@@ -10,47 +10,56 @@ import google_crc32c
 from pydantic import ValidationError
 
 from pipeline.artefacts.identity import sha256
-from pipeline.artefacts.manifest import MANIFEST, FileRecord, Manifest
+from pipeline.artefacts.manifest import MANIFEST, FileRecord, read_manifest
 from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError
 from pipeline.runtime.progress import progress
 from pipeline.store import format as fmt
-from pipeline.store.writer import Commit, LayerNorms, commit_name
+from pipeline.store.writer import Commit, commit_name
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One file of a store that is not as it was written."""
+    """A file of a store that is missing or changed."""
 
     file: str
     what: str
     shard: int | None = None
-    """The shard whose record or rows these are; None for the manifest and for what there is before any shard."""
+    """The shard that the file belongs to; None for the manifest, the metadata and the tokens."""
 
     def __str__(self) -> str:
         return f"{self.file} {self.what}"
 
 
-def recorded(storage: Storage) -> dict[str, FileRecord]:
-    """What the manifest of a finished store says of its files, the shards' data left out; nothing for an unfinished one.
+@dataclass(frozen=True, kw_only=True)
+class StoreNorms:
+    """Norms ||x|| of the activations of one layer in a whole store."""
+
+    rms: float
+    """Root mean square."""
+    median: float
+    """Median of the shards' medians."""
+    max: float
+    massive: int
+    """Activations with more than `writer.MASSIVE` times their shard's median."""
+
+
+def recorded_files(storage: Storage) -> dict[str, FileRecord]:
+    """The files in a finished store's manifest, which has all but the shards' data; {} for an unfinished store.
 
     Raises CorruptArtefactError when there is a manifest that cannot be read.
     """
-    try:
-        return Manifest.model_validate_json(storage.read(MANIFEST)).files
-    except FileNotFoundError:
-        return {}
-    except ValidationError:
-        raise CorruptArtefactError(f"{storage}/{MANIFEST} cannot be read; {fmt.REMEDY}") from None
+    manifest = read_manifest(storage, fmt.REMEDY)
+    return manifest.files if manifest else {}
 
 
 def damages(storage: Storage, *, deep: bool) -> list[Damage]:
-    """Files that are missing, have another size or cannot be read; with `deep`, also those with another checksum.
+    """Files that are missing, have another size or cannot be read; with `deep`, also files with another checksum.
 
-    A shard without a record is damage only if there is a manifest, which says that the store was finished.
+    A shard without a commit record is damage only in a finished store, which has a manifest.
     """
     committed = storage.sizes(fmt.COMMITS)
-    sizes = storage.sizes()  # afterwards, so that it has all files of a shard committed meanwhile
+    sizes = storage.sizes()  # second, so that it has the files of a shard that is committed in between
     found: dict[str, Damage] = {}
     everything = chain(
         _unlike_manifest(storage, sizes, deep), _in_layout(storage, sizes, deep), _in_shards(storage, committed, sizes, deep)
@@ -62,7 +71,7 @@ def damages(storage: Storage, *, deep: bool) -> list[Damage]:
 
 def _unlike_manifest(storage: Storage, sizes: dict[str, int], deep: bool) -> Iterator[Damage]:
     try:
-        files = recorded(storage)
+        files = recorded_files(storage)
     except CorruptArtefactError:
         yield Damage(MANIFEST, "cannot be read")
         return
@@ -81,7 +90,7 @@ def _in_layout(storage: Storage, sizes: dict[str, int], deep: bool) -> Iterator[
     except CorruptArtefactError:
         yield Damage(fmt.ROOT, "is missing or cannot be read")
         return
-    # A manifest knows the skeleton better. What the text arrays hold it knows only as it was when it was written.
+    # The manifest already has checksums of this metadata; only the token arrays need reading.
     for name, content in fmt.skeleton(layout)[1].items() if MANIFEST not in sizes else ():
         if name not in sizes or storage.read(name) != content.to_bytes():
             yield Damage(name, "is not as it was written")
@@ -122,13 +131,13 @@ def _size_damage(file: str, known: int, sizes: dict[str, int]) -> str:
     return "" if sizes[file] == known else f"has {sizes[file]} bytes instead of {known}"
 
 
-def store_norms(commits: dict[int, Commit], layer: int) -> dict[str, float]:
-    """Norms of a layer over the whole store: root mean square, median of the shards' medians, largest, massive rows."""
-    norms: list[LayerNorms] = [commit.norms[layer] for commit in commits.values()]
+def store_norms(commits: dict[int, Commit], layer: int) -> StoreNorms:
+    """The norms of a layer over all committed shards."""
+    norms = [commit.norms[layer] for commit in commits.values()]
     medians = sorted(shard.median for shard in norms)
-    return {
-        "rms": math.sqrt(math.fsum(shard.sum_squares for shard in norms) / sum(commit.rows for commit in commits.values())),
-        "median": medians[len(medians) // 2],
-        "max": max(shard.max for shard in norms),
-        "massive": sum(shard.massive for shard in norms),
-    }
+    return StoreNorms(
+        rms=math.sqrt(math.fsum(shard.sum_squares for shard in norms) / sum(commit.rows for commit in commits.values())),
+        median=medians[len(medians) // 2],
+        max=max(shard.max for shard in norms),
+        massive=sum(shard.massive for shard in norms),
+    )

@@ -1,15 +1,11 @@
-"""Writing a store: one shard at a time, each committed by a record that appears only when all its files are on disk.
-
-Shapes: R rows of one shard, D d_in.
-"""
+"""Writes the shards of a store. A shard's commit record appears only when all files of the shard are on disk."""
 
 import json
 import math
-from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import google_crc32c
-import numpy as np
+import numpy.typing as npt
 import torch
 import zarr
 from pydantic import BaseModel, ConfigDict
@@ -18,9 +14,10 @@ from pipeline.artefacts.identity import canonical_json
 from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError, PipelineError
 from pipeline.store import format as fmt
+from pipeline.store.format import ShardRows
 
 MASSIVE = 10.0
-"""Multiple of the median norm from which a row counts as massive: an attention sink (Sun et al. 2024), not a meaning."""
+"""Multiple of the median norm above which an activation is massive: an attention sink (Sun et al. 2024), not a meaning."""
 
 
 class FileCheck(BaseModel):
@@ -33,12 +30,12 @@ class FileCheck(BaseModel):
 
 
 class LayerNorms(BaseModel):
-    """Norms ||x|| of the rows of one layer in one shard, from the stored values."""
+    """Norms ||x|| of the stored activations of one layer in one shard."""
 
     model_config = ConfigDict(frozen=True)
 
     sum_squares: float
-    """Sum of ||x||^2, from which the scale of a store follows."""
+    """Sum of ||x||^2; the scale of a store follows from it."""
     median: float
     max: float
     massive: int
@@ -46,13 +43,13 @@ class LayerNorms(BaseModel):
 
 
 class Commit(BaseModel):
-    """`commits/000017.json`: the proof that a shard is complete."""
+    """The record `commits/000017.json`, which proves that shard 17 is complete."""
 
     model_config = ConfigDict(frozen=True)
 
     shard: int
     rows: int
-    """Rows written; fewer than the shard has text for where massive rows were left out."""
+    """Rows written, without those that `max_norm` leaves out."""
     files: dict[str, FileCheck]
     norms: dict[int, LayerNorms]
     """By layer."""
@@ -63,22 +60,22 @@ def commit_name(shard: int) -> str:
     return f"{fmt.COMMITS}/{shard:06d}.json"
 
 
-def row_norms(rows_RD: torch.Tensor) -> torch.Tensor:
-    """||x|| of every row, float64 [R], from sums in float32."""
-    # In parts, because a whole shard in float32 is twice its size.
-    norm_R = torch.cat([torch.linalg.vector_norm(part_RD.float(), dim=1) for part_RD in rows_RD.split(1024)]).double()
-    overflown = (~norm_R.isfinite()).nonzero().squeeze(1)  # from 1.8e19 on, or not finite to begin with
+def activation_norms(rows_RD: torch.Tensor) -> torch.Tensor:
+    """||x|| of every activation x, float64 [R], summed in float32."""
+    # In parts, because a whole shard in float32 would take twice its memory.
+    norm_R = torch.cat([torch.linalg.vector_norm(part_RD.float(), dim=1) for part_RD in torch.split(rows_RD, 1024)]).double()
+    overflown = (~norm_R.isfinite()).nonzero().squeeze(1)  # norms above 1.8e19, and rows that are not finite
     norm_R[overflown] = torch.linalg.vector_norm(rows_RD[overflown].double(), dim=1)
     return norm_R
 
 
 class ShardWriter:
-    """Fills a laid-out store. Several processes may each write other shards of it at the same time."""
+    """Writes shards into a laid-out store. Several processes may write different shards of it at the same time."""
 
     def __init__(self, storage: Storage):
         self.storage = storage
         self.layout = fmt.read_layout(storage)
-        # zarr encodes a shard into memory, and `Storage.write` puts it down whole and synced, which zarr would not.
+        # zarr encodes a shard into memory. `Storage.write` writes it whole and syncs it, which zarr does not.
         self.group, self.files = fmt.skeleton(self.layout)
 
     def missing(self) -> list[int]:
@@ -87,61 +84,61 @@ class ShardWriter:
         return [shard for shard in range(self.layout.shards) if commit_name(shard) not in committed]
 
     def committed(self, shard: int) -> bool:
-        """Whether a shard is committed now."""
+        """Whether a shard is committed, by whichever process."""
         return self.storage.size(commit_name(shard)) is not None
 
-    def write(self, shard: int, layers: Mapping[int, torch.Tensor], row_fields: Mapping[str, np.ndarray]) -> Commit:
-        """Write one whole shard in its final row order, then commit it.
+    def write(self, shard: int, rows: ShardRows) -> Commit:
+        """Write all rows of a shard, then commit it.
 
-        `layers` maps each layer to its rows [R, D] in the store's dtype on the CPU, `row_fields` each name of ROW_FIELDS to
-        [R]. Raises TypeError for another dtype, because Zarr would convert the bits by value without a word, and
-        PipelineError for values that are not finite, a disk that is full, or a record of other bytes by another writer, upon
-        which the shard counts as not committed.
+        Raises TypeError for another dtype or shape than the store's, because Zarr would silently convert the bit patterns as
+        if they were numbers. Raises PipelineError for values that are not finite and for a full disk, and
+        CorruptArtefactError where another writer committed other bytes; the shard then counts as not committed.
         """
         layout = self.layout
         start, stop = layout.shard_range(shard)
-        rows = len(row_fields["sequence"])
+        written = len(rows.fields.sequence)
         bits = fmt.BITS[layout.dtype]
         norms: dict[int, LayerNorms] = {}
         checks: dict[str, FileCheck] = {}
         for layer in layout.layers:
-            rows_RD = layers[layer]
-            if rows_RD.dtype != bits.torch_dtype or rows_RD.shape != (rows, layout.d_in) or rows > stop - start:
+            rows_RD = rows.layers[layer]
+            if rows_RD.dtype != bits.torch_dtype or rows_RD.shape != (written, layout.d_in) or written > stop - start:
                 raise TypeError(f"layer {layer}: got {rows_RD.dtype} {tuple(rows_RD.shape)}, the store holds {layout.dtype}")
-            norms[layer] = _norms(rows_RD, layer, row_fields["sequence"])
-            checks |= self._put(fmt.layer_array(layer), start, rows_RD.contiguous().view(bits.view).numpy())
+            norms[layer] = _norms(rows_RD, layer, rows.fields.sequence)
+            patterns: fmt.Integers = rows_RD.contiguous().view(bits.view).numpy()
+            checks |= self._put(fmt.layer_array(layer), start, patterns)
         for name, dtype in fmt.ROW_FIELDS.items():
-            checks |= self._put(name, start, row_fields[name].astype(dtype, casting="same_kind"))
-        commit = Commit(shard=shard, rows=rows, files=checks, norms=norms)
+            checks |= self._put(name, start, getattr(rows.fields, name).astype(dtype, casting="same_kind"))
+        commit = Commit(shard=shard, rows=written, files=checks, norms=norms)
         record = canonical_json(json.loads(commit.model_dump_json())).encode()
-        # Never replaces a record: of two writers the first wins, and on equal machines both wrote the same bytes.
+        # `create` never replaces a record: the first of two writers wins. Equal machines wrote the same bytes anyway.
         if not self.storage.create(commit_name(shard), record) and self.storage.read(commit_name(shard)) != record:
-            self.storage.delete(commit_name(shard))  # it vouches for files that are now this writer's
+            self.storage.delete(commit_name(shard))  # it vouches for the other writer's files, which are now overwritten
             raise CorruptArtefactError(
                 f"{self.storage}: shard {shard} was written by two machines that compute different bytes; {fmt.REMEDY}"
             )
         return commit
 
-    def _put(self, name: str, start: int, values: np.ndarray) -> dict[str, FileCheck]:
-        """Encode the rows of one array and write the file; its name and checksum."""
-        cast("zarr.Array", self.group[name])[start : start + len(values)] = values
+    def _put(self, name: str, start: int, values: npt.NDArray[Any]) -> dict[str, FileCheck]:
+        """Encode the rows of one array and write their file; returns its name and checksum."""
+        cast("zarr.Array[Any]", self.group[name])[start : start + len(values)] = values
         (made,) = [file for file in self.files if not file.endswith(fmt.ROOT)]
-        content = self.files.pop(made).as_numpy_array()
+        content: npt.NDArray[Any] = self.files.pop(made).as_numpy_array()
         self.storage.write(made, content.data)
         return {made: FileCheck(bytes=content.nbytes, crc32c=google_crc32c.value(content))}
 
 
-def _norms(rows_RD: torch.Tensor, layer: int, sequence_R: np.ndarray) -> LayerNorms:
-    norm_R = row_norms(rows_RD)
+def _norms(rows_RD: torch.Tensor, layer: int, sequence_R: fmt.Integers) -> LayerNorms:
+    norm_R = activation_norms(rows_RD)
     if not norm_R.isfinite().all():
-        worst = int(sequence_R[int((~norm_R.isfinite()).nonzero()[0])])
+        first = int(sequence_R[int((~norm_R.isfinite()).nonzero()[0])])
         raise PipelineError(
-            f"layer {layer}: the model put out values that are not finite for sequence {worst} of the store; "
+            f"layer {layer}: the model put out values that are not finite for sequence {first} of the store; "
             f'set model.dtype = "float32" if it runs in another'
         )
-    median = norm_R.median().item()
+    median, squares = norm_R.median().item(), cast("list[float]", (norm_R**2).tolist())
     return LayerNorms(
-        sum_squares=math.fsum((norm_R**2).tolist()),
+        sum_squares=math.fsum(squares),
         median=median,
         max=norm_R.max().item(),
         massive=int((norm_R > MASSIVE * median).sum()),

@@ -1,1 +1,1 @@
-"""Where text comes from: corpora and labelled texts, in files, in the Python installation, or on the Hugging Face Hub."""
+"""Reads corpora and labelled texts from files, from the Python installation and from the Hugging Face Hub."""

@@ -1,4 +1,4 @@
-"""The documents of a corpus, whatever its source."""
+"""Reads the documents of a corpus from its source."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from pipeline.texts.text_sections import FilesCorpus, HuggingFaceCorpus, PythonC
 
 
 def corpus_texts(corpus: TextCorpus) -> Iterator[str]:
-    """The corpus's documents, in a fixed order. Raises BadInputError for what cannot be read."""
+    """The documents of a corpus in a fixed order. Raises BadInputError for what cannot be read."""
     if isinstance(corpus, PythonCorpus):
         return python.corpus_texts()
     if isinstance(corpus, FilesCorpus):
@@ -19,11 +19,11 @@ def corpus_texts(corpus: TextCorpus) -> Iterator[str]:
 
 
 def _hub_texts(corpus: HuggingFaceCorpus) -> Iterator[str]:
-    from datasets import load_dataset
+    import datasets
 
     with files.reading(f"corpus {corpus.name}"):
         with quiet_hub():
-            rows: Any = load_dataset(corpus.name, revision=corpus.revision, split=corpus.split, streaming=True)
+            rows: Any = datasets.load_dataset(corpus.name, revision=corpus.revision, split=corpus.split, streaming=True)
         for number, row in enumerate(rows, start=1):
             if corpus.text_column not in row:
                 raise BadInputError(f"corpus.text_column: {corpus.name} has no column {corpus.text_column!r}")

@@ -1,16 +1,16 @@
-"""Texts in files on this machine: corpora in parquet, JSON lines or plain text, labelled texts in two parquet files."""
+"""Reads texts from files: corpora from parquet, JSON lines or plain text, labelled texts from two parquet files."""
 
 import glob
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.artefacts import identity
 from pipeline.errors import BadInputError, PipelineError
-from pipeline.texts.python import draw
+from pipeline.texts.python import TextsByClass, draw
 from pipeline.texts.text_sections import FilesCorpus
 
 ROWS_PER_READ = 1024
@@ -18,9 +18,9 @@ ROWS_PER_READ = 1024
 
 
 def corpus_files(corpus: FilesCorpus) -> list[Path]:
-    """The files of a corpus in the order in which they are read: sorted, each once however many patterns match it.
+    """The files of a corpus in reading order: sorted, and each only once, even if several patterns match it.
 
-    Raises BadInputError for a pattern that matches nothing and for a file in no known format.
+    Raises BadInputError for a pattern that matches no file and for a file of unknown format.
     """
     found = sorted(path for pattern in corpus.paths for path in _matching(pattern))
     for path in found:
@@ -30,16 +30,16 @@ def corpus_files(corpus: FilesCorpus) -> list[Path]:
 
 
 def corpus_fingerprint(corpus: FilesCorpus) -> str:
-    """SHA-256 over format and content of the files in reading order, in hexadecimal; where they lie does not count."""
+    """Hexadecimal SHA-256 over formats and contents of the files in reading order; their paths do not count."""
     files = [(f"{index:08}{path.suffix}", path) for index, path in enumerate(corpus_files(corpus))]
     with reading("the corpus"):
         return identity.fingerprint(files)
 
 
 def corpus_texts(corpus: FilesCorpus) -> Iterator[str]:
-    """The documents, file after file, in the order of each file.
+    """The documents of all files in reading order.
 
-    Raises BadInputError, which names file and line or row, for what is not text.
+    Raises BadInputError for what is not text, naming the file and its line or row.
     """
     for path in corpus_files(corpus):
         with reading(path):
@@ -47,18 +47,16 @@ def corpus_texts(corpus: FilesCorpus) -> Iterator[str]:
 
 
 def probe_fingerprint(folder: Path) -> str:
-    """SHA-256 over the two files of a probe data set, in hexadecimal."""
+    """Hexadecimal SHA-256 over the two files of a probe data set."""
     with reading(folder):
         return identity.fingerprint((f"{part}.parquet", folder / f"{part}.parquet") for part in ("train", "test"))
 
 
-def probe_texts(
-    folder: Path, train_per_class: int, test_per_class: int, seed: int
-) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Texts by class from the columns `text` and `label` of a folder's `train.parquet` and `test.parquet`.
+def probe_texts(folder: Path, train_per_class: int, test_per_class: int, seed: int) -> tuple[TextsByClass, TextsByClass]:
+    """Training and test texts by class, from the columns `text` and `label` of `train.parquet` and `test.parquet`.
 
-    Classes are sorted; texts without a visible character are left out. Raises BadInputError when there are not two classes,
-    when the two files differ in them, and when a class has fewer texts than asked for.
+    Classes are sorted; blank texts are left out. Raises BadInputError for fewer than two classes, for classes that differ
+    between the files, and for a class with fewer texts than asked for.
     """
     train, test = (_by_class(folder / f"{part}.parquet") for part in ("train", "test"))
     if len(train) < 2:
@@ -72,7 +70,7 @@ def probe_texts(
     )
 
 
-def _by_class(path: Path) -> dict[str, list[str]]:
+def _by_class(path: Path) -> TextsByClass:
     texts: dict[Any, list[str]] = {}
     with reading(path):
         for row, (text, label) in enumerate(parquet_columns(path, ("text", "label")), start=1):
@@ -84,7 +82,7 @@ def _by_class(path: Path) -> dict[str, list[str]]:
 
 
 def checked_text(value: Any, place: str) -> str:
-    """The value itself. Raises BadInputError when it is something that no tokenizer takes."""
+    """The value itself. Raises BadInputError for a value that no tokenizer accepts."""
     if not isinstance(value, str):
         raise BadInputError(f"{place}: expected text, found {type(value).__name__}")
     try:
@@ -95,10 +93,10 @@ def checked_text(value: Any, place: str) -> str:
 
 
 def parquet_columns(path: Path, names: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-    """Values of the named columns, row by row. Raises BadInputError for a column that is not there."""
+    """Values of the named columns, row by row. Raises BadInputError for a missing column."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with cast("Any", pyarrow.parquet.ParquetFile)(path) as file:  # pyarrow has no types
         for name in names:
             if name not in file.schema_arrow.names:
                 raise BadInputError(f"{path} has no column {name!r}; its columns are {', '.join(file.schema_arrow.names)}")
@@ -107,24 +105,25 @@ def parquet_columns(path: Path, names: tuple[str, ...]) -> Iterator[tuple[Any, .
 
 
 @contextmanager
-def reading(what: Path | str) -> Iterator[None]:
-    """Turn whatever prevents reading into a BadInputError of one line."""
+def reading(what: Path | str) -> Generator[None]:
+    """Turn any error of reading into a BadInputError of one line."""
     import pyarrow as pa
 
+    arrow_error = cast("type[Exception]", pa.ArrowException)  # pyarrow has no types
     try:
         yield
-    except PipelineError:  # a BadInputError is a ValueError, and says already what is wrong
+    except PipelineError:  # already one line; and BadInputError is a ValueError, which the last clause catches
         raise
     except UnicodeDecodeError as error:
         raise BadInputError(f"{what} is not UTF-8: {error.reason} at byte {error.start}") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
+    except (OSError, ValueError, arrow_error) as error:
         reason = re.sub(r"^\[Errno \d+\] ", "", " ".join(str(error).split()))
         raise BadInputError(f"{what} cannot be read: {reason}") from None
 
 
 def _matching(pattern: str) -> list[Path]:
     path = Path(pattern)
-    if path.is_file():  # taken literally: brackets in a file's name make no pattern of it
+    if path.is_file():  # literally: a file's name may contain brackets, which are no pattern then
         return [path]
     names = glob.glob(pattern, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
     files = [file for name in names if (file := Path(name)).is_file()]
@@ -157,7 +156,7 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
 
 
 def _plain(path: Path, _column: str) -> Iterator[str]:
-    # Not read_text, which would turn \r\n into \n.
+    # read_text would turn \r\n into \n.
     yield path.read_bytes().decode()
 
 

@@ -1,19 +1,18 @@
-"""Labelled texts for sparse probing: sae-bench's own loaders, folders, or tasks made from the Python installation."""
+"""Reads labelled texts for sparse probing: from folders, from the Python installation, or by sae-bench's loaders."""
 
 from pathlib import Path
 
 from pipeline.runtime.compatibility import importing_sae_bench, quiet_hub
 from pipeline.texts import files, python
+from pipeline.texts.python import TextsByClass
 from pipeline.texts.text_sections import ProbesConfig, is_probe_folder
 
-Texts = dict[str, list[str]]
-"""Class name to texts."""
 
+def load_texts(name: str, probes: ProbesConfig) -> tuple[TextsByClass, TextsByClass]:
+    """Training and test texts of a data set by class, half of `train_size` and of `test_size` for each class.
 
-def load_texts(name: str, probes: ProbesConfig) -> tuple[Texts, Texts]:
-    """Train and test texts of the data set of that name, by class: half of `train_size` and of `test_size` for each class.
-
-    Half, because sae-bench trains one balanced binary probe per class. Raises BadInputError for one that cannot be had.
+    Half, because sae-bench trains one balanced binary probe per class. Raises BadInputError for a data set that cannot be
+    read or is too small.
     """
     dataset, train, test = probes.named[name], probes.train_size // 2, probes.test_size // 2
     if is_probe_folder(dataset):

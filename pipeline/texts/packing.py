@@ -1,13 +1,11 @@
-"""Text to tokens: documents packed into sequences of one length, and labelled texts padded to one.
-
-Shapes: S sequences, L tokens per sequence.
-"""
+"""Turns texts into token sequences of one length: packs the documents of a corpus, pads labelled texts."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.errors import BadInputError
 from pipeline.runtime.progress import progress
@@ -15,18 +13,18 @@ from pipeline.store.format import Sequences
 
 TEXTS_PER_CALL = 256
 CHARACTERS_PER_CALL = 1_000_000
-"""A tokenizer's answer is Python integers, ten times the size of the text: this bounds it."""
+"""Bounds the memory of one call: a tokenizer returns Python integers, which take ten times the memory of the text."""
 
 
 def pack(documents: Iterable[str], tokenizer: Any, *, context: int, rows: int) -> Sequences:
     """Pack documents into sequences of `context` tokens until they hold `rows` tokens of text, or the documents end.
 
-    Every sequence starts with a BOS, and a BOS stands before every document that starts inside one: that is what the model
-    saw in training (`separator_id` where there is no BOS). A document goes on into the next sequence; the last, incomplete
-    sequence is dropped. Takes four bytes of memory a token, and eight a document.
-    Raises BadInputError for a corpus without text or shorter than one sequence.
+    A BOS begins every sequence and stands before every document inside one, as in the model's training (`separator_id` if
+    the tokenizer has no BOS). A document continues in the next sequence; the last, incomplete sequence is dropped. Takes
+    four bytes of memory per token and eight per document. Raises BadInputError for a corpus without text or shorter than one
+    sequence.
     """
-    separator, special = separator_id(tokenizer), tokenizer.all_special_ids
+    separator, special = separator_id(tokenizer), special_ids(tokenizer)
     packed = array("i", [separator])
     doc_starts, row_counts = array("q"), array("q")
     done = 0
@@ -57,7 +55,7 @@ def pack(documents: Iterable[str], tokenizer: Any, *, context: int, rows: int) -
 
 
 def _append(ids: list[int], packed: "array[int]", context: int, separator: int) -> None:
-    """Append tokens, and the separator that begins a sequence whenever one is full."""
+    """Append tokens; whenever a sequence is full, append the separator that begins the next one."""
     taken = 0
     while taken < len(ids):
         room = context - len(packed) % context
@@ -68,7 +66,7 @@ def _append(ids: list[int], packed: "array[int]", context: int, separator: int) 
 
 
 def _encoded(documents: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
-    """Token ids of every document that has any."""
+    """Token ids of every document that has any tokens."""
     for group in _groups(documents):
         yield from (ids for ids in tokenizer(group, add_special_tokens=False)["input_ids"] if ids)
 
@@ -89,10 +87,8 @@ def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
 def pad(documents: Sequence[str], tokenizer: Any, *, context: int, special_ids: Sequence[int]) -> Sequences:
     """One sequence per text: BOS (`separator_id`), at most `context` - 1 tokens, padding on the right.
 
-    Tokens of `special_ids` are no rows.
-
-    Padding is EOS where a tokenizer has no token for it (GPT-2, Llama). Raises BadInputError for a text without a token:
-    its mean activation would be NaN.
+    Tokens of `special_ids` do not become rows. EOS serves as padding if the tokenizer has no padding token (GPT-2, Llama).
+    Raises BadInputError for a text without tokens, because its mean activation would be NaN.
     """
     separator = separator_id(tokenizer)
     padding = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, separator) if token is not None)
@@ -110,7 +106,7 @@ def pad(documents: Sequence[str], tokenizer: Any, *, context: int, special_ids: 
 def separator_id(tokenizer: Any) -> int:
     """The token that stands before every text: BOS, or EOS for a tokenizer without BOS (Qwen).
 
-    Raises BadInputError for a tokenizer that has neither.
+    Raises BadInputError for a tokenizer with neither.
     """
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
@@ -118,17 +114,22 @@ def separator_id(tokenizer: Any) -> int:
     raise BadInputError("the model's tokenizer has neither a BOS nor an EOS token, one of which must stand before a text")
 
 
+def special_ids(tokenizer: Any) -> list[int]:
+    """The ids of all special tokens, none of which becomes a row of an activation store."""
+    return sorted(set(tokenizer.all_special_ids))
+
+
 def padding_ids(tokenizer: Any) -> list[int]:
-    """The ids that sae-bench leaves out of a probe's mean: BOS, EOS and padding, those that the tokenizer has."""
+    """The ids that sae-bench leaves out of a probe's mean: BOS, EOS and padding, as far as the tokenizer has them."""
     ids = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     return sorted(token for token in ids if token is not None)
 
 
-def _count_rows(tokens_SL: np.ndarray, special_ids: Sequence[int]) -> np.ndarray:
-    """int64 [S]: rows of each sequence, a row being a token that is not special."""
+def _count_rows(tokens_SL: npt.NDArray[np.int32], special_ids: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Rows of each sequence [S]: its tokens that are not special."""
     return (~np.isin(tokens_SL, special_ids)).sum(axis=1, dtype=np.int64)
 
 
-def _row_offsets(counts: np.ndarray) -> np.ndarray:
-    """int64 [S + 1]: how many rows come before each sequence."""
+def _row_offsets(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Rows before each sequence, and of all sequences: [S + 1]."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -1,7 +1,7 @@
-"""Real text that every Python installation carries: the standard library's sources, docstrings and language reference.
+"""Reads real text from the Python installation: sources and docstrings of the standard library, and the language reference.
 
-Files are parsed, never imported. Every document belongs to one part, chosen by a hash of its module (of its topic, for the
-reference), so that the corpus and the training and test texts of the probes never share a module.
+Files are parsed, never imported. A hash of its module (of its topic, for the reference) puts each document into one part, so
+that the corpus and the training and test texts of the probes never share a module.
 """
 
 import ast
@@ -20,27 +20,30 @@ from pipeline.artefacts import identity
 from pipeline.errors import BadInputError
 
 Part = Literal["corpus", "train", "test"]
+Kind = Literal["source", "docstring", "reference"]
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+TextsByClass = dict[str, list[str]]
+"""Labelled texts by the name of their class."""
 
 TASKS = {
     "python/text-kind": ("source", "docstring", "reference"),
     "python/package": ("asyncio", "email", "importlib", "xml"),
     "python/docstring-of": ("class", "function"),
 }
-"""Probe tasks and their classes. The packages are ones that no distribution leaves out of its `python3`."""
+"""Probe tasks and their classes. No distribution leaves these packages out of its `python3`."""
 
 SHORTEST = 30
-"""Characters below which a document is dropped."""
+"""Characters of the shortest document that is kept."""
 PIECE = 256
-"""Characters of a probe text, at most: about 64 tokens."""
+"""Most characters of a probe text: about 64 tokens."""
 TRAIN, TEST = 0.3, 0.17
-"""Shares of the modules whose texts train and test the probes; the corpus has the rest."""
+"""Shares of the modules whose texts train and test the probes; the rest is the corpus."""
 SALT = "33"
-"""Modules differ in size, so luck decides how even the parts are; with this salt every class has texts to spare."""
+"""Modules differ in size, so the sizes of the parts depend on the hash; with this salt every class has texts to spare."""
 
 TOPICS = "pydoc_data/topics.py"
 NOT_READ = {"test", "tests", "idle_test", "encodings"}
-"""Folders of tests and tables."""
+"""Folders of tests and of tables of characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +51,9 @@ class Document:
     """A text and its labels."""
 
     text: str
-    kind: Literal["source", "docstring", "reference"]
+    kind: Kind
     module: str
-    """Path below the standard library; the topic, for the reference."""
+    """Path below the standard library's folder; for the reference, the topic."""
     name: str
     """Unique among documents of the same kind."""
     documents: Literal["class", "function", "module"] | None = None
@@ -61,39 +64,42 @@ class Document:
         """The part that the module belongs to."""
         position = int(_hash(SALT + self.module)[:8], 16) / 16**8
         if self.package in TASKS["python/package"]:
-            position *= TRAIN + TEST  # too small to leave a part to the corpus
+            position *= TRAIN + TEST  # these packages are small, so the corpus gets nothing of them
         return "train" if position < TRAIN else "test" if position < TRAIN + TEST else "corpus"
 
     @property
     def package(self) -> str:
-        """The top-level package; for a single module, its file."""
+        """The top-level package; for a single module, its file name."""
         return self.module.split("/")[0]
 
 
+def standard_library() -> Path:
+    """The folder of this Python's standard library."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
 def fingerprint() -> str:
-    """SHA-256 over name and content of every file read, in hexadecimal: the identity of all texts here."""
-    return _fingerprint(_standard_library())
+    """Hexadecimal SHA-256 over name and content of every file that is read: the identity of all texts of this module."""
+    return _fingerprint(standard_library())
 
 
 def corpus_texts() -> Iterator[str]:
-    """Documents of the corpus in a fixed order that mixes kinds and modules: the end is as good a sample as the rest."""
-    documents = [document for document in read_documents(_standard_library()) if document.part == "corpus"]
+    """The corpus in a fixed order that mixes kinds and modules, so that its end is as good a sample as the rest."""
+    documents = [document for document in read_documents(standard_library()) if document.part == "corpus"]
     for document in sorted(documents, key=lambda document: _hash(f"{document.kind} {document.name}")):
         yield document.text
 
 
-def probe_texts(
-    task: str, train_per_class: int, test_per_class: int, seed: int
-) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Texts of a task in `TASKS` by class, for training and for testing; no text occurs twice.
+def probe_texts(task: str, train_per_class: int, test_per_class: int, seed: int) -> tuple[TextsByClass, TextsByClass]:
+    """Training and test texts by class of a task in `TASKS`; no text occurs twice.
 
-    Raises BadInputError for an unknown task, and when a class has fewer texts than asked for.
+    Raises BadInputError for an unknown task and for a class with fewer texts than asked for.
     """
     if task not in TASKS:
         raise BadInputError(f"no probe task {task!r}; tasks made from the Python installation: {', '.join(TASKS)}")
-    pieces: dict[Part, dict[str, list[str]]] = {part: {label: [] for label in TASKS[task]} for part in ("train", "test")}
+    pieces: dict[Part, TextsByClass] = {part: {label: [] for label in TASKS[task]} for part in ("train", "test")}
     seen: set[str] = set()
-    for document in read_documents(_standard_library()):
+    for document in read_documents(standard_library()):
         label = _label(task, document)
         if label is None or label not in TASKS[task] or document.part == "corpus":
             continue
@@ -106,10 +112,10 @@ def probe_texts(
     )
 
 
-def draw(source: str, part: str, texts: dict[str, list[str]], count: int, seed: int) -> dict[str, list[str]]:
-    """`count` texts of every class, in an order that depends on nothing but the texts and the seed.
+def draw(source: str, part: str, texts: TextsByClass, count: int, seed: int) -> TextsByClass:
+    """`count` texts of every class, in an order that depends only on the texts and the seed.
 
-    Raises BadInputError, which names `source` and `part`, for a class that has fewer.
+    Raises BadInputError for a class with fewer texts, naming `source` and `part`.
     """
     for label, of_class in texts.items():
         if len(of_class) < count:
@@ -121,7 +127,7 @@ def draw(source: str, part: str, texts: dict[str, list[str]], count: int, seed: 
 
 @functools.cache
 def read_documents(folder: Path) -> tuple[Document, ...]:
-    """Every document of a standard library's folder, by file; of equal texts only the first, none shorter than SHORTEST."""
+    """All documents of a standard library's folder, file by file, without repeated texts and texts shorter than SHORTEST."""
     documents: dict[str, Document] = {}
     for name, path in _files(folder):
         try:
@@ -138,9 +144,9 @@ def read_documents(folder: Path) -> tuple[Document, ...]:
 
 
 def probe_pieces(document: Document) -> list[str]:
-    """What a document gives to the probes: the opening of a docstring, all of anything else, in pieces cut at line ends.
+    """The probe texts of a document, cut at line ends: the opening of a docstring, all of a source or reference text.
 
-    A piece has at most PIECE characters unless one line has more; ends shorter than a third of that are dropped.
+    A piece has at most PIECE characters unless a single line is longer; pieces shorter than a third of that are dropped.
     """
     pieces = [""]
     for line in document.text.split("\n"):
@@ -166,15 +172,11 @@ def _fingerprint(folder: Path) -> str:
     return identity.fingerprint(_files(folder))
 
 
-def _standard_library() -> Path:
-    return Path(sysconfig.get_paths()["stdlib"])
-
-
 def _files(folder: Path) -> list[tuple[str, Path]]:
-    """(path below the folder with forward slashes, path) of every Python file to be read, sorted."""
-    files = []
+    """Path below the folder, with forward slashes, and path of every Python file to be read, sorted."""
+    files: list[tuple[str, Path]] = []
     for parent, folders, names in os.walk(folder):
-        # Folders such as site-packages and lib-dynload are no packages: their names are no identifiers.
+        # Skips site-packages and lib-dynload, whose names are not identifiers.
         folders[:] = [name for name in folders if name.isidentifier() and name not in NOT_READ]
         paths = (Path(parent, name) for name in names if name.endswith(".py"))
         files += [(path.relative_to(folder).as_posix(), path) for path in paths]
@@ -182,7 +184,7 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _topics(tree: ast.Module) -> Iterator[Document]:
-    """Paragraphs of the language reference: the values of the one dictionary of `pydoc_data/topics.py`."""
+    """Paragraphs of the language reference: the values of the dictionary in `pydoc_data/topics.py`."""
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
             for topic, text in ast.literal_eval(statement.value).items():
@@ -192,7 +194,7 @@ def _topics(tree: ast.Module) -> Iterator[Document]:
 
 def _module(name: str, source: str, tree: ast.Module) -> Iterator[Document]:
     """The docstrings of one file, and its top-level functions and classes without them."""
-    # A line number counts "\n" only; splitlines would also split at form feeds, which the standard library has.
+    # Line numbers count only "\n"; splitlines would also split at form feeds, which the standard library has.
     lines = source.split("\n")
     if docstring := ast.get_docstring(tree):
         yield Document(text=docstring, kind="docstring", module=name, name=name, documents="module")

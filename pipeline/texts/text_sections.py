@@ -1,4 +1,4 @@
-"""The sections [corpus] and [probes] of an experiment: the texts that a study reads."""
+"""The sections [corpus] and [probes] of an experiment, which say what texts a study reads."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -9,30 +9,30 @@ from pipeline.section import COMMIT, Section, Seed, needs_commit
 
 
 class PythonCorpus(Section):
-    """Text that every Python installation carries: docstrings, sources and the language reference, read with `ast`."""
+    """Text of the Python installation: docstrings, sources and the language reference, read with `ast`."""
 
     source: Literal["python"]
 
 
 class FilesCorpus(Section):
-    """Texts in files on this machine. They count by content, wherever they lie."""
+    """Texts in files on this machine. Their content identifies them, not their path."""
 
     source: Literal["files"]
     paths: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
-    """Files, or patterns such as `texts/**/*.parquet`: .parquet, .jsonl, or .txt, which is one document. Read in sorted
-    order, each once."""
+    """Files, or patterns such as `texts/**/*.parquet`: .parquet, .jsonl, or .txt (one document per file). They are read in
+    sorted order, each once."""
     text_column: str = "text"
     """Column of a parquet file, key of a JSON line."""
 
 
 class HuggingFaceCorpus(Section):
-    """A text data set of the Hugging Face Hub, streamed."""
+    """A text data set that is streamed from the Hugging Face Hub."""
 
     source: Literal["huggingface"]
     name: Annotated[str, Field(min_length=1)]
     """Repository such as `monology/pile-uncopyrighted`."""
     revision: str | None = None
-    """Commit of the repository; required, since a branch may move."""
+    """Commit of the repository; required, because a branch may move."""
     split: str = "train"
     text_column: str = "text"
 
@@ -46,7 +46,7 @@ class HuggingFaceCorpus(Section):
 
 
 class SyntheticCorpus(Section):
-    """No text: the rows are drawn from the synthetic model, which owns every parameter."""
+    """No text: rows are drawn from the synthetic model, which has all parameters."""
 
     source: Literal["synthetic"]
 
@@ -64,7 +64,7 @@ SAE_BENCH_DATASETS = (
     "fancyzhx/ag_news",
     "Helsinki-NLP/europarl",
 )
-"""The data sets that sae-bench has loaders for."""
+"""The data sets that sae-bench can load."""
 
 
 class ProbesConfig(Section):
@@ -74,7 +74,7 @@ class ProbesConfig(Section):
     """sae-bench's names, `python/...` tasks made from the Python installation, or folders that hold `train.parquet` and
     `test.parquet` with the columns `text` and `label`. None for a synthetic model."""
     train_size: Annotated[int, Field(ge=8)] = 4000
-    """Rows of one binary training problem, half of them of the class (sae-bench's `probe_train_set_size`)."""
+    """Texts of one binary training problem, half of them of the class (sae-bench's `probe_train_set_size`)."""
     test_size: Annotated[int, Field(ge=8)] = 1000
     context: Annotated[int, Field(ge=8)] = 128
     """Tokens per text, BOS included; longer texts are cut."""
@@ -82,7 +82,7 @@ class ProbesConfig(Section):
 
     @property
     def named(self) -> dict[str, str]:
-        """Data sets by the name that artefacts and reports give them: a folder's own, without the path to it."""
+        """Data sets by their name in artefacts and reports, which for a folder is its own name without the path."""
         return {probe_name(dataset): dataset for dataset in self.datasets}
 
     @model_validator(mode="after")
@@ -96,10 +96,10 @@ class ProbesConfig(Section):
 
 
 def is_probe_folder(dataset: str) -> bool:
-    """Whether a probe data set is a folder of this machine."""
+    """Whether a probe data set is a folder on this machine."""
     return any((Path(dataset) / f"{split}.parquet").is_file() for split in ("train", "test"))
 
 
 def probe_name(dataset: str) -> str:
-    """What artefacts and reports call a probe data set: a folder by its own name, any other as it is declared."""
+    """The name of a probe data set in artefacts and reports: a folder's own name, otherwise the name in the experiment."""
     return Path(dataset).resolve().name if is_probe_folder(dataset) else dataset

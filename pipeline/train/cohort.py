@@ -24,6 +24,7 @@ import torch
 from pipeline.errors import InterruptedRunError
 from pipeline.runtime.interrupt import stop_on_sigterm
 from pipeline.runtime.progress import progress
+from pipeline.runtime.threads import one_thread
 from pipeline.train.step import StepMetrics, Trainer
 from pipeline.train.track import Tracker
 
@@ -97,17 +98,12 @@ def _side_by_side(device: torch.device) -> Generator[ForEach]:
     if device.type != "cpu":
         yield _one_by_one
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with one_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
 
-            def in_threads(function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
-                return list(pool.map(function, *items))
+        def in_threads(function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
+            return list(pool.map(function, *items))
 
-            yield in_threads
-    finally:
-        torch.set_num_threads(threads)
+        yield in_threads
 
 
 def _one_by_one(function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:

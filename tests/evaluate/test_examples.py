@@ -49,7 +49,7 @@ def test_contexts_are_where_a_latent_fires_most_and_read_as_the_text_does(study:
     shard = store.layout.shards - 1
     x_RD = torch.cat(list(rows_in_order(store, 2, [shard])))
     sequence, position, token = (
-        store.read_field(name, *store.rows_of(shard)) for name in ("sequence", "position", "token_id")
+        store.read_field(name, *store.row_range(shard)) for name in ("sequence", "position", "token_id")
     )
     where = {(int(s), int(p)): row for row, (s, p) in enumerate(zip(sequence, position, strict=True))}
     assert study.plan.model

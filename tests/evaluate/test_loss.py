@@ -105,8 +105,8 @@ def test_sequences_are_whole_and_held_out(study: Study) -> None:
     store = ActivationStore(study.workspace.folder(study.plan.store))
     training, heldout = split_shards(store, 1)
     (few, _), (all_there, rows_SL) = (heldout_sequences(store, heldout, tokens) for tokens in (100, 10**9))
-    trained_on = {int(sequence) for shard in training for sequence in store.read_field("sequence", *store.rows_of(shard))}
-    held = store.read_field("sequence", *store.rows_of(heldout[0]))
+    trained_on = {int(sequence) for shard in training for sequence in store.read_field("sequence", *store.row_range(shard))}
+    held = store.read_field("sequence", *store.row_range(heldout[0]))
     tokens_SL = store.whole("tokens")
     special = store.layout.special_ids
 
@@ -129,7 +129,7 @@ def test_rows_that_were_left_out_are_not_replaced(study: Study, tmp_path: Path) 
     extract(plan, workspace)
     store = ActivationStore(workspace.storage(plan.store))
     _, heldout = split_shards(store, 1)
-    start, stop = store.rows_of(heldout[0])
+    start, stop = store.row_range(heldout[0])
     sequence, position = (store.read_field(name, start, stop) for name in ("sequence", "position"))
     tokens_SL, rows_SL = heldout_sequences(store, heldout, 10**9)
     text_SL = ~torch.isin(tokens_SL, torch.tensor(store.layout.special_ids))

@@ -143,19 +143,18 @@ def stored(activations: dict[str, dict[str, Tensor]], folder: Path) -> Documents
         row_offsets=np.concatenate([[0], np.cumsum(counts)]),
         doc_starts=np.arange(len(parts), dtype=np.int64) * CONTEXT,
     )
-    labels = {
-        "label": np.array([label for _, label, _ in parts], dtype=np.int32),
-        "split": np.array([split for _, _, split in parts], dtype=np.uint8),
-    }
+    labels = fmt.Labels(
+        label=np.array([label for _, label, _ in parts], dtype=np.int32),
+        split=np.array([split for _, _, split in parts], dtype=np.uint8),
+    )
     folder.mkdir()
     storage = LocalStorage(folder)
     fmt.create(storage, fmt.NewStore(layout=layout, sequences=sequences, labels=labels))
     writer = ShardWriter(storage)
     for shard in range(layout.shards):
         start, stop = layout.shard_range(shard)
-        writer.write(
-            shard, {LAYER: rows_RD[start:stop]}, {name: np.zeros(stop - start, dtype=np.int32) for name in fmt.ROW_FIELDS}
-        )
+        fields = fmt.RowFields(**dict.fromkeys(fmt.ROW_FIELDS, np.zeros(stop - start, dtype=np.int32)))
+        writer.write(shard, fmt.ShardRows(layers={LAYER: rows_RD[start:stop]}, fields=fields))
     return Documents(ActivationStore(folder), LAYER)
 
 

@@ -187,8 +187,8 @@ def test_pairs_fire_together_more_or_less_often_than_by_chance_and_others_as_by_
     planted_P = phi_TT[truth.pair_P2[:, 0], truth.pair_P2[:, 1]]
     assert (planted_P.sign() == math.copysign(1, correlation)).all()
     assert planted_P.abs().min() > 10 / math.sqrt(len(fired_BT))
-    independent_NN = phi_TT[22:, 22:].triu(diagonal=1)
-    assert independent_NN.abs().max() < 5 / math.sqrt(len(fired_BT))
+    independent_TT = phi_TT[22:, 22:].triu(diagonal=1)
+    assert independent_TT.abs().max() < 5 / math.sqrt(len(fired_BT))
 
 
 def test_directions_are_unit_and_as_similar_as_the_configuration_says() -> None:
@@ -279,7 +279,7 @@ def test_bfloat16_rows_are_the_float32_rows_rounded(toml: Path) -> None:
     toml.write_text(STUDY.replace('"float32"', '"bfloat16"'))
     plan = make_plan(Experiment.load(str(toml)))
     new, truth = synthetic_store(plan), GroundTruth.plant(CONFIG)
-    rows_RD = synthetic_rows(truth, new.layout, new.sequences, 1).layers[0]
+    rows_RD = synthetic_rows(1, new.layout, new.sequences, truth).layers[0]
     assert torch.equal(rows_RD, drawn(truth, new.layout, 1)[1].bfloat16())
 
 

@@ -39,7 +39,7 @@ def test_a_full_disk_stops_an_extraction_between_two_shards(
     earlier = ActivationStore(extraction.store, partial=True)
     assert 0 < len(earlier.shards) < earlier.layout.shards
     for shard in earlier.shards:
-        earlier.read(1, *earlier.rows_of(shard))
+        earlier.read(1, *earlier.row_range(shard))
 
     subprocess.run(["mount", "-o", "remount,size=30m", small_disk], check=True)
     resumed = started(extraction)

@@ -12,6 +12,7 @@ from pipeline.errors import BadInputError
 from pipeline.models.language import ResidualStream
 from pipeline.models.model_section import TinyModel
 from pipeline.models.tiny import architecture, train_tiny_model, unigram_entropy
+from pipeline.runtime.threads import one_thread
 
 CONFIG = TinyModel(source="tiny", d_in=16, depth=2, vocabulary=300, steps=40, batch_size=8, learning_rate=2e-2)
 CONTEXT = 16
@@ -19,12 +20,10 @@ TEXTS = [f"def function_{number}(value):\n    return value + {number}" for numbe
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Matrices this small only wait for a second thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_store import SHARD_ROWS, new_store, numbered, numbers, rows_of
+from small_store import SHARD_ROWS, new_store, numbered, numbers, shard_rows
 from small_study import SMALL, Study
 from typer.testing import CliRunner
 
@@ -84,7 +84,7 @@ def filled(storage: Any, values_RD: torch.Tensor) -> ActivationStore:
     writer = ShardWriter(storage)
     for shard in writer.missing():
         start, stop = writer.layout.shard_range(shard)
-        writer.write(shard, {3: values_RD[start:stop]}, rows_of(start, stop))
+        writer.write(shard, shard_rows(values_RD[start:stop], start))
     return ActivationStore(storage)
 
 
@@ -167,12 +167,12 @@ def test_of_two_writers_the_first_commits(place: str) -> None:
         writer.join()
     assert won == [storage.read("race")]
 
-    values_RD, fields = numbered(SHARD_ROWS), rows_of(0, SHARD_ROWS)
+    values_RD = numbered(SHARD_ROWS)
     fmt.create(storage, new_store(SHARD_ROWS))
-    commit = ShardWriter(storage).write(0, {3: values_RD}, fields)
-    assert ShardWriter(storage).write(0, {3: values_RD}, fields) == commit
+    commit = ShardWriter(storage).write(0, shard_rows(values_RD))
+    assert ShardWriter(storage).write(0, shard_rows(values_RD)) == commit
     with pytest.raises(CorruptArtefactError, match="written by two machines"):
-        ShardWriter(storage).write(0, {3: values_RD + 1}, fields)
+        ShardWriter(storage).write(0, shard_rows(values_RD + 1))
     assert storage.size(commit_name(0)) is None  # it would vouch for the other one's files
 
 

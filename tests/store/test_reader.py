@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from small_store import SHARD_ROWS, filled, flipped, new_store, numbered, rows_of
+from small_store import SHARD_ROWS, filled, flipped, new_store, numbered, shard_rows
 
 from pipeline.artefacts.storage import LocalStorage
 from pipeline.errors import BadInputError, CorruptArtefactError
@@ -69,7 +69,7 @@ def test_a_store_being_written_is_refused_and_readable_in_part(tmp_path: Path) -
     writer, values_RD = ShardWriter(LocalStorage(tmp_path)), numbered(4 * SHARD_ROWS)
     for shard in (1, 3):
         start, stop = writer.layout.shard_range(shard)
-        writer.write(shard, {3: values_RD[start:stop]}, rows_of(start, stop))
+        writer.write(shard, shard_rows(values_RD[start:stop], start))
     with pytest.raises(CorruptArtefactError, match="shards 0, 2 are not committed"):
         ActivationStore(tmp_path)
     store = ActivationStore(tmp_path, partial=True)
@@ -90,11 +90,11 @@ def test_a_layer_that_is_not_there_is_no_damage(tmp_path: Path) -> None:
 def test_a_record_of_other_bytes_is_not_passed_over(tmp_path: Path) -> None:
     fmt.create(LocalStorage(tmp_path), new_store(SHARD_ROWS))
     one, other = ShardWriter(LocalStorage(tmp_path)), ShardWriter(LocalStorage(tmp_path))
-    values_RD, fields = numbered(SHARD_ROWS), rows_of(0, SHARD_ROWS)
-    record = one.write(0, {3: values_RD}, fields)
-    assert other.write(0, {3: values_RD}, fields) == record
+    values_RD = numbered(SHARD_ROWS)
+    record = one.write(0, shard_rows(values_RD))
+    assert other.write(0, shard_rows(values_RD)) == record
     with pytest.raises(CorruptArtefactError, match="shard 0 was written by two machines that compute different bytes"):
-        other.write(0, {3: values_RD * 2}, fields)
+        other.write(0, shard_rows(values_RD * 2))
     assert other.missing() == [0]
-    one.write(0, {3: values_RD}, fields)
+    one.write(0, shard_rows(values_RD))
     assert torch.equal(ActivationStore(tmp_path).read(3, 0, SHARD_ROWS), values_RD)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from small_store import D_IN, SHARD_ROWS, filled, flipped, new_store, numbered, numbers, rows_of
+from small_store import D_IN, SHARD_ROWS, filled, flipped, new_store, numbered, numbers, shard_rows
 
 from pipeline.artefacts.storage import LocalStorage
 from pipeline.errors import BadInputError, CorruptArtefactError, PipelineError
@@ -40,7 +40,7 @@ def test_another_dtype_is_refused_rather_than_converted(tmp_path: Path) -> None:
     writer = ShardWriter(LocalStorage(tmp_path))
     values = torch.ones(SHARD_ROWS, D_IN)
     with pytest.raises(TypeError, match="the store holds bfloat16"):
-        writer.write(0, {3: values}, rows_of(0, len(values)))
+        writer.write(0, shard_rows(values))
     assert writer.missing() == [0]
 
 
@@ -51,7 +51,7 @@ def test_values_that_are_not_finite_are_never_committed(tmp_path: Path, value: f
     values = numbered(SHARD_ROWS)
     values[5, 3] = value
     with pytest.raises(PipelineError, match="values that are not finite for sequence 5 of the store"):
-        writer.write(0, {3: values}, rows_of(0, len(values)))
+        writer.write(0, shard_rows(values))
     assert writer.missing() == [0]
 
 
@@ -145,12 +145,13 @@ def test_documents_come_back_padded_by_class(tmp_path: Path) -> None:
         tokens_SL[index, 1 : 1 + length] = 7
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     base = new_store(sum(lengths), row_order="document", classes=("one", "two"))
-    labels = {"label": np.array([0, 0, 1, 0, 1, 1], dtype=np.int32), "split": np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8)}
+    label, split = np.array([0, 0, 1, 0, 1, 1], dtype=np.int32), np.array([0, 0, 0, 1, 1, 1], dtype=np.uint8)
+    labels = fmt.Labels(label=label, split=split)
     sequences = fmt.Sequences(tokens_SL=tokens_SL, row_offsets=offsets, doc_starts=np.arange(6) * 6)
     fmt.create(LocalStorage(tmp_path), fmt.NewStore(layout=base.layout, sequences=sequences, labels=labels))
     writer = ShardWriter(LocalStorage(tmp_path))
     values = numbered(sum(lengths))
-    writer.write(0, {3: values}, rows_of(0, len(values)))
+    writer.write(0, shard_rows(values))
     documents = Documents(ActivationStore(tmp_path), 3)
     train, test = dict(documents.padded("train", 2)), dict(documents.padded("test", 2))
     assert {name: tuple(acts.shape) for name, acts in train.items()} == {"one": (2, 6, D_IN), "two": (1, 6, D_IN)}
@@ -165,7 +166,9 @@ def test_documents_come_back_padded_by_class(tmp_path: Path) -> None:
 def test_whole_arrays_of_zeros_are_there(tmp_path: Path) -> None:
     new = new_store(SHARD_ROWS)
     zeros = np.zeros(9000, dtype=np.int32)
-    fmt.create(LocalStorage(tmp_path), dataclasses.replace(new, labels={"label": zeros, "split": zeros.astype(np.uint8)}))
+    fmt.create(
+        LocalStorage(tmp_path), dataclasses.replace(new, labels=fmt.Labels(label=zeros, split=zeros.astype(np.uint8)))
+    )
     store = ActivationStore(tmp_path, partial=True)
     assert (store.whole("label") == 0).all()
     assert (store.whole("split") == 0).all()

@@ -142,8 +142,8 @@ def test_a_folder_becomes_a_probe_store(study: Study, tmp_path: Path) -> None:
     assert extract(plan, workspace) == [plan.probes["kinds"]]
     documents = Documents(ActivationStore(workspace.folder(plan.probes["kinds"])), 2)
     train, test = dict(documents.padded("train", 40)), dict(documents.padded("test", 40))
-    assert {name: len(x_NLD) for name, x_NLD in train.items()} == dict.fromkeys(sorted(CLASSES), 40)
-    assert {name: len(x_NLD) for name, x_NLD in test.items()} == dict.fromkeys(sorted(CLASSES), 20)
+    assert {name: len(x_SLD) for name, x_SLD in train.items()} == dict.fromkeys(sorted(CLASSES), 40)
+    assert {name: len(x_SLD) for name, x_SLD in test.items()} == dict.fromkeys(sorted(CLASSES), 20)
 
 
 @pytest.mark.skipif(not AG_NEWS.is_dir(), reason="the shared real texts are not here")

@@ -1,5 +1,6 @@
 """The texts made from the Python installation: labels on a hand-made folder, splits on the real standard library."""
 
+import shutil
 import subprocess
 import sys
 from itertools import chain
@@ -9,7 +10,16 @@ import pytest
 
 from pipeline.errors import BadInputError
 from pipeline.texts import python
-from pipeline.texts.python import PIECE, TASKS, Document, corpus_texts, probe_pieces, probe_texts, read_documents
+from pipeline.texts.python import (
+    PIECE,
+    TASKS,
+    Document,
+    corpus_texts,
+    probe_pieces,
+    probe_texts,
+    read_documents,
+    standard_library,
+)
 
 TOOLS = '''"""What the module is for, in enough words to be kept as a text."""
 
@@ -132,7 +142,7 @@ def test_of_a_docstring_only_the_opening_is_used() -> None:
 
 
 def test_parts_share_no_module_and_no_text() -> None:
-    documents = read_documents(python._standard_library())
+    documents = read_documents(standard_library())
     parts = {part: [document for document in documents if document.part == part] for part in ("corpus", "train", "test")}
     for field in ("module", "text"):
         values = [{getattr(document, field) for document in members} for members in parts.values()]
@@ -143,7 +153,7 @@ def test_the_corpus_is_large_and_its_end_is_like_the_rest() -> None:
     texts = list(corpus_texts())
     assert texts == list(corpus_texts())
     assert sum(map(len, texts)) > 2_500_000
-    kind = {document.text: document.kind for document in read_documents(python._standard_library())}
+    kind = {document.text: document.kind for document in read_documents(standard_library())}
     end = [kind[text] for text in texts[-len(texts) // 10 :]]
     for name in ("source", "docstring", "reference"):
         share = sum(kind[text] == name for text in texts) / len(texts)
@@ -170,7 +180,7 @@ def test_package_texts_come_from_the_sources_of_the_package() -> None:
     sources = {
         package: "\n".join(
             document.text
-            for document in of_kind(read_documents(python._standard_library()), "source")
+            for document in of_kind(read_documents(standard_library()), "source")
             if document.package == package
         )
         for package in TASKS["python/package"]
@@ -190,13 +200,17 @@ def test_too_few_texts_are_refused_with_their_number() -> None:
         probe_texts("python/package", 99_999, 10, seed=0)
 
 
-def test_fingerprint_follows_the_content_of_what_is_read(library: Path) -> None:
-    files = python._fingerprint.__wrapped__
-    before = files(library)
-    (library / "site-packages" / "other.py").write_text("changed = True\n")
-    assert files(library) == before
-    (library / "copy.py").write_text("changed = True\n")
-    assert files(library) != before
+def test_fingerprint_follows_the_content_of_what_is_read(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fingerprint(changed: str) -> str:
+        copy = Path(shutil.copytree(library, library.with_name(f"changed-{changed}".replace("/", "-"))))
+        (copy / changed).write_text("changed = True\n")
+        monkeypatch.setattr(python, "standard_library", lambda: copy)
+        return python.fingerprint()
+
+    monkeypatch.setattr(python, "standard_library", lambda: library)
+    unchanged = python.fingerprint()
+    assert fingerprint("site-packages/other.py") == unchanged
+    assert fingerprint("copy.py") != unchanged
 
 
 def test_importing_needs_nothing_heavy() -> None:

@@ -1,0 +1,91 @@
+"""Lays out new stores of text: which tokens they hold, in which layout, before any forward pass."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.store import format as fmt
+from pipeline.store.documents import SPLITS
+from pipeline.study.plan import Plan
+from pipeline.study.sections import StoreConfig
+from pipeline.texts import packing
+from pipeline.texts.corpus import corpus_texts
+from pipeline.texts.labelled import load_texts
+from pipeline.texts.text_sections import TextCorpus
+
+
+def corpus_store(plan: Plan, corpus: TextCorpus, tokenizer: Any) -> fmt.NewStore:
+    """The activation store: documents packed until they hold `store.tokens` rows. Raises BadInputError for unusable text."""
+    config = plan.experiment.store
+    sequences = packing.pack(corpus_texts(corpus), tokenizer, context=config.context, rows=config.tokens)
+    layout = store_layout(
+        config,
+        rows=min(sequences.rows, config.tokens),
+        d_in=plan.experiment.model.d_in,
+        row_order="shuffled",
+        seed=config.seed,
+        special_ids=packing.special_ids(tokenizer),
+        provenance=plan.store.inputs,
+    )
+    return fmt.NewStore(layout=layout, sequences=sequences)
+
+
+def probe_store(plan: Plan, dataset: str, tokenizer: Any) -> fmt.NewStore:
+    """The store of a probe data set, by its name in the plan: each text padded, training texts first, class by class.
+
+    Raises BadInputError for unusable texts.
+    """
+    probes = plan.experiment.probes
+    by_split = load_texts(dataset, probes)
+    classes = tuple(by_split[0])
+    texts: list[str] = []
+    label: list[int] = []
+    split: list[int] = []
+    for split_number, by_class in zip(range(len(SPLITS)), by_split, strict=True):
+        for class_number, name in enumerate(classes):
+            texts += by_class[name]
+            label += [class_number] * len(by_class[name])
+            split += [split_number] * len(by_class[name])
+    special_ids = packing.padding_ids(tokenizer)
+    sequences = packing.pad(texts, tokenizer, context=probes.context, special_ids=special_ids)
+    layout = store_layout(
+        plan.experiment.store,
+        rows=sequences.rows,
+        d_in=plan.experiment.model.d_in,
+        row_order="document",
+        special_ids=special_ids,
+        provenance=plan.probes[dataset].inputs,
+        classes=classes,
+    )
+    labels = fmt.Labels(label=np.array(label, dtype=np.int32), split=np.array(split, dtype=np.uint8))
+    return fmt.NewStore(layout=layout, sequences=sequences, labels=labels)
+
+
+def store_layout(
+    config: StoreConfig,
+    *,
+    rows: int,
+    d_in: int,
+    row_order: Literal["shuffled", "document"],
+    special_ids: Sequence[int],
+    seed: int = 0,
+    provenance: Mapping[str, Any],
+    classes: tuple[str, ...] = (),
+) -> fmt.Layout:
+    """The layout of any store of a study. `max_norm` applies to shuffled rows only: documents keep all of theirs."""
+    return fmt.Layout(
+        rows=rows,
+        shard_rows=config.shard_rows,
+        chunk_rows=config.chunk_rows,
+        layers=config.layers,
+        d_in=d_in,
+        dtype=config.dtype,
+        codec=config.codec,
+        row_order=row_order,
+        seed=seed,
+        special_ids=tuple(special_ids),
+        max_norm=config.max_norm if row_order == "shuffled" else None,
+        provenance=dict(provenance),
+        classes=classes,
+    )
