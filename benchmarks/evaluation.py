@@ -79,8 +79,8 @@ def as_store(cached: Path, folder: Path) -> Documents:
     documents = [
         (x_LD[x_LD.any(dim=1)], label, split)
         for split, name in enumerate(SPLITS)
-        for label, x_NLD in enumerate(activations[name].values())
-        for x_LD in x_NLD
+        for label, x_SLD in enumerate(activations[name].values())
+        for x_LD in x_SLD
     ]
     context, d_in = next(iter(activations["train"].values())).shape[1:]
     rows_RD = torch.cat([x_RD for x_RD, _, _ in documents])

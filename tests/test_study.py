@@ -21,19 +21,13 @@ from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, write_sae
 from pipeline.sae.sae import SAE
 from pipeline.store.batches import rows_in_order
 from pipeline.store.reader import ActivationStore
+from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.experiment import Experiment
-from pipeline.study.plan import (
-    CAPTURE,
-    EXAMPLES,
-    INTERFERENCE,
-    LOSS,
-    RECONSTRUCTION,
-    SPARSE_PROBING,
-    TRAINING_LOG,
-    make_plan,
-)
+from pipeline.study.plan import TRAINING_LOG, make_plan
 from pipeline.study.planned import PlannedSAE
 from pipeline.train.training import train
+
+INTERFERENCE, LOSS = EVALUATIONS["interference"].file, EVALUATIONS["loss"].file
 
 
 @pytest.fixture
@@ -56,7 +50,7 @@ def test_every_sae_is_trained_and_evaluated(study: Study) -> None:
         assert trained.facts["steps"] == 120
         assert set(trained.files) == {CONFIG, WEIGHTS, TRAINING_LOG}
         assert evaluated.facts["degenerate"] is None
-        assert set(evaluated.files) == {SPARSE_PROBING, CAPTURE, RECONSTRUCTION, LOSS, INTERFERENCE, EXAMPLES}
+        assert set(evaluated.files) == {of.file for of in EVALUATIONS.values() if of.name != "ground_truth"}
 
 
 def test_results_have_a_row_for_every_arm_and_seed(study: Study) -> None:

@@ -1,1 +1,1 @@
-"""Stage 3: sparse probing, pair capture and reconstruction of finished SAEs."""
+"""Stage 3: evaluate finished SAEs, by the table in `pipeline.study.evaluations`."""

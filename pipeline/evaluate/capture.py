@@ -1,49 +1,54 @@
 """The bidirectional pair capture rate: of the pairs that fire together most, how many does the top-K mask select?
 
-Defined in docs/method.md, "Pair capture". The rate says how well the mask aims at co-firing pairs: it must fall when the
-penalty works, and is no score. Shapes: B rows, D d_in, F d_sae, n (in suffixes N) live latents, P pairs.
+Defined in docs/method.md, "Pair capture". The rate says how well the mask aims at co-firing pairs. It is no score: it must
+fall when the penalty works.
 """
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from pipeline.evaluate.pairs import Together, TopPairs, blocks_of
+from pipeline.evaluate.bench import Bench
+from pipeline.evaluate.heldout import Latents
+from pipeline.evaluate.pair_statistics import measure_pairs
+from pipeline.evaluate.pairs import MOST_PAIRS, CofiringPairs, TopPairs, blocks_of, firings, pair_blocks
+from pipeline.evaluate.reconstruction import measure_reconstruction
 from pipeline.sae.sae import SAE
 from pipeline.study.sections import EvaluateConfig
 
 NULL_SEED = 1_000_003
-"""Seed of the random SAE, away from the small numbers that training seeds are: it must share no direction with them."""
+"""Seed of the random SAE, far from the small numbers that seed training: it must not be how a trained SAE began."""
 TOPK_CURVE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """K of the curve over masks."""
-PAIRS_CURVE = (0.25, 0.5, 1.0, 2.0, 4.0)
+PAIRS_CURVE = (0.25, 0.5, 1.0, 2.0, MOST_PAIRS)
 """Sizes of Q, in n, of the curve over pairs."""
 PERMUTATIONS = 100
 RATES = ("row", "column", "union", "mutual", "chance", "lift", "kappa")
 
 
 def topk_mask(direction_ND: torch.Tensor, fraction: float) -> torch.Tensor:
-    """bool [n, n]: row i holds its k = max(1, round(fraction (n - 1))) most similar others, ties to the lower index."""
+    """bool [N, N]: row i holds its k = max(1, round(fraction (N - 1))) most similar others, ties to the lower index."""
     return TopK(direction_ND, [fraction]).level_NN < 1
 
 
 class TopK:
-    """The masks of several fractions at once: for every ordered pair the first fraction whose mask holds it."""
+    """The masks of several fractions at once."""
 
     def __init__(self, direction_ND: torch.Tensor, fractions: Iterable[float]):
         latents = len(direction_ND)
         self.fractions = sorted(set(fractions))
         k_G = torch.tensor([max(1, round(fraction * (latents - 1))) for fraction in self.fractions])
-        ranks = torch.arange(max(0, min(int(k_G[-1]), latents - 1)))
-        level_of_rank = torch.searchsorted(k_G, ranks, right=True).to(torch.uint8)
+        rank_K = torch.arange(max(0, min(int(k_G[-1]), latents - 1)))
+        level_K = torch.searchsorted(k_G, rank_K, right=True).to(torch.uint8)
         self.level_NN = torch.full((latents, latents), len(k_G), dtype=torch.uint8)
+        """For every ordered pair the index of the first fraction whose mask holds it; after the last if none does."""
         for block in blocks_of(latents):
             cosine_bN = direction_ND[block] @ direction_ND.T
             cosine_bN.diagonal(block.start).fill_(-torch.inf)
-            nearest = cosine_bN.sort(dim=1, descending=True, stable=True).indices[:, : len(ranks)]
-            self.level_NN[block].scatter_(1, nearest, level_of_rank.expand(len(nearest), -1))
+            nearest_bK = cosine_bN.sort(dim=1, descending=True, stable=True).indices[:, : len(rank_K)]
+            self.level_NN[block].scatter_(1, nearest_bK, level_K.expand(len(nearest_bK), -1))
 
     @cached_property
     def _chances(self) -> list[float]:
@@ -52,14 +57,14 @@ class TopK:
         for block in blocks_of(latents):
             either_bN = torch.minimum(self.level_NN[block], self.level_NN[:, block].T)
             held += torch.bincount(either_bN.flatten(), minlength=len(held))
-        return (held[:-1].cumsum(dim=0) / (latents * (latents - 1))).tolist()
+        return cast("list[float]", (held[:-1].cumsum(dim=0) / (latents * (latents - 1))).tolist())
 
     def chance(self, fraction: float) -> float:
         """Share of all pairs that the union of row and column holds."""
         return self._chances[self.fractions.index(fraction)]
 
     def holds(self, pair_P2: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """bool [P], twice, for pairs (i, j): whether j is in the top-K of i, and whether i is in that of j."""
+        """For pairs (i, j), bool [P] twice: whether j is in the top-K of i, and whether i is in that of j."""
         level, (i_P, j_P) = self.fractions.index(fraction), pair_P2.T
         return self.level_NN[i_P, j_P] <= level, self.level_NN[j_P, i_P] <= level
 
@@ -70,21 +75,20 @@ class TopK:
 
 
 class Capture:
-    """Capture rates of one SAE, given its decoder directions [F, D] and what fires together.
+    """Capture rates of one SAE, from its decoder directions [F, D] and the pairs that fire together most.
 
-    Q is the n pairs of live latents that fire together most. row, column: share of Q, as ordered pairs, in the row's or
-    column's top-K, which are equal because cosine is symmetric. union, mutual: share of Q in either or both; row = (union +
-    mutual) / 2. chance: share of all live pairs in the union. Where something is undefined the value is None and `reason`
-    says why.
+    Q is the n pairs of the n live latents that fire together most. row, column: share of Q, as ordered pairs, in the row's
+    or column's top-K, which are equal because cosine is symmetric. union, mutual: share of Q in either or both; row =
+    (union + mutual) / 2. chance: share of all live pairs in the union. An undefined value is None, and `reason` says why.
     """
 
-    def __init__(self, W_dec_FD: torch.Tensor, together: Together, config: EvaluateConfig):
-        self.together, self.config, self.n = together, config, len(together.live)
-        self.topk = TopK(W_dec_FD[together.live], (*TOPK_CURVE, config.capture_topk))
+    def __init__(self, W_dec_FD: torch.Tensor, cofiring: CofiringPairs, config: EvaluateConfig):
+        self.cofiring, self.config, self.n = cofiring, config, len(cofiring.live_N)
+        self.topk = TopK(W_dec_FD[cofiring.live_N], (*TOPK_CURVE, config.capture_topk))
 
     def compute(self) -> dict[str, Any]:
-        """What docs/evaluation-files.md lists for `capture.json`, but for the random SAE."""
-        config, by_strength = self.config, self.together.by_strength
+        """What docs/evaluation-files.md lists for `capture.json`, without `null`."""
+        config, by_strength = self.config, self.cofiring.by_strength
         result = {"live": self.n, **self._rates(by_strength), "strength_weighted": None}
         permuted = None
         if result["union"] is not None:
@@ -93,21 +97,21 @@ class Capture:
             result["strength_weighted"] = float(captured.sum() / strength_P.sum())
             permuted = self._permuted()
         return result | {
-            "phi": self._rates(self.together.by_phi),
+            "phi": self._rates(self.cofiring.by_phi),
             "by_topk": [{"topk": topk} | self._rates(by_strength, topk) for topk in TOPK_CURVE],
             "by_pairs": [{"q": q} | self._rates(by_strength, config.capture_topk, q) for q in PAIRS_CURVE],
             "permuted": permuted,
         }
 
     def by_latent(self, d_sae: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """int64 [F], twice: how many pairs of Q each latent is in, and how many of those the union holds."""
-        pair_P2 = self.together.by_strength.pair_P2[: self.n]
-        captured_P = self.topk.union(self._pairs(self.together.by_strength), self.config.capture_topk)
+        """int64 [F] twice: how many pairs of Q each latent is in, and how many of those the union holds."""
+        pair_P2 = self.cofiring.by_strength.pair_P2[: self.n]
+        captured_P = self.topk.union(self._pairs(self.cofiring.by_strength), self.config.capture_topk)
         return pair_P2.flatten().bincount(minlength=d_sae), pair_P2[captured_P].flatten().bincount(minlength=d_sae)
 
     def _pairs(self, pairs: TopPairs, q: float = 1.0) -> torch.Tensor:
         """The first q n pairs, as places among the live latents."""
-        return torch.searchsorted(self.together.live, pairs.pair_P2[: max(1, round(q * self.n))])
+        return torch.searchsorted(self.cofiring.live_N, pairs.pair_P2[: max(1, round(q * self.n))])
 
     def _rates(self, pairs: TopPairs, topk: float | None = None, q: float = 1.0) -> dict[str, Any]:
         """RATES at one K and one size of Q."""
@@ -120,7 +124,7 @@ class Capture:
             reason = f"no two latents fire together on {self.config.joint_firings} rows or more"
             return undefined | {"chance": chance, "reason": reason}
         row_P, column_P = self.topk.holds(self._pairs(pairs, q), topk)
-        # As ordered pairs each counts twice, as (i, j) and (j, i), and what is the row of one is the column of the other.
+        # Every pair counts as (i, j) and as (j, i); the row of one is the column of the other.
         ordered = float(torch.cat([row_P, column_P]).double().mean())
         union = float((row_P | column_P).double().mean())
         return {
@@ -138,24 +142,24 @@ class Capture:
     def _permuted(self) -> dict[str, Any]:
         """Mean and standard deviation of the union's rate when the live latents are relabelled at random."""
         generator = torch.Generator().manual_seed(NULL_SEED)
-        pair_P2 = self._pairs(self.together.by_strength)
+        pair_P2 = self._pairs(self.cofiring.by_strength)
         relabelled = (torch.randperm(self.n, generator=generator)[pair_P2] for _ in range(PERMUTATIONS))
         drawn = [self.topk.union(pairs, self.config.capture_topk).double().mean() for pairs in relabelled]
         return {"draws": PERMUTATIONS, "mean": float(torch.stack(drawn).mean()), "std": float(torch.stack(drawn).std())}
 
 
 def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
-    """An SAE of random unit directions, encoder tied, with the common bias that gives it the L0 `l0` on the rows `x_BD`.
+    """An SAE of random unit directions, encoder tied, whose one bias for all latents gives it the L0 `l0` on rows `x_BD`.
 
-    It keeps the trained b_dec, so that nothing but the directions is random. Similar encoder directions fire together by
-    geometry alone: what this SAE's mask captures, no training had to teach.
+    It keeps the trained b_dec, so that only the directions are random. Similar encoder directions fire together by geometry
+    alone: what this SAE's mask captures is not learned.
     """
     d_sae, d_in = sae.W_dec_FD.shape
     generator = torch.Generator().manual_seed(NULL_SEED)
     W_dec_FD = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1)
     projection = ((x_BD - sae.b_dec_D) @ W_dec_FD.T).flatten()
     firing = min(max(1, round(l0 * len(x_BD))), projection.numel() - 1)
-    # The largest projection that must not fire any more.
+    # The largest projection that must not fire.
     threshold = float(projection.kthvalue(projection.numel() - firing).values)
     return SAE(
         W_enc_DF=W_dec_FD.T,
@@ -163,3 +167,24 @@ def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
         W_dec_FD=W_dec_FD,
         b_dec_D=sae.b_dec_D,
     )
+
+
+def measure_capture(on: Bench) -> Capture:
+    """The capture rates of the SAE itself."""
+    return Capture(on.sae.W_dec_FD, on.once(measure_pairs).cofiring, on.config)
+
+
+def measure_random_capture(on: Bench) -> Capture:
+    """The capture rates of a random SAE with the same L0."""
+    seen = on.once(measure_reconstruction)
+    null = random_tied(on.sae, next(iter(on.layer.rows)), seen.l0)
+    latents = Latents(null, on.layer.rows)
+    cofiring = CofiringPairs(firings(latents, null.d_sae), seen.rows, on.config)
+    for block in pair_blocks(latents, null.d_sae):
+        cofiring.update(block)
+    return Capture(null.W_dec_FD, cofiring, on.config)
+
+
+def compute(on: Bench) -> dict[str, Any]:
+    """What docs/evaluation-files.md lists for `capture.json`."""
+    return on.once(measure_capture).compute() | {"null": measure_random_capture(on).compute()}

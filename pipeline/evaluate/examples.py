@@ -1,74 +1,72 @@
-"""A few latents of an SAE and the texts they fire on most: to look at, not to measure.
+"""A few latents of an SAE and the texts on which they fire most: to look at, not to measure."""
 
-Shapes: R held-out rows, S sequences, L tokens, B rows, F d_sae, m latents shown.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from pipeline.sae.sae import SAE
-from pipeline.store.batches import rows_in_order
-from pipeline.store.reader import ActivationStore
+from pipeline.evaluate.bench import Bench, LayerBench
+from pipeline.evaluate.capture import measure_capture
+from pipeline.evaluate.reconstruction import measure_reconstruction
+from pipeline.study.evaluations import Need
 
 CAPTURED = 3
-"""Latents shown for having the largest share of captured pairs, and as many for the smallest."""
+"""Latents shown with the largest share of captured pairs, and as many with the smallest."""
 SHOWN = 10
 CONTEXTS = 8
 TOKENS_AROUND = 12
-"""Tokens of text on either side of the one that fires."""
+"""Tokens shown on either side of the one on which the latent fires."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Behaviour:
-    """What is known of every latent when some are to be chosen."""
+class LatentStatistics:
+    """What the choice of latents depends on."""
 
     density_F: torch.Tensor
-    """Share of held-out rows on which each fires."""
+    """Share of held-out rows on which each latent fires."""
     pairs_F: torch.Tensor
-    """In how many of the pairs that fire together most each one is."""
+    """Of the pairs that fire together most, how many each latent is in."""
     captured_F: torch.Tensor
-    """How many of those the top-K mask holds."""
+    """Of those, how many the top-K mask holds."""
 
 
-def choose(seen: Behaviour) -> dict[int, str]:
-    """Latent to why it is shown: SHOWN of them, or as many as fire at all.
+def choose(seen: LatentStatistics) -> dict[int, str]:
+    """The latents that are shown, each with the reason: SHOWN, or all that fire if they are fewer.
 
-    CAPTURED with the largest share of captured pairs and CAPTURED with the smallest, more pairs first, then the lower index;
-    the others evenly spread over the ranks of density.
+    CAPTURED with the largest share of captured pairs and CAPTURED with the smallest, ties to more pairs, then to the lower
+    index; the others evenly spread over the ranks of density.
     """
-    paired = seen.pairs_F.nonzero().squeeze(1).tolist()
+    paired = cast("list[int]", seen.pairs_F.nonzero().squeeze(1).tolist())
     share = {latent: int(seen.captured_F[latent]) / int(seen.pairs_F[latent]) for latent in paired}
     most = sorted(paired, key=lambda latent: (-share[latent], -int(seen.pairs_F[latent]), latent))[:CAPTURED]
     least = sorted(paired, key=lambda latent: (share[latent], -int(seen.pairs_F[latent]), latent))
     chosen = dict.fromkeys(most, "most captured")
     chosen |= dict.fromkeys([latent for latent in least if latent not in chosen][:CAPTURED], "least captured")
-    by_density = seen.density_F.sort(descending=True, stable=True).indices.tolist()
+    by_density = cast("list[int]", seen.density_F.sort(descending=True, stable=True).indices.tolist())
     rest = [latent for latent in by_density if seen.density_F[latent] > 0 and latent not in chosen]
     wanted = min(SHOWN - len(chosen), len(rest))
     # The middles of `wanted` equal parts of the ranks.
     return chosen | {rest[(2 * part + 1) * len(rest) // (2 * wanted)]: "density" for part in range(wanted)}
 
 
-class Examples:
-    """The held-out rows of a layer, where in the text they stand, and a tokenizer that makes text of their surroundings."""
+class HeldoutText:
+    """The text around every held-out row of a layer."""
 
-    def __init__(self, store: ActivationStore, layer: int, shards: Sequence[int], tokenizer: Any):
-        self.store, self.layer, self.shards, self.tokenizer = store, layer, shards, tokenizer
+    def __init__(self, layer: LayerBench):
+        store = layer.store
+        self.tokenizer = layer.tokenizer
         self.tokens_SL = store.whole("tokens")
         self.sequence_R, self.position_R = (
-            np.concatenate([store.read_field(name, *store.row_range(shard)) for shard in shards])
+            np.concatenate([store.read_field(name, *store.row_range(shard)) for shard in layer.heldout_shards])
             for name in ("sequence", "position")
         )
 
-    def of(self, sae: SAE, seen: Behaviour) -> list[dict[str, Any]]:
-        """What docs/evaluation-files.md lists for `latents` in `examples.json`."""
+    def examples(self, latents: Iterable[torch.Tensor], seen: LatentStatistics) -> list[dict[str, Any]]:
+        """What docs/evaluation-files.md lists for `latents` in `examples.json`, from chunks [B, F] of all held-out rows."""
         chosen = choose(seen)
-        rows = rows_in_order(self.store, self.layer, self.shards)
-        f_Rm = torch.cat([sae.encode(x_BD)[:, list(chosen)] for x_BD in rows])
+        f_Rm = torch.cat([f_BF[:, list(chosen)] for f_BF in latents])
         return [
             {
                 "latent": latent,
@@ -84,7 +82,7 @@ class Examples:
     def _contexts(self, f_R: torch.Tensor) -> list[dict[str, Any]]:
         """The rows on which a latent fires most strongly, at most one of each sequence."""
         strongest: dict[int, int] = {}
-        for row in f_R.sort(descending=True, stable=True).indices.tolist():
+        for row in cast("list[int]", f_R.sort(descending=True, stable=True).indices.tolist()):
             if f_R[row] == 0 or len(strongest) == CONTEXTS:
                 break
             strongest.setdefault(int(self.sequence_R[row]), row)
@@ -92,7 +90,7 @@ class Examples:
 
     def _text(self, row: int) -> dict[str, Any]:
         sequence, position = int(self.sequence_R[row]), int(self.position_R[row])
-        tokens = self.tokens_SL[sequence].tolist()
+        tokens: list[int] = self.tokens_SL[sequence].tolist()
         start = max(0, position - TOKENS_AROUND)
         return {
             "sequence": sequence,
@@ -104,3 +102,13 @@ class Examples:
 
     def _decoded(self, tokens: list[int]) -> str:
         return self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+
+
+def compute(on: Bench) -> dict[str, Any]:
+    """What docs/evaluation-files.md lists for `examples.json`."""
+    if Need.model not in on.layer.has:
+        return {"latents": [], "reason": "a synthetic model reads no text"}
+    seen = on.once(measure_reconstruction)
+    pairs_F, captured_F = on.once(measure_capture).by_latent(on.sae.d_sae)
+    statistics = LatentStatistics(density_F=seen.fired_F.double() / seen.rows, pairs_F=pairs_F, captured_F=captured_F)
+    return {"latents": on.layer.once(HeldoutText).examples(on.latents, statistics), "reason": None}

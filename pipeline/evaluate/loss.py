@@ -1,7 +1,4 @@
-"""The language model's own loss with an SAE's reconstructions in place of its residual stream.
-
-Shapes: S sequences, L tokens, D d_in.
-"""
+"""The language model's own loss with an SAE's reconstructions in place of its residual stream."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -10,19 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.evaluate.bench import Bench, LayerBench, Missing
 from pipeline.models.language import LanguageModel
 from pipeline.sae.sae import SAE
 from pipeline.store.reader import ActivationStore
+from pipeline.study.evaluations import Need
 
 SEQUENCES_AT_ONCE = 4
-"""A large vocabulary makes logits the largest tensor there is: 4 sequences of 128 take 0.5 GB at Gemma's 256,000."""
+"""The logits are the largest tensor: of 4 sequences of 128 tokens, with Gemma's vocabulary of 256,000, they take 0.5 GB."""
 
 
 def heldout_sequences(store: ActivationStore, shards: list[int], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first sequences all of whose rows are in `shards`, until they hold `tokens` rows.
+    """The first sequences all of whose rows are in `shards`, as many as hold `tokens` rows.
 
-    Tokens, int64 [S, L], and which of them are rows of the store, bool [S, L]: no special ones, and none that
-    `store.max_norm` left out.
+    Returns their tokens, int64 [S, L], and which of them are rows of the store, bool [S, L]: special tokens are not, nor
+    those that `store.max_norm` left out.
     """
     offsets = store.whole("row_offsets")
     start = int(np.searchsorted(offsets, store.row_range(shards[0])[0]))
@@ -41,9 +40,9 @@ def heldout_sequences(store: ActivationStore, shards: list[int], tokens: int) ->
 class SplicedLoss:
     """Losses of one model at one layer on the same sequences, for any number of SAEs.
 
-    Only at tokens that are rows of the store is the residual stream replaced, by reconstructions, zeros or the mean row.
-    BOS, other special tokens and what `store.max_norm` left out keep theirs, since no SAE was trained on them. Losses are
-    means over the same tokens as targets.
+    The residual stream is replaced by reconstructions, zeros or the mean row, only at tokens that are rows of the store: no
+    SAE was trained on BOS, on other special tokens or on what `store.max_norm` left out. Losses are means over the same
+    tokens as targets.
     """
 
     def __init__(
@@ -58,18 +57,19 @@ class SplicedLoss:
 
     @cached_property
     def zero(self) -> float:
-        """Loss with zeros."""
+        """Loss with zeros in place of the stream."""
         return self._loss(torch.zeros_like)
 
     @cached_property
     def mean(self) -> float:
-        """Loss with the mean row."""
+        """Loss with the mean held-out row in place of the stream."""
         return self._loss(lambda x_SLD: self.mean_D.to(x_SLD).expand_as(x_SLD))
 
     def compute(self, sae: SAE) -> dict[str, Any]:
-        """What docs/evaluation-files.md lists for `loss.json`."""
+        """Every key of `loss.json`."""
         spliced = self._loss(lambda x_SLD: sae.decode(sae.encode(x_SLD.cpu())).to(x_SLD))
-        recovered, reasons = {}, []
+        recovered: dict[str, float | None] = {}
+        reasons: list[str] = []
         for name, ablated in (("zero", self.zero), ("mean", self.mean)):
             recovered[name] = (ablated - spliced) / (ablated - self.clean) if ablated > self.clean else None
             if recovered[name] is None:
@@ -87,9 +87,8 @@ class SplicedLoss:
 
     def _loss(self, replacement: Callable[[torch.Tensor], torch.Tensor]) -> float:
         total = 0.0
-        for tokens_SL, rows_SL in zip(
-            self.tokens_SL.split(SEQUENCES_AT_ONCE), self.rows_SL.split(SEQUENCES_AT_ONCE), strict=True
-        ):
+        batches = (torch.split(whole_SL, SEQUENCES_AT_ONCE) for whole_SL in (self.tokens_SL, self.rows_SL))
+        for tokens_SL, rows_SL in zip(*batches, strict=True):
 
             def replace(x_SLD: torch.Tensor, rows_SL: torch.Tensor = rows_SL) -> torch.Tensor:
                 return torch.where(rows_SL.to(x_SLD.device)[:, :, None], replacement(x_SLD), x_SLD)
@@ -99,7 +98,23 @@ class SplicedLoss:
         return total / int(self.rows_SL[:, 1:].sum())
 
 
-def not_measured(reason: str) -> dict[str, Any]:
-    """`loss.json` where there is no loss to measure."""
-    values = dict.fromkeys(("sequences", "tokens", "clean", "sae", "zero", "mean"))
-    return values | {"recovered": {"zero": None, "mean": None}, "reason": reason}
+def spliced_loss(layer: LayerBench) -> SplicedLoss | Missing:
+    """The model and the held-out sequences on which the SAEs of a layer are compared."""
+    tokens = layer.experiment.evaluate.loss_tokens
+    if Need.model not in layer.has:
+        return Missing("a synthetic model has no loss")
+    if not tokens:
+        return Missing("evaluate.loss_tokens is 0")
+    tokens_SL, rows_SL = heldout_sequences(layer.store, layer.heldout_shards, tokens)
+    if not len(tokens_SL):
+        return Missing("no whole sequence is held out")
+    return SplicedLoss(layer.language_model, layer.layer, tokens_SL, rows_SL, layer.rows.mean_D())
+
+
+def compute(on: Bench) -> dict[str, Any]:
+    """What docs/evaluation-files.md lists for `loss.json`."""
+    spliced = on.layer.once(spliced_loss)
+    if isinstance(spliced, Missing):
+        values = dict.fromkeys(("sequences", "tokens", "clean", "sae", "zero", "mean"))
+        return values | {"recovered": {"zero": None, "mean": None}, "reason": spliced.reason}
+    return spliced.compute(on.sae)

@@ -1,32 +1,34 @@
-"""Statistics of pairs of latents, a block of latents at a time: never a matrix of all pairs in float.
+"""Statistics of pairs of latents: which fire together most, and how strong pairs with similar directions are together.
 
-Shapes: B rows, D d_in, F d_sae, b latents of a block, P pairs.
+Pairs are counted a block of latents at a time: of 16,384 latents, one float32 matrix of all pairs takes 1 GB.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from pipeline.sae.sae import SAE
+from pipeline.study.sections import EvaluateConfig
 
 BLOCK_BYTES = 64 * 2**20
 """Of each float32 matrix [b, F]: of 16,384 latents, 1,024 are a block; up to 4,096 latents are one."""
-
-Rows = Callable[[], Iterable[torch.Tensor]]
-"""Makes a new iterator over the held-out rows, [B, D] at a time."""
+MOST_PAIRS = 4.0
+"""Pairs kept that fire together most, times the number of live latents."""
+ROUNDING = 1e-6
+"""Thresholds get this tolerance, so that the k-th pair stays selected in whichever block its cosine is rounded."""
 
 
 @dataclass(frozen=True)
 class PairBlock:
-    """How often and how strongly some latents fire together with each latent that is numbered higher."""
+    """How often and how strongly the latents of a block fire together with each latent of a higher index."""
 
     first: int
     """The block is the latents `first` to `first + b`."""
     joint_bF: torch.Tensor
     """Rows on which both fire."""
     strength_bF: torch.Tensor
-    """Sum over rows of the product of their strengths; with unit decoder rows a latent is its own strength."""
+    """Sum over rows of the product of both latents. Decoder rows have norm 1, so that latents are strengths."""
 
     @property
     def latents(self) -> slice:
@@ -35,34 +37,33 @@ class PairBlock:
 
 
 def blocks_of(latents: int) -> list[slice]:
-    """Latents in blocks of which a row of pairs each takes BLOCK_BYTES together."""
+    """Latents in blocks: a float32 matrix [b, `latents`] takes BLOCK_BYTES."""
     size = max(1, BLOCK_BYTES // (4 * max(1, latents)))
     return [slice(first, min(first + size, latents)) for first in range(0, latents, size)]
 
 
-def pair_blocks(sae: SAE, rows: Rows) -> Iterator[PairBlock]:
-    """Every unordered pair once, with one pass over the rows for each block. Pairs (i, j) with j <= i are 0."""
-    for block in blocks_of(sae.d_sae):
-        joint_bF = torch.zeros(block.stop - block.start, sae.d_sae)
+def pair_blocks(latents: Iterable[torch.Tensor], d_sae: int) -> Iterator[PairBlock]:
+    """Every pair i < j once; entries with j <= i are 0. Each block loops over `latents`, the chunks [B, F] of all rows."""
+    for block in blocks_of(d_sae):
+        joint_bF = torch.zeros(block.stop - block.start, d_sae)
         strength_bF = torch.zeros_like(joint_bF)
-        for x_BD in rows():
-            f_BF = sae.encode(x_BD)
+        for f_BF in latents:
             strength_bF.addmm_(f_BF[:, block].T, f_BF)
             fired_BF = (f_BF > 0).float()
             joint_bF.addmm_(fired_BF[:, block].T, fired_BF)  # exact: float32 counts to 2^24 rows
         yield PairBlock(block.start, joint_bF.triu_(block.start + 1), strength_bF.triu_(block.start + 1))
 
 
-def firings(sae: SAE, rows: Rows) -> torch.Tensor:
-    """int64 [F]: rows on which each latent fires."""
-    fired_F = torch.zeros(sae.d_sae, dtype=torch.int64)
-    for x_BD in rows():
-        fired_F += (sae.encode(x_BD) > 0).sum(dim=0)
+def firings(latents: Iterable[torch.Tensor], d_sae: int) -> torch.Tensor:
+    """int64 [F]: rows on which each latent fires, of chunks [B, F]."""
+    fired_F = torch.zeros(d_sae, dtype=torch.int64)
+    for f_BF in latents:
+        fired_F += (f_BF > 0).sum(dim=0)
     return fired_F
 
 
 class TopPairs:
-    """The pairs of largest score among those offered, largest first, ties to the lower indices."""
+    """The pairs with the largest scores among those offered, largest first, ties to the lower indices."""
 
     def __init__(self, size: int):
         self.size = size
@@ -71,9 +72,9 @@ class TopPairs:
         self.strength_P = torch.zeros(0)
 
     def offer(self, block: PairBlock, score_bF: torch.Tensor) -> None:
-        """Take in the pairs of a block, later blocks after earlier ones. A pair of score -inf is none."""
+        """Take in the pairs of a block, blocks in ascending order. A score of -inf leaves a pair out."""
         largest = score_bF.flatten().topk(min(self.size, score_bF.numel())).values
-        # Of equal scores topk keeps any, so the ties with its last are all let in and sorted out below.
+        # topk keeps any of several equal scores: let in all that tie with its last, and sort them out below.
         row_P, column_P = ((score_bF >= largest[-1]) & (score_bF > -torch.inf)).nonzero(as_tuple=True)
         pair_P2 = torch.cat([self.pair_P2, torch.stack([row_P + block.first, column_P], dim=1)])
         score_P = torch.cat([self.score_P, score_bF[row_P, column_P]])
@@ -85,38 +86,77 @@ class TopPairs:
         return len(self.pair_P2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Together:
-    """Which latents live, and which pairs of them fire together most."""
+class CofiringPairs:
+    """The pairs of live latents that fire together most. `update` with every block of pairs.
 
-    live: torch.Tensor
-    """int64 [n]: indices of the latents that fire often enough."""
-    by_strength: TopPairs
-    by_phi: TopPairs
-
-
-def fire_together(
-    blocks: Iterable[PairBlock], fired_F: torch.Tensor, rows: int, *, live_firings: int, joint_firings: int, most: float
-) -> Together:
-    """The pairs of live latents that fire together on `joint_firings` rows or more, at most `most` n of them by each score.
-
-    By mean product of strengths, and by the phi coefficient of firing: (p_ij - p_i p_j) / sqrt(p_i q_i p_j q_j).
+    `fired_F` are the firings of each latent on `rows` rows; with `live_firings` of them it is live. Of pairs that fire
+    together on `joint_firings` rows or more, MOST_PAIRS times the number of live latents are kept by each of two scores: by
+    the mean product of strengths, and by the phi coefficient of firing, (p_ij - p_i p_j) / sqrt(p_i q_i p_j q_j).
     """
-    live_F = fired_F >= live_firings
-    live = live_F.nonzero().squeeze(1)
-    size = max(1, round(most * len(live)))
-    by_strength, by_phi = TopPairs(size), TopPairs(size)
-    p_F = fired_F.double() / rows
-    variance_F = p_F * (1 - p_F)
-    for block in blocks:
-        out_bF = block.joint_bF < joint_firings
-        out_bF |= ~(live_F[block.latents, None] & live_F)
-        by_strength.offer(block, block.strength_bF.masked_fill(out_bF, -torch.inf))
+
+    def __init__(self, fired_F: torch.Tensor, rows: int, config: EvaluateConfig):
+        self.rows, self.joint_firings = rows, config.joint_firings
+        self.live_F = fired_F >= config.live_firings
+        self.live_N = self.live_F.nonzero().squeeze(1)
+        """int64: the indices of live latents, ascending."""
+        size = max(1, round(MOST_PAIRS * len(self.live_N)))
+        self.by_strength, self.by_phi = TopPairs(size), TopPairs(size)
+        self.p_F = fired_F.double() / rows
+        self.variance_F = self.p_F * (1 - self.p_F)
+
+    def update(self, block: PairBlock) -> None:
+        """Take in a block of pairs, blocks in ascending order."""
+        out_bF = block.joint_bF < self.joint_firings
+        out_bF |= ~(self.live_F[block.latents, None] & self.live_F)
+        self.by_strength.offer(block, block.strength_bF.masked_fill(out_bF, -torch.inf))
         # Doubles, and one operation at a time: a fused one rounds differently at the edge of a block, and equal phis would
         # be ranked by where they stand in it.
-        phi_bF = block.joint_bF.double() / rows
-        phi_bF -= p_F[block.latents, None] * p_F
-        phi_bF /= (variance_F[block.latents, None] * variance_F).sqrt_()
-        # A latent that fires on every row has no phi with anything.
-        by_phi.offer(block, phi_bF.masked_fill_(out_bF | ~phi_bF.isfinite(), -torch.inf))
-    return Together(live=live, by_strength=by_strength, by_phi=by_phi)
+        phi_bF = block.joint_bF.double() / self.rows
+        phi_bF -= self.p_F[block.latents, None] * self.p_F
+        phi_bF /= (self.variance_F[block.latents, None] * self.variance_F).sqrt_()
+        # The phi of a latent that fires on every row is not finite.
+        self.by_phi.offer(block, phi_bF.masked_fill_(out_bF | ~phi_bF.isfinite(), -torch.inf))
+
+
+class SimilarPairs:
+    """The pairs that the penalty selects in a decoder: C_ij >= min(t_i, t_j), t_i the k-th largest cosine of row i.
+
+    k = max(1, int(topk (F - 1))), over all latents as in training, whether they fire or not.
+    """
+
+    def __init__(self, W_dec_FD: torch.Tensor, topk: float):
+        self.W_dec_FD = W_dec_FD
+        k = max(1, int(topk * (len(W_dec_FD) - 1)))
+        thresholds: list[torch.Tensor] = []
+        for block in blocks_of(len(W_dec_FD)):
+            cosine_bF = W_dec_FD[block] @ W_dec_FD.T
+            cosine_bF.diagonal(block.start).fill_(-torch.inf)
+            thresholds.append(cosine_bF.topk(k, dim=1).values[:, -1])
+        self.threshold_F = torch.cat(thresholds) - ROUNDING
+
+    def mask(self, block: slice) -> torch.Tensor:
+        """bool [b, F]: which pairs of the block's latents and latents of a higher index are selected."""
+        cosine_bF = self.W_dec_FD[block] @ self.W_dec_FD.T
+        threshold_bF = torch.minimum(self.threshold_F[block, None], self.threshold_F)
+        return (cosine_bF >= threshold_bF).triu_(block.start + 1)
+
+
+class CrossTerms:
+    """Sums over the similar pairs of one decoder, of what an SAE does on them. `update` with every block of pairs."""
+
+    def __init__(self, sae: SAE, pairs: SimilarPairs):
+        self.sae, self.pairs = sae, pairs
+        self.count = 0
+        self.strength = torch.zeros((), dtype=torch.float64)
+        """Sum over pairs and rows of a_i a_j."""
+        self.cross = torch.zeros((), dtype=torch.float64)
+        """Sum over pairs and rows of C_ij a_i a_j."""
+
+    def update(self, block: PairBlock) -> None:
+        """Take in a block of pairs."""
+        mask_bF = self.pairs.mask(block.latents)
+        self.count += int(mask_bF.sum())
+        strength_bF = block.strength_bF * mask_bF
+        self.strength += strength_bF.sum(dtype=torch.float64)
+        strength_bF *= self.sae.W_dec_FD[block.latents] @ self.sae.W_dec_FD.T
+        self.cross += strength_bF.sum(dtype=torch.float64)

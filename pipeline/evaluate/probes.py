@@ -1,53 +1,55 @@
-"""sae-bench's probes, with its arithmetic and its random numbers and without what nobody reads.
+"""The probes of sae-bench, with its arithmetic and its random numbers, for several SAEs at once.
 
-What `sae_bench.evals.sparse_probing.probe_training` computes, and `tests/evaluate/test_probes.py` compares bit for bit. Its
-training loop also measures the training accuracy of every epoch, copies the probe and asks autograd for the gradient of one
-linear layer; it draws from torch's global state, so that no two SAEs could be probed at once. Here numbers come from a
-generator, gradients are written out, and rows are gathered when they are needed instead of being copied for every probe.
+`sae_bench.evals.sparse_probing.probe_training` defines them, and tests/evaluate/test_probes.py compares bit for bit. Its
+training loop draws from torch's global state, so that two SAEs cannot be probed at once. It also measures a training
+accuracy in every epoch, copies the probe, and uses autograd for one linear layer. Here random numbers come from a generator,
+gradients are written out, and rows are gathered when they are needed instead of copied for every probe.
 
-Shapes: N rows of features, M rows of a problem, B rows of a batch, F features, k of them used.
+F features: latents, or the d_in values of the residual stream itself.
 """
 
 import math
 import threading
 from dataclasses import dataclass
+from typing import Self, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score  # pyright: ignore[reportUnknownVariableType]  # partly untyped
 from torch.nn.functional import linear
 
 Features = dict[str, torch.Tensor]
-"""Class name to one row of features per document."""
+"""Class name to features [S, F] of its documents."""
 
 BATCH, EPOCHS, PATIENCE = 250, 100, 10
 RATE, DECAY, BETA1, BETA2, EPSILON = 1e-2, 1e-2, 0.9, 0.999, 1e-8
-"""Settings with which sae-bench calls its training loop, and torch's defaults of AdamW."""
-
+"""The arguments of sae-bench's training loop, and torch's defaults of AdamW."""
 
 _one_fit = threading.Lock()
-"""One regression at a time: OpenBLAS has one set of threads, and two that ask for them took up to eight times as long."""
+"""One regression at a time: two that share OpenBLAS's one set of threads take up to eight times as long."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The features of one split: all classes below each other, and which rows are whose."""
+class Split:
+    """The documents of one split: their features, all classes below each other."""
 
-    features_NF: torch.Tensor
+    features_SF: torch.Tensor
     of_class: dict[str, torch.Tensor]
+    """Class name to the rows of its documents, int64."""
 
     @classmethod
-    def of(cls, features: Features) -> "Rows":
+    def of(cls, features: Features) -> Self:
         """From features by class."""
-        counts = [len(features_NF) for features_NF in features.values()]
-        indices = torch.arange(sum(counts)).split(counts)
+        counts = [len(features_SF) for features_SF in features.values()]
+        indices = torch.split(torch.arange(sum(counts)), counts)
         return cls(torch.cat(list(features.values())), dict(zip(features, indices, strict=True)))
 
     def problem(self, name: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows [M] of a balanced problem, a class against equally many of all others, and whether each is of the class.
+        """Rows [M] of a balanced problem, a class against as many documents of others, and whether each is of the class.
 
-        As `prepare_probe_data`: as many of every other class, of those as many as the class has, all shuffled.
+        As `prepare_probe_data`: the same number of every other class, of those as many as the class has, all shuffled.
         """
         positive, others = self.of_class[name], [rows for key, rows in self.of_class.items() if key != name]
         each = math.ceil(len(positive) / len(others))
@@ -57,18 +59,18 @@ class Rows:
         return torch.cat([positive, negative])[order], order < len(positive)
 
 
-def dense(train: Rows, test: Rows, name: str, generator: torch.Generator) -> float:
+def dense(train: Split, test: Split, name: str, generator: torch.Generator) -> float:
     """Best test accuracy over the epochs of a linear probe on all features, as `train_probe_gpu`."""
     rows_M, positive_M = train.problem(name, generator)
     test_M, test_positive_M = test.problem(name, generator)
-    test_MF = test.features_NF.index_select(0, test_M)
-    probe = _Probe(train.features_NF.shape[1], train.features_NF.dtype, generator)
-    labels_M = positive_M.to(train.features_NF.dtype)
+    test_MF = test.features_SF.index_select(0, test_M)
+    probe = LinearProbe(train.features_SF.shape[1], train.features_SF.dtype, generator)
+    labels_M = positive_M.to(train.features_SF.dtype)
     best, without_gain = 0.0, 0
     for _ in range(EPOCHS):
-        for batch_B in torch.randperm(len(rows_M), generator=generator).split(BATCH):
-            probe.step(train.features_NF.index_select(0, rows_M[batch_B]), labels_M[batch_B])
-        logits_M = torch.cat([probe(x_BF) for x_BF in test_MF.split(BATCH)])
+        for batch_B in torch.split(torch.randperm(len(rows_M), generator=generator), BATCH):
+            probe.step(train.features_SF.index_select(0, rows_M[batch_B]), labels_M[batch_B])
+        logits_M = torch.cat([probe(x_BF) for x_BF in torch.split(test_MF, BATCH)])
         accuracy = ((logits_M > 0) == test_positive_M).float().mean().item()
         best, without_gain = (accuracy, 0) if accuracy > best else (best, without_gain + 1)
         if without_gain == PATIENCE:
@@ -76,8 +78,8 @@ def dense(train: Rows, test: Rows, name: str, generator: torch.Generator) -> flo
     return best
 
 
-class _Probe:
-    """One logit per row, trained by AdamW; initialised as `torch.nn.Linear`."""
+class LinearProbe:
+    """One logit per document, trained by AdamW, initialised as `torch.nn.Linear`."""
 
     def __init__(self, width: int, dtype: torch.dtype, generator: torch.Generator):
         bound = 1 / math.sqrt(width)
@@ -103,21 +105,21 @@ class _Probe:
             part.addcdiv_(first, (second.sqrt() / root).add_(EPSILON), value=-rate)
 
 
-def sparse(train: Rows, test: Rows, name: str, k: int, generator: torch.Generator) -> float:
+def sparse(train: Split, test: Split, name: str, k: int, generator: torch.Generator) -> float:
     """Test accuracy of scikit-learn's logistic regression on the k features whose means differ most.
 
     As `get_top_k_mean_diff_mask` and `train_sklearn_probe`.
     """
     rows_M, positive_M = train.problem(name, generator)
     test_M, test_positive_M = test.problem(name, generator)
-    features_NF = train.features_NF
-    difference_F = (features_NF[rows_M[positive_M]].mean(dim=0) - features_NF[rows_M[~positive_M]].mean(dim=0)).abs()
-    used_k = difference_F.argsort(descending=True)[:k].sort().values
+    features_SF = train.features_SF
+    difference_F = (features_SF[rows_M[positive_M]].mean(dim=0) - features_SF[rows_M[~positive_M]].mean(dim=0)).abs()
+    used_K = difference_F.argsort(descending=True)[:k].sort().values
     regression = LogisticRegression(max_iter=1000)
     with _one_fit:
-        regression.fit(_columns(train, rows_M, used_k), positive_M.int().numpy())
-    return float(accuracy_score(test_positive_M.int().numpy(), regression.predict(_columns(test, test_M, used_k))))
+        regression.fit(_columns(train, rows_M, used_K), positive_M.int().numpy())
+    return float(accuracy_score(test_positive_M.int().numpy(), regression.predict(_columns(test, test_M, used_K))))
 
 
-def _columns(rows: Rows, rows_M: torch.Tensor, used_k: torch.Tensor) -> np.ndarray:
-    return rows.features_NF[rows_M[:, None], used_k].float().numpy()
+def _columns(split: Split, rows_M: torch.Tensor, used_K: torch.Tensor) -> npt.NDArray[np.float32]:
+    return cast("npt.NDArray[np.float32]", split.features_SF[rows_M[:, None], used_K].float().numpy())

@@ -1,7 +1,4 @@
-"""How well an SAE reconstructs held-out rows, how many latents it takes, and how its decoder directions lie.
-
-Shapes: B rows, D d_in, F d_sae, b latents of a block.
-"""
+"""How well an SAE reconstructs held-out rows, how many latents that takes, and how its decoder directions lie."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import DegenerateSAEError
+from pipeline.evaluate.bench import Bench
 from pipeline.evaluate.pairs import blocks_of
 from pipeline.sae.sae import SAE
 
@@ -18,7 +16,7 @@ COSINE_EDGES = [twentieth / 20 for twentieth in range(-20, 21)]
 
 
 class Reconstruction:
-    """Sums over rows, so that every ratio is a ratio of sums and no average of ratios. `update`, then `compute`."""
+    """Sums over rows, so that every ratio is a ratio of sums, never a mean of ratios. `update`, then `compute`."""
 
     def __init__(self, sae: SAE):
         self.sae = sae
@@ -44,11 +42,6 @@ class Reconstruction:
         self.fired_F += (f_BF > 0).sum(dim=0)
 
     @property
-    def mean_D(self) -> torch.Tensor:
-        """The mean row, float32."""
-        return (self.sum_D / self.rows).float()
-
-    @property
     def l0(self) -> float:
         """Mean number of latents that fire on a row."""
         return float(self.fired_F.sum() / self.rows)
@@ -57,9 +50,10 @@ class Reconstruction:
         """The metrics, over all rows seen.
 
         fvu: squared error over variance around the mean row, 0 is perfect and 1 is predicting the mean; explained_variance
-        is 1 - fvu. cosine: mean cosine of row and reconstruction. dead_fraction: share of latents that fired on no row.
-        max_decoder_cosine: mean over latents of the largest cosine to another latent's decoder direction. density,
-        decoder_cosine: histograms. Raises DegenerateSAEError when reconstructions are not finite.
+        is 1 - fvu. cosine: mean cosine of row and reconstruction. l0: mean number of latents that fire on a row.
+        dead_fraction: share of latents that fire on no row. max_decoder_cosine: mean over latents of the largest cosine to
+        another latent's decoder direction. density, decoder_cosine: histograms. Raises DegenerateSAEError when
+        reconstructions are not finite.
         """
         if not self.squared_error.isfinite():
             raise DegenerateSAEError("its reconstructions of held-out rows are not finite")
@@ -85,12 +79,26 @@ METRICS: dict[str, Callable[[Reconstruction], float]] = {
     "l0": lambda seen: seen.l0,
     "dead_fraction": lambda seen: float((seen.fired_F == 0).double().mean()),
 }
-"""Numbers of reconstruction.json that need nothing but the sums over rows. Each is finite."""
+"""Numbers in `reconstruction.json` that follow from the sums over rows. Each must be finite."""
+
+
+def measure_reconstruction(on: Bench) -> Reconstruction:
+    """The sums over all held-out rows."""
+    sums = Reconstruction(on.sae)
+    for x_BD, f_BF in on.latents.with_rows():
+        sums.update(x_BD, f_BF)
+    return sums
+
+
+def compute(on: Bench) -> dict[str, Any]:
+    """What docs/evaluation-files.md lists for `reconstruction.json`."""
+    return on.once(measure_reconstruction).compute()
 
 
 def decoder_cosines(W_dec_FD: torch.Tensor) -> dict[str, Any]:
     """Mean of the largest cosine of every decoder direction to another, and the histogram over unordered pairs."""
-    largest, counts = [], torch.zeros(len(COSINE_EDGES) - 1, dtype=torch.int64)
+    largest: list[torch.Tensor] = []
+    counts = torch.zeros(len(COSINE_EDGES) - 1, dtype=torch.int64)
     for block in blocks_of(len(W_dec_FD)):
         cosine_bF = W_dec_FD[block] @ W_dec_FD.T
         cosine_bF.diagonal(block.start).fill_(-torch.inf)
@@ -104,6 +112,6 @@ def decoder_cosines(W_dec_FD: torch.Tensor) -> dict[str, Any]:
 
 
 def _histogram(values: torch.Tensor, edges: list[float]) -> torch.Tensor:
-    """int64 counts; a bin holds its lower edge, the last one its upper too, and what lies outside is in the nearest."""
+    """int64 counts. A bin includes its lower edge, the last also its upper; values outside count into the nearest bin."""
     bins = torch.bucketize(values, torch.tensor(edges[1:-1], dtype=values.dtype), right=True)
     return bins.bincount(minlength=len(edges) - 1)

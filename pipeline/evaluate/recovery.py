@@ -2,15 +2,14 @@
 
 A feature's best latent is the one whose decoder direction has the largest cosine to it. The feature is recovered when that
 cosine exceeds MATCH and the latent is live.
-
-Shapes: B rows, D d_in, F d_sae, T true features, C children, P planted pairs.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
-from scipy.optimize import linear_sum_assignment
+from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportUnknownVariableType]
 
+from pipeline.evaluate.bench import Bench
 from pipeline.evaluate.capture import topk_mask
 from pipeline.models.synthetic import NO_PARENT, GroundTruth
 from pipeline.sae.sae import SAE
@@ -21,7 +20,7 @@ MATCH = 0.8
 
 
 class Recovery:
-    """Counts of what fires where, latents beside true features. `update` with rows, then `compute`."""
+    """Counts of where latents and true features fire. `update` with rows, then `compute`."""
 
     def __init__(self, sae: SAE, truth: GroundTruth):
         self.truth = truth
@@ -42,7 +41,7 @@ class Recovery:
         self.silent_alone_C = torch.zeros(children, dtype=torch.int64)
 
     def update(self, f_BF: torch.Tensor, true_BT: torch.Tensor) -> None:
-        """Take in the latents of some rows and the true features behind them."""
+        """Take in the latents [B, F] of some rows and the true features [B, T] behind them."""
         present_BT, fires_BT = true_BT > 0, f_BF[:, self.best_T] > 0
         self.rows += len(f_BF)
         self.fired_F += (f_BF > 0).sum(dim=0)
@@ -60,7 +59,7 @@ class Recovery:
         self.silent_alone_C += (alone_BC & silent_BC).sum(dim=0)
 
     def compute(self, config: EvaluateConfig) -> dict[str, Any]:
-        """The metrics, over all rows seen. Where something is undefined the value is None and `reason` says why.
+        """The metrics, over all rows seen. An undefined value is None, and `reason` says why.
 
         features: by group. recovered: share whose best latent is live and has a cosine above MATCH; `matched` is their
         number. one_to_one: share recovered when no latent may stand for two features. max_cosine: mean cosine to the best
@@ -72,8 +71,8 @@ class Recovery:
 
         pairs: by kind. captured: share of the pairs, `matched` as above, whose latents are in the union mask P of the pair
         capture rate. chance: share of all pairs of live latents in P.
-        false_capture: of the as many pairs in P with the largest cosine times mean product of strengths, which is what the
-        penalty pushes most, the share that are not planted.
+        false_capture: of the pairs in P that the penalty pushes most, by cosine times mean product of strengths, the share
+        that are not planted; as many pairs as planted ones are matched.
         """
         live_F = self.fired_F >= config.live_firings
         matched_T = (self.cosine_TF.max(dim=1).values > MATCH) & live_F[self.best_T]
@@ -99,15 +98,16 @@ class Recovery:
 
     def _mask(self, live_F: torch.Tensor, topk: float) -> torch.Tensor:
         """bool [F, F]: P, each unordered pair once, above the diagonal."""
-        live = live_F.nonzero().squeeze(1)
+        live_N = live_F.nonzero().squeeze(1)
         mask_FF = torch.zeros(len(live_F), len(live_F), dtype=torch.bool)
-        top_NN = topk_mask(self.W_dec_FD[live], topk)
-        mask_FF[live[:, None], live] = top_NN | top_NN.T
+        top_NN = topk_mask(self.W_dec_FD[live_N], topk)
+        mask_FF[live_N[:, None], live_N] = top_NN | top_NN.T
         return mask_FF.triu(diagonal=1)
 
     def _features(self, matched_T: torch.Tensor, live_F: torch.Tensor) -> dict[str, Any]:
         allowed_TF = (self.cosine_TF > MATCH) & live_F
-        feature, latent = linear_sum_assignment((self.cosine_TF * allowed_TF).numpy(), maximize=True)
+        assign = cast("Any", linear_sum_assignment)  # scipy has no types
+        feature, latent = assign((self.cosine_TF * allowed_TF).numpy(), maximize=True)
         one_to_one_T = torch.zeros_like(matched_T)
         one_to_one_T[feature] = allowed_TF[feature, latent]
         max_cosine_T = self.cosine_TF.max(dim=1).values.double()
@@ -166,3 +166,13 @@ class Recovery:
             return {"pairs": 0, "rate": None, "reason": "no planted pair has two latents of its own"}
         false = ~planted_FF[row[strongest], column[strongest]]
         return {"pairs": len(strongest), "rate": float(false.double().mean()), "reason": None}
+
+
+def compute(on: Bench) -> dict[str, Any]:
+    """What `Recovery.compute` says, on the held-out rows and the features that they were drawn from."""
+    truth, layout = on.layer.truth, on.layer.store.layout
+    recovery = Recovery(on.sae, truth)
+    true_chunks = (f_BT for shard in on.layer.heldout_shards for f_BT, _ in truth.draw(layout, shard))
+    for f_BF, f_BT in zip(on.latents, true_chunks, strict=True):
+        recovery.update(f_BF, f_BT)
+    return recovery.compute(on.config)

@@ -1,7 +1,7 @@
-"""The probe tasks of one layer: what the model itself scores on them, and SAEs, several at once.
+"""The probe tasks of one layer: the scores of the model itself, and of several SAEs at once.
 
-An SAE is probed in one thread, with random numbers of its own, so that its scores do not depend on which others are probed
-beside it. torch gets no threads beyond that: shared by two of them, operations as small as these mostly wait.
+Each SAE has one thread and its own random numbers, so that its scores do not depend on the SAEs beside it. torch uses no
+threads of its own meanwhile: with operations this small, its threads mostly wait for each other.
 """
 
 import os
@@ -23,21 +23,21 @@ from pipeline.sae.sae import SAE
 from pipeline.store.documents import SPLITS, Documents
 
 SHARE = 0.5
-"""Of the memory that is free, the part that SAEs probed at once may plan for."""
+"""Share of the free memory that SAEs probed at once may take."""
 COPIES = 3
-"""Of a data set's features while an SAE is probed: by class, all below each other, and the rows of one problem."""
+"""Copies of a data set's features while an SAE is probed: by class, all classes together, and the rows of one problem."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeTasks:
-    """Data sets by name, and how probes on them are made."""
+    """Data sets by name, and the settings of their probes."""
 
     documents: Mapping[str, Documents]
     k_values: Sequence[int]
     seed: int
 
     def at_once(self, d_sae: int) -> int:
-        """SAEs to probe side by side: one per core if they fit into memory, at least one."""
+        """Number of SAEs to probe side by side: one per core if they fit into memory, at least one."""
         most = max((len(documents.store.whole("label")) for documents in self.documents.values()), default=0)
         fitting = int(free_memory(torch.device("cpu")) * SHARE / max(1, COPIES * 4 * most * d_sae))
         return max(1, min(os.cpu_count() or 1, fitting))
@@ -48,24 +48,24 @@ class ProbeTasks:
             return probing.probe(self._features(None), self.k_values, self.seed)
 
     def of_saes(self, saes: Sequence[SAE]) -> list[Future[dict[str, probing.Accuracies]]]:
-        """Scores of SAEs probed side by side, by data set; all are finished, and a degenerate SAE's raises what is wrong."""
+        """Scores by data set of SAEs probed side by side, all finished. A degenerate SAE's raises DegenerateSAEError."""
         stop = stop_requested()
 
         def scores(sae: SAE) -> dict[str, probing.Accuracies]:
             return probing.probe(self._sae_features(sae, stop), self.k_values, self.seed)
 
         with one_thread():
-            scored = [self._threads.submit(scores, sae) for sae in saes]
+            scored = [self.threads.submit(scores, sae) for sae in saes]
             try:
                 wait(scored)
             except BaseException:
-                stop.set()  # else leaving the process would wait for all that is left
+                stop.set()  # or the end of the process waits until all SAEs are probed
                 raise
         return scored
 
     @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        """The same threads for every group: glibc keeps freed memory by thread, and more threads would keep more."""
+    def threads(self) -> ThreadPoolExecutor:
+        """The same threads for every group: glibc keeps freed memory per thread, and new threads would keep more."""
         return ThreadPoolExecutor(os.cpu_count())
 
     def _sae_features(self, sae: SAE, stop: threading.Event) -> Iterator[tuple[str, Features, Features]]:

@@ -15,17 +15,8 @@ from pipeline.report.differences import differences
 from pipeline.report.metrics import RECONSTRUCTED
 from pipeline.store.reader import ActivationStore
 from pipeline.study.arms import arms_of
-from pipeline.study.plan import (
-    CAPTURE,
-    EXAMPLES,
-    GROUND_TRUTH,
-    INTERFERENCE,
-    LOSS,
-    RECONSTRUCTION,
-    SPARSE_PROBING,
-    TRAINING_LOG,
-    Plan,
-)
+from pipeline.study.evaluations import EVALUATIONS
+from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import PlannedSAE
 from pipeline.texts.text_sections import CorpusConfig, FilesCorpus
 
@@ -140,17 +131,19 @@ def _row(sae: PlannedSAE, seen: "_Seen") -> dict[str, Any]:
     from_reconstruction = [metric.name for metric in RECONSTRUCTED] + [*SHAPES]
     if row["degenerate"]:
         return row | NOT_PROBED | dict.fromkeys((*from_reconstruction, "loss", "interference", "bpcr", "ground_truth"))
-    reconstruction, loss, interference = (seen.read(sae.evaluation, name) for name in (RECONSTRUCTION, LOSS, INTERFERENCE))
-    probed = SPARSE_PROBING in evaluated.files
+    reconstruction, loss, interference = (
+        seen.read(sae.evaluation, EVALUATIONS[name].file) for name in ("reconstruction", "loss", "interference")
+    )
+    probing, truth = EVALUATIONS["sparse_probing"].file, EVALUATIONS["ground_truth"].file
     return row | {
         # An evaluation made before a metric was added does not have it.
         **{name: reconstruction.get(name) for name in from_reconstruction},
         "loss": {name: loss[name] for name in LOSSES}
         | {f"recovered_{null}": (loss["recovered"] or {}).get(null) for null in ("zero", "mean")},
         "interference": interference,
-        **(_probing(seen.read(sae.evaluation, SPARSE_PROBING)) if probed else NOT_PROBED),
-        "bpcr": _capture(seen.read(sae.evaluation, CAPTURE)),
-        "ground_truth": seen.read(sae.evaluation, GROUND_TRUTH) if GROUND_TRUTH in evaluated.files else None,
+        **(_probing(seen.read(sae.evaluation, probing)) if probing in evaluated.files else NOT_PROBED),
+        "bpcr": _capture(seen.read(sae.evaluation, EVALUATIONS["capture"].file)),
+        "ground_truth": seen.read(sae.evaluation, truth) if truth in evaluated.files else None,
     }
 
 
@@ -191,7 +184,7 @@ def _shown(evaluated: list[PlannedSAE], seen: "_Seen") -> list[PlannedSAE]:
 
 
 def _examples(sae: PlannedSAE, seen: "_Seen") -> dict[str, Any]:
-    return {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer} | seen.read(sae.evaluation, EXAMPLES)
+    return {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer} | seen.read(sae.evaluation, EVALUATIONS["examples"].file)
 
 
 def _probing(bench: Mapping[str, Any]) -> dict[str, Any]:

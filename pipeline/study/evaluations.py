@@ -1,7 +1,7 @@
-"""The evaluations that every SAE of a study goes through: one entry each, read by the stage that computes and by the report.
+"""The table of evaluations: what is computed of every SAE, into which file, and how the report shows it.
 
-An entry names functions of stages as "module:function", because the study is a floor below them and a plan must not wait for
-torch. A function itself does as well.
+An entry names functions of the stages as "module:function", because the study lies below the stages and a plan must not wait
+for torch. A script that adds an entry may give the functions themselves.
 """
 
 from collections.abc import Callable
@@ -15,22 +15,14 @@ Function = str | Callable[..., Any]
 
 
 class Need(StrEnum):
-    """What an evaluation can ask for."""
+    """What only some studies have. Held-out rows, latents and pairs of latents are in every study and need no mention."""
 
-    heldout = "heldout"
-    """Held-out rows and their latents, in one pass that all evaluations of an SAE share."""
-    pairs = "pairs"
-    """Statistics of pairs of latents on held-out rows."""
     probes = "probes"
-    """Labelled texts; left out in a study without any."""
+    """Labelled texts."""
     model = "model"
-    """The whole language model; left out where the model is synthetic."""
-    text = "text"
-    """The tokens behind held-out rows."""
-    baseline = "baseline"
-    """The SAE of the arm `baseline` with the same seed and layer."""
+    """A language model, with its tokenizer and the tokens behind the rows."""
     truth = "truth"
-    """The features of a synthetic model; left out where there is none."""
+    """The features of a synthetic model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,20 +30,70 @@ class Evaluation:
     """One evaluation of an SAE."""
 
     name: str
-    """Its key in a row of the results."""
+    """Its key in the table, and in a row of the results."""
     file: str
-    """Its file inside the artefact."""
-    needs: frozenset[Need]
+    """Its file inside the evaluation's artefact."""
+    needs: frozenset[Need] = frozenset()
+    """A study without one of these leaves the evaluation out."""
     compute: Function
-    """From the bench of a layer and an SAE on it to what the file holds (`evaluate/evaluation.py`)."""
+    """Takes an SAE's `Bench` (pipeline/evaluate/bench.py), returns the content of the file: JSON without NaN."""
     show: Function
-    """From what the file holds to what stands in a row of the results (`report/collect.py`)."""
+    """Takes the content of the file, returns what a row of the results holds."""
 
 
-EVALUATIONS: dict[str, Evaluation] = {}
+EVALUATIONS: dict[str, Evaluation] = {
+    evaluation.name: evaluation
+    for evaluation in (
+        Evaluation(
+            name="reconstruction",
+            file="reconstruction.json",
+            compute="pipeline.evaluate.reconstruction:compute",
+            show="pipeline.report.rows:reconstruction",
+        ),
+        Evaluation(
+            name="ground_truth",
+            file="ground_truth.json",
+            needs=frozenset({Need.truth}),
+            compute="pipeline.evaluate.recovery:compute",
+            show="pipeline.report.rows:ground_truth",
+        ),
+        Evaluation(
+            name="capture",
+            file="capture.json",
+            compute="pipeline.evaluate.capture:compute",
+            show="pipeline.report.rows:capture",
+        ),
+        Evaluation(
+            name="interference",
+            file="interference.json",
+            compute="pipeline.evaluate.interference:compute",
+            show="pipeline.report.rows:interference",
+        ),
+        # The next two do not need a model: without one their files say why they are empty.
+        Evaluation(
+            name="loss",
+            file="loss.json",
+            compute="pipeline.evaluate.loss:compute",
+            show="pipeline.report.rows:loss",
+        ),
+        Evaluation(
+            name="examples",
+            file="examples.json",
+            compute="pipeline.evaluate.examples:compute",
+            show="pipeline.report.rows:examples",
+        ),
+        Evaluation(
+            name="sparse_probing",
+            file="sparse_probing.json",
+            needs=frozenset({Need.probes}),
+            compute="pipeline.evaluate.sparse_probing:compute",
+            show="pipeline.report.rows:sparse_probing",
+        ),
+    )
+}
 """By name, in the order in which they are computed."""
 
 
 def function(reference: Function) -> Callable[..., Any]:
-    """The function that an entry names."""
+    """The function that an entry names, imported now."""
     return resolve_name(reference) if isinstance(reference, str) else reference

@@ -36,15 +36,8 @@ MOST_NAMED = 4
 BASELINE = "baseline"
 """The arm on whose pairs every arm is measured."""
 
-# Files inside artefacts that another stage reads.
 TRAINING_LOG = "training.jsonl"
-SPARSE_PROBING = "sparse_probing.json"
-CAPTURE = "capture.json"
-RECONSTRUCTION = "reconstruction.json"
-LOSS = "loss.json"
-INTERFERENCE = "interference.json"
-EXAMPLES = "examples.json"
-GROUND_TRUTH = "ground_truth.json"
+"""The log inside the artefact of an SAE that is trained here, which the report reads."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,29 +10,23 @@ from hypothesis import strategies as st
 
 from pipeline.evaluate import pairs as pairs_module
 from pipeline.evaluate.capture import PAIRS_CURVE, TOPK_CURVE, Capture, random_tied, topk_mask
-from pipeline.evaluate.pairs import Rows, Together, fire_together, firings, pair_blocks
+from pipeline.evaluate.pairs import CofiringPairs, firings, pair_blocks
 from pipeline.sae.sae import SAE
 from pipeline.study.sections import EvaluateConfig
 
 CONFIG = EvaluateConfig(k_values=(1,), capture_topk=0.1, live_firings=2, joint_firings=2)
 
 
-def encoding(f_BF: torch.Tensor) -> tuple[SAE, Rows]:
-    """An SAE and rows whose latents are `f_BF`."""
-    latents = f_BF.shape[1]
-    identity = torch.eye(latents)
-    sae = SAE(W_enc_DF=identity, b_enc_F=torch.zeros(latents), W_dec_FD=identity, b_dec_D=torch.zeros(latents))
-    return sae, lambda: iter(f_BF.split(3))
-
-
-def together(f_BF: torch.Tensor, config: EvaluateConfig = CONFIG) -> Together:
-    sae, rows = encoding(f_BF)
-    limits = {"live_firings": config.live_firings, "joint_firings": config.joint_firings}
-    return fire_together(pair_blocks(sae, rows), firings(sae, rows), len(f_BF), most=4, **limits)
+def cofiring(f_BF: torch.Tensor, config: EvaluateConfig = CONFIG) -> CofiringPairs:
+    latents, chunks = f_BF.shape[1], torch.split(f_BF, 3)
+    pairs = CofiringPairs(firings(chunks, latents), len(f_BF), config)
+    for block in pair_blocks(chunks, latents):
+        pairs.update(block)
+    return pairs
 
 
 def capture(W_dec_FD: torch.Tensor, f_BF: torch.Tensor, config: EvaluateConfig = CONFIG) -> dict[str, Any]:
-    return Capture(W_dec_FD, together(f_BF, config), config).compute()
+    return Capture(W_dec_FD, cofiring(f_BF, config), config).compute()
 
 
 def at_angles(*degrees: float) -> torch.Tensor:
@@ -193,9 +187,9 @@ def test_rates_and_curves_are_those_of_the_dense_definition_whatever_the_block(s
 
 def test_ties_go_to_the_lower_indices() -> None:
     # All pairs equally strong: Q is the n = 4 first of six.
-    pairs = together(torch.ones(6, 4)).by_strength
+    pairs = cofiring(torch.ones(6, 4)).by_strength
     assert pairs.pair_P2.tolist() == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
-    assert len(together(torch.ones(6, 4)).by_phi) == 0  # a latent that always fires is correlated with nothing
+    assert len(cofiring(torch.ones(6, 4)).by_phi) == 0  # a latent that always fires is correlated with nothing
     assert topk_mask(torch.ones(4, 1), 0.1).nonzero().tolist() == [[0, 1], [1, 0], [2, 0], [3, 0]]
 
 
@@ -204,13 +198,13 @@ def test_every_latent_knows_its_pairs_and_how_many_are_captured() -> None:
     for row, (i, j, strength) in enumerate([(0, 1, 4.0), (2, 3, 3.0), (0, 3, 2.0), (1, 3, 1.0)]):
         f_BF[2 * row : 2 * row + 2, [i, j]] = strength**0.5
     # As in the case worked by hand above; latent 4 never fires.
-    pairs_F, captured_F = Capture(at_angles(0, 10, 30, 90, 91), together(f_BF), CONFIG).by_latent(5)
+    pairs_F, captured_F = Capture(at_angles(0, 10, 30, 90, 91), cofiring(f_BF), CONFIG).by_latent(5)
     assert pairs_F.tolist() == [2, 2, 1, 3, 0]
     assert captured_F.tolist() == [1, 1, 1, 1, 0]
 
 
 def test_undefined_rates_are_null_everywhere_and_nothing_is_captured() -> None:
-    silent = Capture(at_angles(0, 10, 30), together(torch.zeros(8, 3)), CONFIG)
+    silent = Capture(at_angles(0, 10, 30), cofiring(torch.zeros(8, 3)), CONFIG)
     result = silent.compute()
     for rates in (result, result["phi"], *result["by_topk"], *result["by_pairs"]):
         assert rates["union"] is None

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.evaluate import pairs as pairs_module
-from pipeline.evaluate.interference import Interference, SimilarPairs, same_direction
-from pipeline.evaluate.pairs import pair_blocks
+from pipeline.evaluate.interference import relative, same_direction
+from pipeline.evaluate.pairs import CrossTerms, SimilarPairs, pair_blocks
 from pipeline.sae.sae import SAE
 from pipeline.study.penalties import Contrast
 from pipeline.train.losses import contrastive
@@ -21,10 +21,10 @@ def random_sae(seed: int, latents: int) -> SAE:
 
 
 def measured(sae: SAE, x_BD: torch.Tensor, pairs: SimilarPairs, reconstructed: float) -> dict[str, float]:
-    interference = Interference(sae, pairs)
-    for block in pair_blocks(sae, lambda: iter(x_BD.split(7))):
-        interference.update(block)
-    return interference.compute(reconstructed)
+    terms = CrossTerms(sae, pairs)
+    for block in pair_blocks([sae.encode(some_BD) for some_BD in torch.split(x_BD, 7)], sae.d_sae):
+        terms.update(block)
+    return relative(terms, reconstructed)
 
 
 @given(st.integers(0, 2**31), st.integers(5, 20), st.sampled_from([0.1, 0.3]), st.sampled_from([64, 400, 2**26]))

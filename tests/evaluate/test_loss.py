@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from pipeline.models.language import LanguageModel, transformers
 from pipeline.sae.sae import SAE
 from pipeline.store.batches import split_shards
 from pipeline.store.reader import ActivationStore
+from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.experiment import Experiment
-from pipeline.study.plan import LOSS, make_plan
+from pipeline.study.plan import make_plan
 
 LAYER, SPECIAL = 1, (0, 1, 2)
 
@@ -141,10 +143,8 @@ def test_rows_that_were_left_out_are_not_replaced(study: Study, tmp_path: Path) 
 
 
 def test_the_study_s_model_loses_its_loss_with_nothing_in_its_stream(study: Study) -> None:
-    import json
-
     for planned in study.plan.saes:
-        loss = json.loads((study.workspace.folder(planned.evaluation) / LOSS).read_text())
+        loss = json.loads((study.workspace.folder(planned.evaluation) / EVALUATIONS["loss"].file).read_text())
         assert loss["clean"] < loss["zero"]
         assert 0 < loss["recovered"]["zero"] <= 1.1
         assert 0 < loss["tokens"] <= 8192 + 32

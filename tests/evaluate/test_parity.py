@@ -128,8 +128,8 @@ def stored(activations: dict[str, dict[str, Tensor]], folder: Path) -> Documents
     parts = [
         (x_LD, label, split)
         for split, name in enumerate(SPLITS)
-        for label, x_NLD in enumerate(activations[name].values())
-        for x_LD in x_NLD
+        for label, x_SLD in enumerate(activations[name].values())
+        for x_LD in x_SLD
     ]
     rows = [x_LD[x_LD.any(dim=1)] for x_LD, _, _ in parts]
     rows_RD, counts = torch.cat(rows), [len(x_RD) for x_RD in rows]

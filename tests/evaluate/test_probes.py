@@ -45,11 +45,11 @@ def both_seeded(seed: int) -> torch.Generator:
 
 def test_problems_are_those_of_prepare_probe_data(stock: Any, splits: tuple[probes.Features, probes.Features]) -> None:
     for seed in range(3):
-        generator, rows = both_seeded(seed), probes.Rows.of(splits[0])
+        generator, train = both_seeded(seed), probes.Split.of(splits[0])
         for name in splits[0]:
             expected, labels = stock.prepare_probe_data(splits[0], name, False)
-            rows_M, positive_M = rows.problem(name, generator)
-            assert torch.equal(rows.features_NF[rows_M], expected)
+            rows_M, positive_M = train.problem(name, generator)
+            assert torch.equal(train.features_SF[rows_M], expected)
             assert torch.equal(positive_M.int(), labels)
         assert torch.equal(generator.get_state(), torch.get_rng_state())
 
@@ -59,7 +59,7 @@ def test_probes_on_all_features_are_those_of_train_probe_gpu(
     stock: Any, splits: tuple[probes.Features, probes.Features], seed: int
 ) -> None:
     train, test = splits
-    generator, rows = both_seeded(seed), (probes.Rows.of(train), probes.Rows.of(test))
+    generator, rows = both_seeded(seed), (probes.Split.of(train), probes.Split.of(test))
     for name in train:
         with contextlib.redirect_stdout(io.StringIO()):
             problem = (*stock.prepare_probe_data(train, name, False), *stock.prepare_probe_data(test, name, False))
@@ -75,7 +75,7 @@ def test_weights_after_many_steps_are_those_of_autograd_and_adamw() -> None:
     generator = both_seeded(5)
     linear = torch.nn.Linear(width, 1)
     optimizer = torch.optim.AdamW(linear.parameters(), lr=1e-2)
-    probe = probes._Probe(width, torch.float32, generator)
+    probe = probes.LinearProbe(width, torch.float32, generator)
     for rows in [250, 152] * 40:
         x_BF = torch.randn(rows, width, generator=generator).relu()
         label_B = (x_BF[:, 0] > x_BF[:, 1]).float()
@@ -91,7 +91,7 @@ def test_weights_after_many_steps_are_those_of_autograd_and_adamw() -> None:
 @pytest.mark.parametrize("k", [1, 5, 12])
 def test_sparse_probes_are_those_of_sae_bench(stock: Any, splits: tuple[probes.Features, probes.Features], k: int) -> None:
     train, test = splits
-    generator, rows = both_seeded(k), (probes.Rows.of(train), probes.Rows.of(test))
+    generator, rows = both_seeded(k), (probes.Split.of(train), probes.Split.of(test))
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         _, expected = stock.train_probe_on_activations(train, test, select_top_k=k)

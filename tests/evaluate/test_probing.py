@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate import probing
+from pipeline.evaluate.sparse_probing import saebench_output
 from pipeline.runtime.compatibility import importing_sae_bench
 
 CONFIG = {"model_name": "tiny", "dataset_names": ["d"], "k_values": [1, 2]}
@@ -26,14 +27,14 @@ def features(seed: int, rows: int = 60, width: int = 12) -> probing.Features:
 
 
 def test_pooling_is_the_mean_over_tokens_that_count() -> None:
-    acts_NLD = torch.zeros(2, 4, 3)
-    acts_NLD[0, 1], acts_NLD[0, 2] = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])
-    acts_NLD[1, 1] = 5.0
-    assert probing.pool([("a", acts_NLD)])["a"].tolist() == [[2.0, 2.0, 2.0], [5.0, 5.0, 5.0]]
+    acts_SLD = torch.zeros(2, 4, 3)
+    acts_SLD[0, 1], acts_SLD[0, 2] = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])
+    acts_SLD[1, 1] = 5.0
+    assert probing.pool([("a", acts_SLD)])["a"].tolist() == [[2.0, 2.0, 2.0], [5.0, 5.0, 5.0]]
     # An encoder with a bias fires on padding too, which must not count.
-    pooled = probing.pool([("a", acts_NLD)], lambda x: x[..., :1] + 10)
+    pooled = probing.pool([("a", acts_SLD)], lambda x: x[..., :1] + 10)
     assert pooled["a"].tolist() == [[12.0], [15.0]]
-    batches = probing.pool([("a", acts_NLD[:1]), ("b", acts_NLD[:1]), ("a", acts_NLD[1:])])
+    batches = probing.pool([("a", acts_SLD[:1]), ("b", acts_SLD[:1]), ("a", acts_SLD[1:])])
     assert {name: rows.tolist() for name, rows in batches.items()} == {
         "a": [[2.0, 2.0, 2.0], [5.0, 5.0, 5.0]], "b": [[2.0, 2.0, 2.0]]
     }  # fmt: skip
@@ -41,11 +42,11 @@ def test_pooling_is_the_mean_over_tokens_that_count() -> None:
 
 def test_documents_encoded_a_few_at_a_time_are_pooled_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
-    acts_NLD = torch.randn(40, 24, 16, generator=generator) * (torch.rand(40, 24, 1, generator=generator) < 0.7)
+    acts_SLD = torch.randn(40, 24, 16, generator=generator) * (torch.rand(40, 24, 1, generator=generator) < 0.7)
     weights_DF = torch.randn(16, 70, generator=generator)
-    few = probing.pool([("a", acts_NLD)], lambda x: (x @ weights_DF).relu())["a"]
+    few = probing.pool([("a", acts_SLD)], lambda x: (x @ weights_DF).relu())["a"]
     monkeypatch.setattr(probing, "ENCODED_AT_ONCE", 1000)
-    assert torch.equal(few, probing.pool([("a", acts_NLD)], lambda x: (x @ weights_DF).relu())["a"])
+    assert torch.equal(few, probing.pool([("a", acts_SLD)], lambda x: (x @ weights_DF).relu())["a"])
 
 
 def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
@@ -117,7 +118,7 @@ def test_features_that_cannot_be_scored_are_refused_and_not_called_one_half(name
 def test_the_output_has_sae_bench_s_schema() -> None:
     llm = {"d": {k: {"a": 0.9, "b": 0.8} for k in ("all", "1", "2")}}
     sae = {"d": {k: {"a": 0.7, "b": 0.6} for k in ("all", "1", "2")}}
-    output = probing.saebench_output(llm, sae, CONFIG, SAE_CONFIG)
+    output = saebench_output(llm, sae, CONFIG, SAE_CONFIG)
     assert output["eval_type_id"] == "sparse_probing"
     assert output["eval_result_metrics"]["sae"]["sae_top_2_test_accuracy"] == pytest.approx(0.65)
     assert output["eval_result_metrics"]["llm"]["llm_test_accuracy"] == pytest.approx(0.85)
@@ -132,7 +133,7 @@ def test_the_output_is_read_by_sae_bench_s_own_loaders(tmp_path: Path) -> None:
         from sae_bench.evals.sparse_probing.eval_output import SparseProbingEvalOutput
         from sae_bench.sae_bench_utils import graphing_utils, testing_utils
     accuracies = {"d": {k: {"a": 0.9, "b": 0.8} for k in ("all", "1", "2")}}
-    output = probing.saebench_output(accuracies, accuracies, CONFIG, SAE_CONFIG)
+    output = saebench_output(accuracies, accuracies, CONFIG, SAE_CONFIG)
     path = tmp_path / "sparse_probing" / "full_eval_results.json"
     path.parent.mkdir()
     path.write_text(json.dumps(output))
@@ -149,4 +150,4 @@ def test_the_output_is_read_by_sae_bench_s_own_loaders(tmp_path: Path) -> None:
 def test_a_configuration_that_is_none_is_refused() -> None:
     llm = sae = {"d": {k: {"a": 0.9, "b": 0.8} for k in ("all", "1", "2")}}
     with pytest.raises(ValidationError, match="k_values"):
-        probing.saebench_output(llm, sae, CONFIG | {"k_values": "many"}, SAE_CONFIG)
+        saebench_output(llm, sae, CONFIG | {"k_values": "many"}, SAE_CONFIG)

@@ -24,8 +24,8 @@ class FewDocuments:
     def padded(self, split: str, at_once: int) -> Any:
         generator = torch.Generator().manual_seed(self.seed + (split == "test"))
         for index, name in enumerate(CLASSES):
-            x_NLD = torch.randn(60 if split == "train" else 30, 12, D_IN, generator=generator)
-            yield name, x_NLD + 0.4 * (torch.arange(D_IN) % 3 == index)
+            x_SLD = torch.randn(60 if split == "train" else 30, 12, D_IN, generator=generator)
+            yield name, x_SLD + 0.4 * (torch.arange(D_IN) % 3 == index)
 
 
 def sae(seed: int, bias: float = 0.0) -> SAE:
@@ -84,7 +84,7 @@ def test_an_interruption_stops_what_is_being_probed(of: tasks.ProbeTasks, monkey
     monkeypatch.setattr(tasks, "wait", wait)
     with pytest.raises(KeyboardInterrupt):
         of.of_saes([sae(0)])
-    of._threads.shutdown()
+    of.threads.shutdown()
     assert len(encoded) == 1  # the one in hand
 
 

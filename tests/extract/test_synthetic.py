@@ -28,8 +28,9 @@ from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import write_sae
 from pipeline.store.format import Layout
 from pipeline.store.reader import ActivationStore
+from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.experiment import Experiment
-from pipeline.study.plan import SPARSE_PROBING, Plan, make_plan
+from pipeline.study.plan import Plan, make_plan
 from pipeline.study.recipe import TrainConfig
 from pipeline.study.status import Status
 from pipeline.study.study_model import open_synthetic_model
@@ -297,7 +298,7 @@ def test_the_study_is_whole_without_probes(finished: tuple[Plan, Workspace], tmp
         assert 0 < row["fvu"] < 1
         assert 0 <= row["bpcr"]["union"] <= 1
         assert row["sparse_probing"] is row["llm_probing"] is None
-        assert not (workspace.folder(sae.evaluation) / SPARSE_PROBING).exists()
+        assert not (workspace.folder(sae.evaluation) / EVALUATIONS["sparse_probing"].file).exists()
         cfg = json.loads((workspace.folder(sae.artefact) / "cfg.json").read_text())
         assert cfg["metadata"]["model_name"] == "synthetic"
         assert "hook_name" not in cfg["metadata"]

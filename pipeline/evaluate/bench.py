@@ -1,0 +1,135 @@
+"""What evaluations can ask for: of the layer, shared by all its SAEs, and of the SAE on the bench. Each is made once."""
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self, TypeVar
+
+from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import CorruptArtefactError
+from pipeline.evaluate.heldout import HeldoutRows, Latents
+from pipeline.evaluate.probing import Accuracies
+from pipeline.evaluate.tasks import ProbeTasks
+from pipeline.models.language import LanguageModel, load_tokenizer
+from pipeline.models.model_section import SyntheticModel
+from pipeline.models.synthetic import GroundTruth
+from pipeline.sae.finished import open_sae
+from pipeline.sae.formats import CONFIG
+from pipeline.sae.sae import SAE
+from pipeline.store.batches import split_shards
+from pipeline.store.documents import Documents
+from pipeline.store.reader import ActivationStore
+from pipeline.study.evaluations import Need
+from pipeline.study.plan import Plan
+from pipeline.study.planned import PlannedSAE
+from pipeline.study.sections import EvaluateConfig
+from pipeline.study.study_model import open_synthetic_model, study_model
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Stands where a study lacks something that an evaluation can do without; its file says why."""
+
+    reason: str
+
+
+class Shared:
+    """Results that several evaluations use."""
+
+    def __init__(self) -> None:
+        self._results: dict[Callable[..., Any], Any] = {}
+
+    def once(self, compute: Callable[[Self], T]) -> T:
+        """`compute(self)`, called the first time and remembered: `on.once(measure_pairs)`."""
+        if compute not in self._results:
+            self._results[compute] = compute(self)
+        return self._results[compute]
+
+
+class LayerBench(Shared):
+    """One layer of a study: its stores, opened once, and the study's model."""
+
+    def __init__(self, plan: Plan, layer: int, workspace: Workspace):
+        super().__init__()
+        self.plan, self.layer, self.workspace = plan, layer, workspace
+        self.experiment = plan.experiment
+        self.store = ActivationStore(workspace.storage(plan.store))
+        _, self.heldout_shards = split_shards(self.store, self.experiment.train.heldout_shards)
+        self.rows = HeldoutRows(self.store, layer, self.heldout_shards)
+        self.tasks = ProbeTasks(
+            documents={
+                dataset: Documents(ActivationStore(workspace.storage(artefact)), layer)
+                for dataset, artefact in plan.probes.items()
+            },
+            k_values=self.experiment.evaluate.k_values,
+            seed=self.experiment.probes.seed,
+        )
+
+    @cached_property
+    def has(self) -> frozenset[Need]:
+        """What this study has of what only some have."""
+        source = Need.truth if isinstance(self.experiment.model, SyntheticModel) else Need.model
+        return frozenset({source, Need.probes} if self.tasks.documents else {source})
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """The whole language model. Raises BadInputError in a study with a synthetic one."""
+        name, revision = study_model(self.plan, self.workspace)
+        return LanguageModel(name, revision=revision, dtype=self.experiment.model.dtype)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The language model's tokenizer. Raises BadInputError in a study with a synthetic model."""
+        return load_tokenizer(*study_model(self.plan, self.workspace))
+
+    @cached_property
+    def truth(self) -> GroundTruth:
+        """The features of the synthetic model."""
+        return open_synthetic_model(self.plan, self.workspace)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeScores:
+    """Test accuracies by data set, of the model itself and of an SAE."""
+
+    model: Mapping[str, Accuracies]
+    sae: Future[dict[str, Accuracies]]
+    """Raises DegenerateSAEError where the SAE could not be probed."""
+
+
+class Bench(Shared):
+    """One SAE, on the bench of its layer."""
+
+    def __init__(self, layer: LayerBench, planned: PlannedSAE, sae: SAE, scores: ProbeScores):
+        super().__init__()
+        self.layer, self.planned, self.sae, self.scores = layer, planned, sae, scores
+        self.latents = Latents(sae, layer.rows)
+        """On held-out rows."""
+
+    @property
+    def config(self) -> EvaluateConfig:
+        """The experiment's section [evaluate]."""
+        return self.layer.experiment.evaluate
+
+    @cached_property
+    def sae_config(self) -> dict[str, Any]:
+        """The SAE's `cfg.json`."""
+        path = self.layer.workspace.verified(self.planned.artefact, CONFIG)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def baseline(self) -> SAE | Missing:
+        """The SAE of the arm `baseline` with the same seed and layer."""
+        artefact, workspace = self.planned.baseline, self.layer.workspace
+        if artefact is None:
+            return Missing("the study has no arm `baseline`")
+        try:
+            if workspace.manifest(artefact) is None:
+                return Missing("the arm `baseline` of this seed is not trained")
+            return open_sae(artefact, workspace)
+        except CorruptArtefactError as error:
+            return Missing(f"the arm `baseline` of this seed is damaged: {error}")
