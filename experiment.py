@@ -1,7 +1,8 @@
-"""The method's original command: `python experiment.py --out_dir=run_3` runs the arm of run 3, into run_3/final_info.json.
+"""The method's original command: `python experiment.py --out_dir=run_3` runs the arm of run 3.
 
-Runs 0 to 10 are the arms of the method's plan (`pipeline.study.arms`). Only what is missing is made. The study is the
-demonstration, or the one that DASAE_EXPERIMENT names; artefacts lie in DASAE_WORKSPACE, or else in workspace/.
+It makes only what is missing and writes the metrics to run_3/final_info.json. Runs 0 to 10 are the arms of the method's plan
+(`pipeline.study.arms`). The study is the demonstration, or the one that DASAE_EXPERIMENT names; artefacts are in
+DASAE_WORKSPACE, or else in workspace/.
 """
 
 import argparse
@@ -13,34 +14,31 @@ from typing import NoReturn
 
 from pipeline.artefacts.storage import write_atomically
 from pipeline.errors import BadInputError, PipelineError
+from pipeline.front import open_workspace, plan_of, run
 from pipeline.study.arms import ARMS
 
 RUNS = {f"run_{arm.run}": name for name, arm in ARMS.items() if arm.run is not None}
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the rest of the project does."""
+    """Reports a wrong command line in one line, as `dasae` does."""
 
     def error(self, message: str) -> NoReturn:
         """Raises BadInputError."""
         raise BadInputError(f"{message}; say: python experiment.py --out_dir=run_3")
 
 
-def run(out_dir: Path) -> bool:
-    """Extract, train and evaluate what one arm lacks, and write its metrics; returns whether some SAE failed."""
+def run_arm(out_dir: Path) -> bool:
+    """Make what is missing of one arm and write its metrics; returns True when one of its SAEs failed."""
     if out_dir.name not in RUNS:
         raise BadInputError(f"--out_dir {out_dir}: its name must be one of {', '.join(RUNS)}, which chooses the arm")
-    from pipeline.artefacts.workspace import Workspace
     from pipeline.evaluate.evaluation import evaluate
     from pipeline.extract.extraction import extract
     from pipeline.report.collect import collect
     from pipeline.report.final_info import final_info
-    from pipeline.study.experiment import Experiment
-    from pipeline.study.plan import make_plan
     from pipeline.train.training import train
 
-    plan = make_plan(Experiment.load(os.environ.get("DASAE_EXPERIMENT", "demo")), arms=[RUNS[out_dir.name]])
-    workspace = Workspace(os.environ.get("DASAE_WORKSPACE", "workspace"))
+    plan, workspace = plan_of(os.environ.get("DASAE_EXPERIMENT", "demo"), arms=[RUNS[out_dir.name]]), open_workspace()
     extract(plan, workspace)
     failed = train(plan, workspace).failed
     if len(failed) == len(plan.saes):
@@ -59,14 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when every SAE is sound, 1 when one is not or a stage failed, 2 for bad input."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out_dir", type=Path, required=True, help="run_0 to run_10; final_info.json is written there")
-    try:
-        return int(run(parser.parse_args(arguments).out_dir))
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on with what is not finished", file=sys.stderr)
-        return 130
+    return run(lambda: int(run_arm(parser.parse_args(arguments).out_dir)))
 
 
 if __name__ == "__main__":

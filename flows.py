@@ -1,30 +1,26 @@
 """The Prefect flows: extract, train, evaluate, and ablation, which is all three and the report.
 
-Each does what is missing and nothing else: a run that finds everything done ends as Cached. What they are made of lies in
-`orchestration/`, what the stages do in `pipeline/`. `python flows.py demo` runs a study here and now, without a server.
-Prefect makes its forms from a flow's own signature and docstring, which is why `train` and `evaluate` spell theirs out.
+Each makes only what is missing: a run that finds everything done ends as Cached. `orchestration/` has the tasks, `pipeline/`
+the stages. `python flows.py demo` runs a study at once, without a server of its own. Prefect builds its forms from a flow's
+own signature and docstring; that is why `train` and `evaluate` repeat theirs.
 """
 
 import argparse
 import json
 import logging
-import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 
 from orchestration.artifacts import show_results
 from orchestration.engine import engine
 from orchestration.parameters import ALL, Arm, ExperimentName, Layer, Seed, run_name
 from orchestration.states import errors_in_one_line, outcome
 from orchestration.study import Study
-from pipeline.artefacts.storage import SCHEME
 from pipeline.artefacts.workspace import Workspace
-from pipeline.errors import PipelineError
+from pipeline.front import open_workspace, plan_of, run
 from pipeline.study.experiment import Experiment
-from pipeline.study.plan import make_plan
 
 # isort: split
 # After orchestration, which switches telemetry off before Prefect is imported.
@@ -47,9 +43,9 @@ def extract(experiment: ExperimentName, workspace: str = "", force: bool = False
 
     Args:
         experiment: A name in experiments/, or the path of a TOML file.
-        workspace: Folder or s3:// URL of the artefacts; if empty, what DASAE_WORKSPACE says where the flow runs, else
-            the folder `workspace`.
-        force: Make again what this stage has made for the study. What other stages have made stays.
+        workspace: Folder or s3:// URL of the artefacts; if empty, DASAE_WORKSPACE of the machine that runs the flow, or
+            else the folder `workspace`.
+        force: Discard what this stage has made for the study and make it again. Other stages' artefacts stay.
     """
     with _study(experiment, workspace) as study:
         if force:
@@ -73,12 +69,13 @@ def train(
 
     Args:
         experiment: A name in experiments/, or the path of a TOML file.
-        workspace: Folder or s3:// URL of the artefacts; if empty, what DASAE_WORKSPACE says where the flow runs, else
-            the folder `workspace`.
+        workspace: Folder or s3:// URL of the artefacts; if empty, DASAE_WORKSPACE of the machine that runs the flow, or
+            else the folder `workspace`.
         arms: Only these arms of the study; if empty, all of them.
         seeds: Only these seeds; if empty, all of them.
         layer: Only this layer; by default all of them.
-        force: Make again what this stage has made for the chosen part of the study. What other stages have made stays.
+        force: Discard what this stage has made for the chosen part of the study and make it again. Other stages' artefacts
+            stay.
     """
     with _study(experiment, workspace, arms, seeds, layer) as study:
         if force:
@@ -97,16 +94,17 @@ def evaluate(
     layer: Layer | None = None,
     force: bool = False,
 ) -> list[str]:
-    """Measure the sparse autoencoders of an experiment that were not measured yet.
+    """Evaluate the sparse autoencoders of an experiment that were not evaluated yet.
 
     Args:
         experiment: A name in experiments/, or the path of a TOML file.
-        workspace: Folder or s3:// URL of the artefacts; if empty, what DASAE_WORKSPACE says where the flow runs, else
-            the folder `workspace`.
+        workspace: Folder or s3:// URL of the artefacts; if empty, DASAE_WORKSPACE of the machine that runs the flow, or
+            else the folder `workspace`.
         arms: Only these arms of the study; if empty, all of them.
         seeds: Only these seeds; if empty, all of them.
         layer: Only this layer; by default all of them.
-        force: Make again what this stage has made for the chosen part of the study. What other stages have made stays.
+        force: Discard what this stage has made for the chosen part of the study and make it again. Other stages' artefacts
+            stay.
     """
     from pipeline.report.collect import collect
 
@@ -122,12 +120,12 @@ def evaluate(
 @flow(flow_run_name=run_name, persist_result=False)
 @errors_in_one_line
 def ablation(experiment: ExperimentName, workspace: str = "") -> list[str]:
-    """Extract, train, evaluate and report: whatever of the whole study is missing.
+    """Extract, train, evaluate and report whatever is missing of the whole study.
 
     Args:
         experiment: A name in experiments/, or the path of a TOML file.
-        workspace: Folder or s3:// URL of the artefacts; if empty, what DASAE_WORKSPACE says where the flow runs, else
-            the folder `workspace`.
+        workspace: Folder or s3:// URL of the artefacts; if empty, DASAE_WORKSPACE of the machine that runs the flow, or
+            else the folder `workspace`.
     """
     with _study(experiment, workspace) as study:
         study.extract()
@@ -141,21 +139,15 @@ def ablation(experiment: ExperimentName, workspace: str = "") -> list[str]:
 @contextmanager
 def _study(
     experiment: str, workspace: str, arms: list[str] = ALL, seeds: list[int] = ALL, layer: int | None = None
-) -> Iterator[Study]:
-    plan = make_plan(
-        Experiment.load(experiment), arms=arms or None, seeds=seeds or None, layers=None if layer is None else [layer]
-    )
+) -> Generator[Study]:
+    plan = plan_of(experiment, arms or None, seeds or None, layer)
     with engine(plan.experiment.run) as running:
-        yield Study(plan=plan, workspace=Workspace(_whole(_place(workspace))), engine=running)
+        yield Study(plan=plan, workspace=_anywhere(open_workspace(workspace or None)), engine=running)
 
 
-def _place(workspace: str) -> str:
-    return workspace or os.environ.get("DASAE_WORKSPACE", "workspace")
-
-
-def _whole(place: str) -> str:
-    """Tasks and automations may run in another folder."""
-    return place if place.startswith(SCHEME) else str(Path(place).resolve())
+def _anywhere(workspace: Workspace) -> Workspace:
+    """The same workspace with an absolute path: tasks and automations may run in another folder."""
+    return workspace if workspace.remote else Workspace(workspace.local.resolve())
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -164,17 +156,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("experiment", help="a name in experiments/, or the path of a TOML file")
     parser.add_argument("--workspace", default="", help="place of artefacts (default: $DASAE_WORKSPACE, else workspace)")
     options = parser.parse_args(arguments)
-    try:
-        place = Workspace(_place(options.workspace))
-        study = Experiment.load(options.experiment)  # before the seconds that a server takes to start
-        with _server(place):
-            made = ablation(options.experiment, options.workspace)
-    except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on with what is not finished", file=sys.stderr)
-        return 130
+    return run(lambda: _run_ablation(options.experiment, options.workspace))
+
+
+def _run_ablation(experiment: str, workspace: str) -> int:
+    place = open_workspace(workspace or None)
+    study = Experiment.load(experiment)  # errors show before the seconds that a server takes to start
+    with _server(place):
+        made = ablation(experiment, workspace)
     from rich.console import Console
 
     from pipeline.report.terminal import results_table
@@ -187,24 +176,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @contextmanager
-def _server(workspace: Workspace) -> Iterator[None]:
-    """The server of PREFECT_API_URL; without it a temporary one, whose database lies in the workspace."""
+def _server(workspace: Workspace) -> Generator[None]:
+    """The server of PREFECT_API_URL; without that variable a temporary server, whose database is in the workspace."""
     if PREFECT_API_URL.value():
         yield
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the server would outlive this process
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # otherwise the server outlives this process
     home = workspace.local.resolve() / ".prefect"
     home.mkdir(parents=True, exist_ok=True)
-    # The stages show their progress and errors are raised: the log of the runs would say it all twice.
+    # The stages show their progress and errors are raised; Prefect's log would repeat both.
     logging.getLogger("prefect").setLevel(logging.CRITICAL)
     with temporary_settings(
         set_defaults={
             PREFECT_HOME: home,
             PREFECT_SERVER_EPHEMERAL_ENABLED: True,
             PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 60,  # a busy machine needs more than the default 20
-            # Stopped together with the flow, it complains of events that it had no time to store, and nobody will read.
+            # It stops together with the flow and would complain of events that it had no time to store.
             PREFECT_SERVER_LOGGING_LEVEL: "CRITICAL",
-            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # nobody watches it, and its thread delays the end by a second
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # nothing watches it, and its thread delays the end by a second
         }
     ):
         yield

@@ -30,7 +30,7 @@ from pipeline.runtime.compatibility import importing_sae_bench
 from pipeline.sae.formats import write_sae
 from pipeline.store.batches import shuffled_batches
 from pipeline.store.reader import ActivationStore
-from pipeline.study.arms import ARMS, recipe
+from pipeline.study.arms import ARMS, Recipes
 from pipeline.study.recipe import TrainConfig
 from pipeline.texts import packing
 from pipeline.train.cohort import Member, train_cohort
@@ -48,8 +48,9 @@ def ours(args: argparse.Namespace, *, precision: str, arms: list[str], alone: bo
         {"d_sae": args.d_sae, "steps": steps, "batch_size": BATCH, "precision": precision, "lr_warmup": 5, "l1_warmup": 5}
         | {"contrast": {"precision": precision, "pair_refresh": 10}, "resets": {"every": 500, "first": 1000}}
     )
+    recipes = Recipes(full)
     trainers = [
-        Trainer(config=recipe(arm, full), d_in=store.layout.d_in, seed=seed)
+        Trainer(config=recipes[arm], d_in=store.layout.d_in, seed=seed)
         for seed, arm in zip(range(args.saes), cycle(arms), strict=False)
     ]
     fvu: list[float] = []

@@ -1,4 +1,4 @@
-"""Writes the table of the built-in arms in method.md: `python docs/arm_table.py`, after a change of `study/arms.py`."""
+"""Writes the table of built-in arms into method.md. Run `python docs/arm_table.py` after a change of `study/arms.py`."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ BEGIN, END = "<!-- written by docs/arm_table.py -->", "<!-- until here -->"
 
 
 def rewritten(page: str) -> str:
-    """The page with the table of today's arms between its two markers."""
+    """The page with the current table between its two markers."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     rows = ["| run | arm | differs from `full` in | asks |", "|---|---|---|---|"]
@@ -21,7 +21,7 @@ def rewritten(page: str) -> str:
 
 
 def _diff(arm: Arm) -> str:
-    """As one would write it in an experiment file."""
+    """The difference as an experiment file would declare it."""
     fields = {path: "false" if value is None else json.dumps(value) for path, value in arm.diff.items()}
     return ", ".join(f"`{path} = {value}`" for path, value in fields.items()) or "nothing"
 

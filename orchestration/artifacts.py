@@ -1,12 +1,12 @@
-"""What a flow leaves on Prefect's pages: the progress of a stage, the table of results, the comparison, the report.
+"""What a flow shows on Prefect's pages: progress, the table of results, the comparison, a link to the report.
 
-None of it may end a run: training goes on for hours, and a server may be away for a minute.
+A failure here never ends a run: training takes hours, and a server may be away for a minute.
 """
 
 import base64
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from logging import Logger, LoggerAdapter
@@ -30,20 +30,20 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 def slug(*parts: str) -> str:
-    """A key as Prefect takes it: lower-case letters, digits and dashes."""
+    """A key that Prefect accepts: lower-case letters, digits and dashes."""
     return re.sub("[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
 class ProgressPage:
-    """A watch for `pipeline.runtime.progress`: a progress artifact, and a line in the log of the run once a minute."""
+    """A watcher for `pipeline.runtime.progress`: a progress artifact, and a line in the run's log once a minute."""
 
     def __init__(self, experiment: str, part: str = ""):
         self.experiment, self.part = experiment, part
         self.log = get_run_logger()
 
     @contextmanager
-    def __call__(self, title: str, total: int, unit: str) -> Iterator[Advance]:
-        """Show one piece of work from its beginning to its end."""
+    def __call__(self, title: str, total: int, unit: str) -> Generator[Advance]:
+        """Show one piece of work from start to end."""
         started = time.monotonic()
         done, last, updated, logged = 0, "", started, started
         key = slug(self.experiment, title.split(",", maxsplit=1)[0], self.part)
@@ -51,10 +51,10 @@ class ProgressPage:
         page = quietly(self.log, lambda: create_progress_artifact(0.0, key=key, description=f"{title}: starting"))
 
         def show(now: float) -> None:
-            said = f"{title}: {done:,} of {total:,} {unit}, {now - started:.0f} s{', ' + last if last else ''}"
+            text = f"{title}: {done:,} of {total:,} {unit}, {now - started:.0f} s{', ' + last if last else ''}"
             percent = min(100.0, 100.0 * done / max(1, total))
             if page:
-                quietly(self.log, lambda: update_progress_artifact(page, progress=percent, description=said))
+                quietly(self.log, lambda: update_progress_artifact(page, progress=percent, description=text))
 
         def advance(amount: int = 1, remark: str = "") -> None:
             nonlocal done, last, updated, logged
@@ -75,7 +75,7 @@ class ProgressPage:
 
 
 def quietly(log: "Logger | LoggerAdapter[Any]", action: Callable[[], Any]) -> Any:
-    """Do something that only decorates the run; None, and a line in the log, when the server does not take it."""
+    """Do something that a run can go on without. An error becomes a line in the log, and None is returned."""
     try:
         return action()
     except Exception as error:
@@ -98,12 +98,13 @@ def show_results(results: dict[str, Any]) -> None:
 
 
 def show_report(experiment: str, page: str) -> None:
-    """A link to the report; a browser opens it where it reaches the file: on the machine that made it, or a shared disk."""
+    """A link to the report, for browsers on the machine that made it or with the same disk."""
     link = page if page.startswith(SCHEME) else Path(page).resolve().as_uri()
-    said = f"The report of {experiment}, one self-contained page: `{page}`"
+    description = f"The report of {experiment}, one self-contained page: `{page}`"
+    key = slug(experiment, "report")
     quietly(
         get_run_logger(),
-        lambda: create_link_artifact(link, link_text="open the report", key=slug(experiment, "report"), description=said),
+        lambda: create_link_artifact(link, link_text="open the report", key=key, description=description),
     )
 
 

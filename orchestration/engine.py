@@ -1,7 +1,7 @@
-"""Where tasks run: one after the other in the flow's own process, or side by side on the workers of a Dask scheduler."""
+"""Where tasks run: one after the other in the flow's own process, or in parallel on Dask's workers."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -16,18 +16,18 @@ SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class Engine(Protocol):
-    """The operations of either."""
+    """Where tasks run."""
 
     workers: int
-    """Tasks that run at the same time."""
+    """Number of tasks that run at the same time."""
 
     def run(self, task: Task[..., Any], calls: Sequence[dict[str, Any]]) -> list[State[Any]]:
-        """Call a task with each of several sets of parameters, and wait for all; what one raises is in its state."""
+        """Call a task with each of several sets of parameters and wait for all. An error is in the state of its call."""
         ...
 
 
 class Local:
-    """The flow's own process, whose main thread gets SIGTERM: a stage can save what it has and stop."""
+    """The flow's own process. Its main thread receives SIGTERM, so a stage can save its state and stop."""
 
     workers = 1
 
@@ -37,7 +37,7 @@ class Local:
 
 
 class Dask:
-    """Dask's workers. They must see the same workspace, and run where the same experiments and texts are."""
+    """Dask's workers. They must see the same workspace, experiments and texts as the flow."""
 
     def __init__(self, runner: Any):
         self.runner = runner
@@ -45,7 +45,7 @@ class Dask:
         self.workers = max(1, len(runner.client.scheduler_info(n_workers=-1)["workers"]))
 
     def run(self, task: Task[..., Any], calls: Sequence[dict[str, Any]]) -> list[State[Any]]:
-        """All calls at once, as many at a time as there are workers. What a lost worker had in hand goes to another one."""
+        """As many calls at a time as there are workers. Another worker repeats the call of a lost one."""
         futures = [self.runner.submit(task, parameters | {"stop": self.stop}) for parameters in calls]
         for future in futures:
             future.wait()
@@ -53,8 +53,8 @@ class Dask:
 
 
 @contextmanager
-def engine(config: RunConfig) -> Iterator[Engine]:
-    """The engine that an experiment asks for. Raises BadInputError where prefect-dask is not installed."""
+def engine(config: RunConfig) -> Generator[Engine]:
+    """The engine of an experiment's section [run]. Raises BadInputError where prefect-dask is not installed."""
     if config.engine == "local":
         yield Local()
         return
@@ -65,21 +65,21 @@ def engine(config: RunConfig) -> Iterator[Engine]:
         raise BadInputError(
             "run.engine is dask, which is not installed: pip install 'direction-aware-sae[dask]', or set it to local"
         ) from None
-    # One thread a worker: stages use the cores themselves.
+    # One thread for each worker: a stage uses several cores by itself.
     cluster = {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None}
     with DaskTaskRunner(address=config.address, cluster_kwargs=None if config.address else cluster) as runner:
         dask = Dask(runner)
         try:
             yield dask
         except BaseException:
-            # Tasks that a worker has begun cannot be taken from it, only asked to stop.
+            # A task that a worker has begun cannot be cancelled, only asked to stop.
             Event(dask.stop, client=runner.client).set()
             raise
 
 
 @contextmanager
-def stop_on_request(name: str | None) -> Iterator[None]:
-    """On a Dask worker, let the flow's request of this name stand for SIGTERM, which only reaches the flow itself."""
+def stop_on_request(name: str | None) -> Generator[None]:
+    """On a Dask worker, stop when the flow sets the event of this name: SIGTERM only reaches the flow itself."""
     if name is None:
         yield
         return

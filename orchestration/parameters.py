@@ -1,4 +1,4 @@
-"""The parameters of the flows, typed so that Prefect's pages show a form and refuse what cannot be before a run exists."""
+"""The parameters of the flows, typed so that Prefect shows a form and refuses invalid values before a run exists."""
 
 import tomllib
 from contextlib import suppress
@@ -9,9 +9,10 @@ from prefect.runtime import flow_run
 from pydantic import Field
 
 from pipeline.errors import PipelineError
+from pipeline.front import plan_of
 from pipeline.study.arms import ARMS
-from pipeline.study.experiment import EXPERIMENTS, Experiment
-from pipeline.study.plan import MOST_NAMED, make_plan
+from pipeline.study.experiment import EXPERIMENTS
+from pipeline.study.plan import MOST_NAMED
 
 
 def known_arms() -> list[str]:
@@ -21,22 +22,22 @@ def known_arms() -> list[str]:
         try:
             declared += tomllib.loads(path.read_text(encoding="utf-8")).get("arms", {})
         except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-            continue  # whoever runs that experiment is told
+            continue  # running that experiment reports the error
     return list(dict.fromkeys([*ARMS, *declared]))
 
 
 # Prefect takes titles and descriptions from the flows' own signatures and docstrings.
 ExperimentName = Annotated[str, Field(min_length=1)]
-# The names are of the moment of deployment: deploy again after declaring an arm that is to be chosen here.
+# The list is fixed when a flow is deployed. Deploy again to offer an arm that was declared since.
 Arm = Annotated[str, Field(json_schema_extra={"enum": [*known_arms()]})]
 Seed = Annotated[int, Field(ge=0)]
 Layer = Annotated[int, Field(ge=0)]
 ALL: list[Any] = []
-"""Nothing chosen. An empty list is a plain field of Prefect's forms, where None would first have to be switched off."""
+"""Nothing chosen. Prefect's form shows an empty list as a plain field; None needs a switch first."""
 
 
 def run_name() -> str:
-    """Name of a flow run: its flow, experiment, arms and seeds, and the key of the activation store that it is about."""
+    """Name of a flow run: its flow, experiment, arms, seeds and layer, and the key of the activation store."""
     return name_of(str(flow_run.flow_name), flow_run.parameters)
 
 
@@ -49,6 +50,6 @@ def name_of(flow: str, parameters: dict[str, Any]) -> str:
         chosen.append(f"seeds {', '.join(map(str, seeds))}")
     if (layer := parameters.get("layer")) is not None:
         chosen.append(f"layer {layer}")
-    with suppress(PipelineError):  # the run itself says what is wrong
-        chosen.append(make_plan(Experiment.load(parameters["experiment"])).store.key)
+    with suppress(PipelineError):  # the run itself reports the error
+        chosen.append(plan_of(parameters["experiment"]).store.key)
     return " · ".join([f"{flow} {Path(parameters['experiment']).stem}", *chosen])

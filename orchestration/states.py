@@ -1,4 +1,4 @@
-"""From what a stage returns or raises to the state that Prefect shows."""
+"""Turns what a stage returns or raises into the state that Prefect shows."""
 
 import logging
 import signal
@@ -23,19 +23,19 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 GRACE_SECONDS = 8.0
-"""For a stage to commit what it has in hand. Prefect's worker kills after thirty."""
+"""Time for a stage to save its state after a request to stop. Prefect's worker kills the process after 30 s."""
 
 
 def errors_in_one_line(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a PipelineError the state of the flow run: Prefect calls an exception that leaves a flow unexpected."""
+    """Turn a PipelineError into the state Failed with its message. Prefect logs other exceptions as unexpected."""
 
     @wraps(function)
     def guarded(*arguments: P.args, **options: P.kwargs) -> Any:
         try:
             return function(*arguments, **options)
         except InterruptedRunError:
-            # The stage has saved what it could: now it is Prefect's turn, which knows who asked. A run that was cancelled
-            # ends Cancelled, one whose worker was told to stop ends Crashed, and either can be run again.
+            # The stage has saved its state. Prefect knows who asked it to stop: a cancelled run ends as Cancelled, a run
+            # whose worker was stopped ends as Crashed. Either can be run again.
             raise TerminationSignal(signal.SIGTERM) from None
         except PipelineError as error:
             return Failed(message=str(error), data=error)
@@ -44,15 +44,15 @@ def errors_in_one_line(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001 - Prefect's signature
-    """Whether what a task failed of is trouble with reading or writing, which trying again can overcome."""
+    """True for an I/O error that a retry can overcome."""
     lasting = PipelineError | FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError
     return isinstance(state.data, StorageError) or (isinstance(state.data, OSError) and not isinstance(state.data, lasting))
 
 
 def stage_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """A task whose run is called `name`, a template of its parameters; tried again, later and later, after `may_pass` only.
+    """A task whose runs are named by the template `name`, and which is retried, with growing delays, after `may_pass`.
 
-    Results are paths and reasons, handed over in memory: nothing is stored by Prefect, so nothing is pickled to disk.
+    Results stay in memory: Prefect stores none, so nothing is pickled to disk.
     """
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:
@@ -77,13 +77,12 @@ def stage_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 
 
 def _interruptibly(work: Callable[[], R]) -> R:
-    """Do work in a thread of its own while the main thread waits for a signal, upon which the work is asked to stop.
+    """Run a stage in a thread while the main thread waits for SIGTERM and then asks the stage to stop.
 
-    A stage would otherwise take SIGTERM itself. Prefect tells a cancelled run from one whose worker was stopped by whether
-    its own handler is in place, and would show every cancelled run as crashed. Work that does not stop within the grace
-    period is left behind and dies with the process: whatever it had not published does not exist.
+    The main thread must keep Prefect's own handler of SIGTERM; without it Prefect shows every cancelled run as crashed. A
+    stage that does not stop within the grace period ends with the process; what it has not published does not exist.
     """
-    if threading.current_thread() is not threading.main_thread():  # on a Dask worker, where there is no signal to wait for
+    if threading.current_thread() is not threading.main_thread():  # on a Dask worker, which gets no signal
         return work()
     stop, done = threading.Event(), Future[R]()
 
@@ -105,7 +104,7 @@ def _interruptibly(work: Callable[[], R]) -> R:
 
 
 def value_or_error(state: State[R]) -> R | Exception:
-    """What a finished task returned, or why it did not. Raises InterruptedRunError for one that was asked to stop."""
+    """What a task returned, or its error. Raises InterruptedRunError for a task that was asked to stop."""
     if state.is_cancelled():
         raise InterruptedRunError(state.message or "stopped on request")
     result = state.result(raise_on_failure=False)
@@ -117,15 +116,15 @@ def value_or_error(state: State[R]) -> R | Exception:
 
 
 def reason(error: Exception) -> str:
-    """One line that says why a task failed: only what nobody foresaw names its kind."""
-    said = " ".join(str(error).split())
-    return said if isinstance(error, PipelineError) else f"{type(error).__name__}: {said}"
+    """Why a task failed, in one line; with the type of the error unless it was raised on purpose."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, PipelineError) else f"{type(error).__name__}: {message}"
 
 
 def outcome(made: list[str], failed: Mapping[str, str]) -> Any:
-    """What a flow returns: the paths it made. Cached when there was nothing to do, Failed with a list when some failed.
+    """What a flow returns: the paths it made, or the state Cached when there was nothing to do.
 
-    Prefect gives the caller of the flow the list of paths unless it failed.
+    Raises PipelineError, which lists the failures, when some failed.
     """
     if failed:
         by_reason: dict[str, list[str]] = {}
@@ -137,7 +136,7 @@ def outcome(made: list[str], failed: Mapping[str, str]) -> Any:
 
 
 def without_traceback(record: logging.LogRecord) -> bool:
-    """A filter for Prefect's log: the message of a PipelineError says it all."""
+    """A filter for Prefect's log: a PipelineError is logged without its traceback."""
     if record.exc_info and isinstance(record.exc_info[1], PipelineError):
         record.exc_info = None
     return True

@@ -1,7 +1,7 @@
-"""A study in tasks: what each stage has to do, in pieces that can fail, be tried again and run side by side."""
+"""A study as Prefect tasks: each stage is cut into pieces that can fail, be retried and run in parallel."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,21 +23,21 @@ from pipeline.study.plan import Plan
 from pipeline.study.planned import PlannedSAE
 
 ACTIVATIONS_READY = "activations.ready"
-"""The event of a fresh activation store; `prefect.yaml` starts training upon it."""
+"""Event: an activation store was filled. `prefect.yaml` starts training on it."""
 
 Failures = dict[str, str]
-"""What failed, and why."""
+"""What failed, by name, and why."""
 
 
 @contextmanager
-def _on_the_page(plan: Plan, stop: str | None, part: str = "") -> Iterator[None]:
+def _on_the_page(plan: Plan, stop: str | None, part: str = "") -> Generator[None]:
     with watched_by(ProgressPage(plan.experiment.name, part)), stop_on_request(stop):
         yield
 
 
 @stage_task("prepare {plan.experiment.name}")
 def prepare(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], dict[str, list[int]]]:
-    """Make the study's own model and lay out its stores; returns the paths made, and the missing shards of each store."""
+    """Make the study's model and lay out its stores; returns the paths made, and the missing shards of each store."""
     from pipeline.extract.extraction import Extraction
 
     with _on_the_page(plan, stop):
@@ -60,7 +60,7 @@ def write_shards(
 
 @stage_task("publish {plan.experiment.name}")
 def publish_stores(plan: Plan, workspace: Workspace, seconds: dict[str, float], stop: str | None = None) -> list[str]:
-    """Publish the stores whose shards are all there; returns their paths."""
+    """Publish the stores that have all their shards; returns their paths."""
     from pipeline.extract.extraction import Extraction
 
     with _on_the_page(plan, stop):
@@ -69,7 +69,7 @@ def publish_stores(plan: Plan, workspace: Workspace, seconds: dict[str, float], 
 
 @stage_task("train layer {plan.saes[0].layer}: {plan.arms_in_words}")
 def train_cohort(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], Failures]:
-    """Train SAEs that share their batches; returns the paths made, and which SAE failed and why."""
+    """Train SAEs that share their batches, or bring in SAEs from outside; returns the paths made, and the failures."""
     from pipeline.train.training import train
 
     with _on_the_page(plan, stop):
@@ -79,7 +79,7 @@ def train_cohort(plan: Plan, workspace: Workspace, stop: str | None = None) -> t
 
 @stage_task("evaluate layer {plan.saes[0].layer}: {plan.arms_in_words}")
 def evaluate_saes(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], Failures]:
-    """Evaluate SAEs of one layer; returns the paths made, and which SAE could not be measured and why."""
+    """Evaluate SAEs of one layer; returns the paths made, and the failures."""
     from pipeline.evaluate.evaluation import evaluate
 
     with _on_the_page(plan, stop):
@@ -91,7 +91,7 @@ def evaluate_saes(plan: Plan, workspace: Workspace, stop: str | None = None) -> 
 
 @stage_task("report {plan.experiment.name}")
 def write_page(plan: Plan, workspace: Workspace) -> None:
-    """Write the report of what is evaluated, and show it on the page of the flow run."""
+    """Write the report of what is evaluated, and link it on the page of the flow run."""
     from pipeline.report.collect import collect
     from pipeline.report.page import write_report
 
@@ -103,29 +103,29 @@ def write_page(plan: Plan, workspace: Workspace) -> None:
 
 @dataclass(kw_only=True)
 class Study:
-    """The part of a study that a flow run is about: where it lies, where its tasks run, and what came of them so far."""
+    """The part of a study that a flow run is about, its workspace, where its tasks run, and their results so far."""
 
     plan: Plan
     workspace: Workspace
     engine: Engine
-    made: list[str] = field(default_factory=list)
-    failed: Failures = field(default_factory=dict)
+    made: list[str] = field(default_factory=list[str])
+    failed: Failures = field(default_factory=dict[str, str])
 
     def discard(self, artefacts: Sequence[Artefact]) -> None:
-        """Remove what is to be made again, once in the life of a flow run: a retry of it goes on with what it has made."""
+        """Remove artefacts so that they are made again. A retry of the flow run removes nothing: it goes on."""
         if flow_run.run_count in (None, 0, 1):
             for artefact in artefacts:
                 self.workspace.discard(artefact)
 
     @property
     def nothing_trained(self) -> bool:
-        """Whether no SAE of the plan exists, so that there is nothing to measure."""
+        """True when no SAE of the plan exists, so that there is nothing to evaluate."""
         return not any(self.workspace.manifest(artefact) for artefact in self.plan.trained)
 
     def extract(self) -> None:
-        """Fill every store of the study. Raises the error of a task that failed: without its stores there is no study."""
+        """Fill every store of the study. Raises the error of a failed task: no other stage can run without the stores."""
         if all(self.workspace.manifest(artefact) for artefact in self.plan.extracted):
-            return  # before anything heavy is imported
+            return  # before heavy imports
         from pipeline.extract.extraction import shares
 
         ((made, work),) = self._values(prepare, [{}])
@@ -137,7 +137,7 @@ class Study:
         self.made += [*made, *published]
 
     def announce(self) -> None:
-        """Tell whoever waits for it that the activation store is new."""
+        """Emit ACTIVATIONS_READY if this run filled the activation store."""
         store, experiment = self.plan.store, self.plan.experiment
         if store.path in self.made:
             emit_event(
@@ -151,18 +151,19 @@ class Study:
             )
 
     def train(self) -> None:
-        """Train every SAE that is missing; one that fails is noted, the others go on."""
+        """Train or bring in every SAE that is missing. A failure is recorded; the other SAEs go on."""
         if all(self.workspace.manifest(artefact) for artefact in self.plan.trained):
             return
         from pipeline.train.training import cohorts
 
-        # Those that are matched to others come after those.
+        self._each(train_cohort, self._pieces(self.plan.from_outside))
+        # An SAE that is matched to another needs that one first.
         for matched in (False, True):
             part = replace(self.plan, saes=tuple(sae for sae in self.plan.to_train if bool(sae.matched_to) == matched))
             self._each(train_cohort, [piece for cohort in cohorts(part, self.workspace) for piece in self._pieces(cohort)])
 
     def evaluate(self) -> None:
-        """Measure every SAE that is trained and was not measured; one that fails is noted, the others go on."""
+        """Evaluate every SAE that exists and is not evaluated. A failure is recorded; the other SAEs go on."""
         if all(self.workspace.manifest(sae.evaluation) for sae in self.plan.saes):
             return
         from pipeline.evaluate.evaluation import unmeasured
@@ -172,7 +173,7 @@ class Study:
         self._each(evaluate_saes, [piece for layer in layers for piece in self._pieces(layer)])
 
     def report(self) -> None:
-        """Write the report of all that is evaluated, unless the page that is there shows it."""
+        """Write the report of all that is evaluated, unless it is up to date."""
         if is_current(self.plan, self.workspace):
             return
         value = value_or_error(write_page(self.plan, self.workspace, return_state=True))
@@ -180,15 +181,15 @@ class Study:
             self.failed["report"] = reason(value)
 
     def _pieces(self, saes: Sequence[PlannedSAE]) -> list[list[PlannedSAE]]:
-        """As many pieces as there are workers; one SAE is not divided."""
-        size = -(-len(saes) // self.engine.workers)
+        """The SAEs in at most as many pieces as there are workers."""
+        size = max(1, -(-len(saes) // self.engine.workers))
         return [list(saes[start : start + size]) for start in range(0, len(saes), size)]
 
     def _each(self, task: Task[..., tuple[list[str], Failures]], pieces: Sequence[Sequence[PlannedSAE]]) -> None:
         plans = [replace(self.plan, saes=tuple(piece)) for piece in pieces]
         for piece, value in zip(pieces, self._outcomes(task, [{"plan": plan} for plan in plans]), strict=True):
             if isinstance(value, BadInputError | MissingArtefactError):
-                raise value  # of the whole stage
+                raise value  # no other piece can succeed either
             if isinstance(value, Exception):
                 self.failed |= dict.fromkeys(map(str, piece), reason(value))
             else:

@@ -1,7 +1,7 @@
 """The direction-aware contrastive SAE study: extract once, train every arm, evaluate, compare.
 
-What a notebook needs stands here (docs/quickstart.md). Behind it, start at `pipeline.study.plan` (what a study consists of)
-or `pipeline.cli` (what a user can do with it).
+This module exports what a notebook needs (docs/quickstart.md). To read the code, start at `pipeline.study.plan`, what a
+study consists of, or `pipeline.cli`, what a user can do with it.
 """
 
 import os
@@ -45,17 +45,17 @@ _HOMES = {
     "rows_in_order": "pipeline.store.batches",
     "shuffled_batches": "pipeline.store.batches",
 }
-"""Where each public name is defined. Imported when it is asked for, or `dasae --help` would have to wait for torch."""
+"""The module of each public name. Each is imported on first use, so that `dasae --help` does not wait for torch."""
 
-# torch's OpenMP threads wait for each other in a long busy loop by default. Beside another process on the same two cores,
-# that made training the demo model twenty times slower (520 against 11,000 tokens a second); alone, a short loop costs
-# little (20,000 instead of 23,000). OpenMP reads this once, when torch loads it.
+# torch's OpenMP threads wait for each other in a long busy loop by default. With another process on the same two cores, that
+# made training the demo model twenty times slower (520 instead of 11,000 tokens/s). A process alone loses little by a short
+# loop (20,000 instead of 23,000 tokens/s). OpenMP reads this once, when torch loads it.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-# numpy's and scipy's threads (OpenBLAS) likewise, for 2 to the power of this many clock cycles: a logistic regression makes
-# thousands of products of some microseconds, and on two busy cores each waited milliseconds for a thread that had no core
-# (12 seconds instead of 0.3 for twelve regressions). The numbers stay the same. OpenBLAS reads this when numpy loads it.
+# The same for OpenBLAS, the threads of numpy and scipy: 2**10 clock cycles. A logistic regression makes thousands of
+# products of some microseconds, and on two busy cores each waited milliseconds for a thread without a core (12 s instead of
+# 0.3 s for twelve regressions). The numbers stay the same. OpenBLAS reads this when numpy loads it.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "10")
-# A tokenizer that was used before a fork (any subprocess) otherwise prints a warning about its own threads.
+# Otherwise a tokenizer that was used before a fork (any subprocess) prints a warning about its threads.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 try:

@@ -1,4 +1,4 @@
-"""The `dasae` command: the stages, together or alone, and what is there already.
+"""The `dasae` command: runs the stages, together or alone, and shows what is done.
 
 Heavy imports stand inside the commands, so that `dasae --help` answers at once.
 """
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from pipeline.errors import BadInputError, PipelineError
+from pipeline.errors import BadInputError
+from pipeline.front import DEFAULT_WORKSPACE, INTERRUPTED, WORKSPACE_VARIABLE, complain, open_workspace, plan_of, run
 from pipeline.train.track import Service
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from pipeline.artefacts.manifest import Artefact
     from pipeline.artefacts.storage import Storage
+    from pipeline.artefacts.workspace import Workspace
     from pipeline.study.plan import Plan
 
 app = typer.Typer(
@@ -35,24 +37,24 @@ ExperimentArgument = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="A name in experiments/, or the path of a TOML file.")
 ]
 WorkspaceOption = Annotated[
-    str, typer.Option("--workspace", envvar="DASAE_WORKSPACE", help="Folder or s3:// URL where all artefacts live.")
+    str, typer.Option("--workspace", envvar=WORKSPACE_VARIABLE, help="Folder or s3:// URL that holds all artefacts.")
 ]
 ArmsOption = Annotated[str | None, typer.Option("--arms", help="Only these arms of the study, separated by commas.")]
 SeedsOption = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, separated by commas.")]
 LayerOption = Annotated[int | None, typer.Option("--layer", help="Only this layer.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what it would take in disk and time; make nothing.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Estimate disk and time; make nothing.")]
 DeepOption = Annotated[bool, typer.Option("--deep", help="Compare every checksum, not only sizes.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Make again what this stage has made for what is chosen.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Discard what this stage made for the chosen part; make it again.")
+]
 StoreArgument = Annotated[str, typer.Argument(metavar="PATH", help="Folder or s3:// URL of a store.")]
-WORKSPACE = "workspace"
 PROGRAM = "dasae"
-INTERRUPTED = 130
 UsageError: Any = typer.BadParameter.__base__
-"""What Typer raises for a command line that it cannot understand; it exports only this subclass."""
+"""Raised by Typer for an invalid command line; it exports only this subclass."""
 
 
 class Format(StrEnum):
-    """What `dasae export --to` knows."""
+    """Values of `dasae export --to`."""
 
     saelens = "saelens"
 
@@ -61,100 +63,101 @@ class Format(StrEnum):
 def global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options that stand before the command. `main` reads --debug from the command line itself."""
+    """Options before the command. `main` reads --debug from the command line itself."""
 
 
 @app.command()
 def ablate(
     experiment: ExperimentArgument,
-    workspace: WorkspaceOption = WORKSPACE,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
     layer: LayerOption = None,
 ) -> None:
     """Extract, train, evaluate and report; only what is missing."""
-    plan = _plan(experiment, arms, seeds, layer)
-    _extract(plan, workspace)
-    failed = _train(plan, workspace)
-    failed |= _evaluate(plan, workspace)
-    # The report is of the whole study, whatever part of it was run now.
-    _report(_plan(experiment), workspace)
+    plan, opened = _plan(experiment, arms, seeds, layer), open_workspace(workspace)
+    _extract(plan, opened)
+    failed = _train(plan, opened)
+    failed |= _evaluate(plan, opened)
+    # The report shows the whole study, also when only a part of it was run now.
+    _report(plan_of(experiment), opened)
     raise typer.Exit(int(failed))
 
 
 @app.command()
 def extract(
     experiment: ExperimentArgument,
-    workspace: WorkspaceOption = WORKSPACE,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     dry_run: DryRunOption = False,
     deep: DeepOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Fill the activation store and the probe stores, and repair them where files are missing or damaged."""
-    plan = _plan(experiment)
+    """Fill the activation store and the probe stores; repair them where files are missing or damaged."""
+    plan = plan_of(experiment)
     if dry_run:
         from pipeline.extract.estimate import describe
 
         console.print(describe(plan), highlight=False, soft_wrap=True)
-    else:
-        _discard(plan.extracted, workspace, force)
-        _extract(plan, workspace, deep)
+        return
+    opened = open_workspace(workspace)
+    _discard(plan.extracted, opened, force)
+    _extract(plan, opened, deep)
 
 
 @app.command()
 def train(
     experiment: ExperimentArgument,
-    workspace: WorkspaceOption = WORKSPACE,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
     layer: LayerOption = None,
-    track: Annotated[Service | None, typer.Option("--track", help="Show the SAEs' logs live in this, if installed.")] = None,
+    track: Annotated[Service | None, typer.Option("--track", help="Show the training logs live in this service.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Train the SAEs that are missing, in lockstep from the store. Exit status 1 when one failed."""
-    plan = _plan(experiment, arms, seeds, layer)
-    _discard(plan.trained, workspace, force)
-    raise typer.Exit(int(_train(plan, workspace, track)))
+    """Train the missing SAEs, all on the same batches from the store. Exit status 1 when one failed."""
+    plan, opened = _plan(experiment, arms, seeds, layer), open_workspace(workspace)
+    _discard(plan.trained, opened, force)
+    raise typer.Exit(int(_train(plan, opened, track)))
 
 
 @app.command()
 def evaluate(
     experiment: ExperimentArgument,
-    workspace: WorkspaceOption = WORKSPACE,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
     layer: LayerOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Evaluate the SAEs that are trained. Exit status 1 when one is degenerate or could not be measured."""
-    plan = _plan(experiment, arms, seeds, layer)
-    _discard(plan.evaluated, workspace, force)
-    raise typer.Exit(int(_evaluate(plan, workspace)))
+    """Evaluate the trained SAEs. Exit status 1 when one is degenerate or could not be measured."""
+    plan, opened = _plan(experiment, arms, seeds, layer), open_workspace(workspace)
+    _discard(plan.evaluated, opened, force)
+    raise typer.Exit(int(_evaluate(plan, opened)))
 
 
 @app.command()
 def report(
     experiment: ExperimentArgument,
-    other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second experiment, to stand beside it.")] = None,
-    workspace: WorkspaceOption = WORKSPACE,
+    other: Annotated[str | None, typer.Argument(metavar="[OTHER]", help="A second experiment to compare with.")] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
 ) -> None:
     """Write the comparison of the arms, or of two experiments: a page, and the same as JSON and CSV."""
-    plan, beside = _plan(experiment), _plan(other) if other else None
-    if beside is None:
-        _report(plan, workspace)
-    elif beside.experiment.name == plan.experiment.name:
+    plan, beside = plan_of(experiment), plan_of(other) if other else None
+    if beside and beside.experiment.name == plan.experiment.name:
         raise BadInputError(f"{experiment} and {other} are one experiment, or two files of one name: name another one")
+    opened = open_workspace(workspace)
+    if beside:
+        _report_both(plan, beside, opened)
     else:
-        _report_both(plan, beside, workspace)
+        _report(plan, opened)
 
 
 @app.command()
-def status(experiment: ExperimentArgument, workspace: WorkspaceOption = WORKSPACE) -> None:
+def status(experiment: ExperimentArgument, workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
     """Show what is done, partial or missing, and the next command."""
-    from pipeline.artefacts.workspace import Workspace
     from pipeline.study.status import Status
 
-    found = Status(_plan(experiment), Workspace(workspace))
+    found = Status(plan_of(experiment), open_workspace(workspace))
     console.print(found.table())
     console.print(found.next_command(), highlight=False, soft_wrap=True)
 
@@ -171,7 +174,7 @@ def info(store: StoreArgument) -> None:
 
 @store_app.command()
 def verify(store: StoreArgument, deep: DeepOption = False) -> None:
-    """Check that every committed file is there in its size. Exit status 1 when one is not."""
+    """Check that every committed file exists and has its size. Exit status 1 when one does not."""
     from pipeline.store.verify import damages
 
     found = damages(_store(store), deep=deep)
@@ -186,32 +189,25 @@ def verify(store: StoreArgument, deep: DeepOption = False) -> None:
 def export(
     sae: Annotated[str, typer.Argument(metavar="SAE", help="A finished SAE: its folder, or its name in the workspace.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
-    to: Annotated[Format, typer.Option("--to", help="Library that is to load it.")] = Format.saelens,
-    workspace: WorkspaceOption = WORKSPACE,
+    to: Annotated[Format, typer.Option("--to", help="Library that will load it.")] = Format.saelens,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
 ) -> None:
     """Copy a finished SAE, verified, into a folder that another library loads."""
-    from pipeline.artefacts.workspace import Workspace
     from pipeline.sae.finished import export_sae, find
 
-    found = find(sae, Workspace(workspace))
+    found = find(sae, open_workspace(workspace))
     export_sae(found, folder)
     console.print(f"export: {found.name} to {folder}, for {to.value}", highlight=False, soft_wrap=True)
 
 
-def _plan(experiment: str, arms: str | None = None, seeds: str | None = None, layer: int | None = None) -> "Plan":
-    from pipeline.study.experiment import Experiment
-    from pipeline.study.plan import make_plan
-
+def _plan(experiment: str, arms: str | None, seeds: str | None, layer: int | None) -> "Plan":
+    """The part of the experiment that --arms, --seeds and --layer pick."""
     try:
-        numbers = [int(seed) for seed in seeds.split(",")] if seeds is not None else None
+        numbers = None if seeds is None else [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise BadInputError(f"--seeds {seeds!r}: give whole numbers separated by commas, such as 0,1") from None
-    return make_plan(
-        Experiment.load(experiment),
-        arms=[arm.strip() for arm in arms.split(",")] if arms is not None else None,
-        seeds=numbers,
-        layers=None if layer is None else [layer],
-    )
+    names = None if arms is None else [arm.strip() for arm in arms.split(",")]
+    return plan_of(experiment, names, numbers, layer)
 
 
 def _store(place: str) -> "Storage":
@@ -219,45 +215,41 @@ def _store(place: str) -> "Storage":
     from pipeline.store import format as fmt
 
     storage = open_storage(place)
-    # A store that lost one of the two is a damaged one.
+    # A store that lost its layout or its commits is damaged, not absent.
     if not fmt.is_laid_out(storage) and not storage.sizes(fmt.COMMITS):
         raise BadInputError(f"{place} is no activation store; those of a workspace are in its folders stores/ and probes/")
     return storage
 
 
-def _discard(artefacts: "Sequence[Artefact]", workspace: str, force: bool) -> None:
-    from pipeline.artefacts.workspace import Workspace
-
-    opened = Workspace(workspace)
+def _discard(artefacts: "Sequence[Artefact]", workspace: "Workspace", force: bool) -> None:
     for artefact in artefacts if force else ():
-        opened.discard(artefact)
+        workspace.discard(artefact)
 
 
-def _extract(plan: "Plan", workspace: str, deep: bool = False) -> None:
-    from pipeline.artefacts.workspace import Workspace
+def _extract(plan: "Plan", workspace: "Workspace", deep: bool = False) -> None:
     from pipeline.extract.extraction import extract
 
-    made = extract(plan, Workspace(workspace), deep=deep)
+    made = extract(plan, workspace, deep=deep)
     console.print(f"extract: {len(made)} made, {len(plan.extracted) - len(made)} were there", highlight=False)
 
 
-def _train(plan: "Plan", workspace: str, track: Service | None = None) -> bool:
-    from pipeline.artefacts.workspace import Workspace
+def _train(plan: "Plan", workspace: "Workspace", track: Service | None = None) -> bool:
     from pipeline.train.training import train
 
-    result = train(plan, Workspace(workspace), track)
+    result = train(plan, workspace, track)
     there = len(plan.saes) - len(result.made) - len(result.failed)
-    console.print(f"train: {len(result.made)} SAEs trained, {there} were there", highlight=False)
+    brought = sum(sae in plan.from_outside for sae in result.made)
+    from_outside = f", {brought} from outside" if brought else ""
+    console.print(f"train: {len(result.made) - brought} SAEs trained{from_outside}, {there} were there", highlight=False)
     for sae, why in result.failed.items():
         console.print(f"[bold]failed[/]: {sae}: {why}; not published", highlight=False)
     return bool(result.failed)
 
 
-def _evaluate(plan: "Plan", workspace: str) -> bool:
-    from pipeline.artefacts.workspace import Workspace
+def _evaluate(plan: "Plan", workspace: "Workspace") -> bool:
     from pipeline.evaluate.evaluation import evaluate
 
-    result = evaluate(plan, Workspace(workspace))
+    result = evaluate(plan, workspace)
     there = len(plan.saes) - len(result.made) - len(result.untrained) - len(result.failed)
     console.print(f"evaluate: {len(result.made)} SAEs evaluated, {there} were there", highlight=False)
     for sae in result.untrained:
@@ -269,47 +261,42 @@ def _evaluate(plan: "Plan", workspace: str) -> bool:
     return bool(result.degenerate or result.failed)
 
 
-def _report(plan: "Plan", workspace: str) -> None:
-    from pipeline.artefacts.workspace import Workspace
+def _report(plan: "Plan", workspace: "Workspace") -> None:
     from pipeline.report.collect import collect
     from pipeline.report.page import write_report
     from pipeline.report.terminal import results_table
 
-    opened = Workspace(workspace)
-    results = collect(plan, opened)
-    page = write_report(results, opened.report(plan.experiment.name))
+    results = collect(plan, workspace)
+    page = write_report(results, workspace.report(plan.experiment.name))
     console.print(results_table(results))
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
-def _report_both(plan: "Plan", other: "Plan", workspace: str) -> None:
-    from pipeline.artefacts.workspace import Workspace
+def _report_both(plan: "Plan", other: "Plan", workspace: "Workspace") -> None:
     from pipeline.report.collect import collect
     from pipeline.report.versus import write_comparison
 
-    opened = Workspace(workspace)
-    place = opened.report(f"{plan.experiment.name}-beside-{other.experiment.name}")
-    page = write_comparison(collect(plan, opened), collect(other, opened), place)
+    place = workspace.report(f"{plan.experiment.name}-beside-{other.experiment.name}")
+    page = write_comparison(collect(plan, workspace), collect(other, workspace), place)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:
-    """Run the command line. Whatever goes wrong ends it with one line: exit code 2 for bad input, 1 for failure."""
+    """Run the command line. Exit code 2 for bad input, 1 for failure, each with one line that says why."""
+    sys.exit(run(_command_line, debug="--debug" in sys.argv))
+
+
+def _command_line() -> int:
     try:
         code = app(prog_name=PROGRAM, standalone_mode=False)
-    except PipelineError as error:
-        if "--debug" in sys.argv:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except UsageError as error:
         message = " ".join(error.format_message().split()).replace("Value error, ", "")
-        if message:  # none where the command is missing: then Typer has shown the help
+        if message:  # empty where the command is missing: then Typer has shown the help
             command = error.ctx.command_path if error.ctx else PROGRAM
-            print(f"error: {message[0].lower()}{message[1:].rstrip('.')}; see {command} --help", file=sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    if code == INTERRUPTED:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-    sys.exit(code or 0)
+            complain(f"{message[0].lower()}{message[1:].rstrip('.')}; see {command} --help")
+        return 2
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    if code == INTERRUPTED:  # how Typer reports Ctrl-C
+        raise KeyboardInterrupt
+    return code or 0

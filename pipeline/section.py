@@ -1,7 +1,9 @@
-"""The strict base class of all sections of an experiment, and field types that several sections use."""
+"""The strict base class of all sections of an experiment, types of fields that several share, what of a section is hashed."""
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,10 +16,42 @@ Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
+@dataclass(frozen=True)
+class Before:
+    """Marks a field that was added later: `activation: Annotated[Activation, Before("relu")] = "relu"`.
+
+    `value` is what the field would have been before it existed. At that value it is left out of the hashed inputs, so the
+    artefacts that exist keep their keys. It stays as it is when the default changes.
+    """
+
+    value: Any
+
+
 class Section(BaseModel):
     """One table of the TOML file: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    def canonical(self, *, only: Collection[str] | None = None, without: Collection[str] = ()) -> dict[str, Any]:
+        """The fields that determine an artefact's bytes, as plain data: all, `only` some, or all `without` some.
+
+        Fields at their `Before` value are left out, in nested sections too.
+        """
+        return {
+            name: _plain(getattr(self, name))
+            for name, field in type(self).model_fields.items()
+            if (only is None or name in only) and name not in without and Before(getattr(self, name)) not in field.metadata
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.canonical()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in cast("Mapping[str, Any]", value).items()}
+    return value
 
 
 def needs_commit(repository: str, given: str | None) -> str:

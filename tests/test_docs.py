@@ -1,5 +1,6 @@
 """The pages that are examples: their blocks are run as they stand, in order."""
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -8,19 +9,26 @@ from typing import Any
 
 import pytest
 import torch
+from pipeline.sae.export import to_saelens
 from small_store import filled, numbered
 from small_study import SMALL, Study
 
 from pipeline import Experiment, Workspace, make_plan, read_results
-from pipeline.cli import _report
 from pipeline.errors import BadInputError
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.reconstruction import METRICS
+from pipeline.report.collect import collect
 from pipeline.report.metrics import RECONSTRUCTED
+from pipeline.report.page import write_report
+from pipeline.sae.sae import CONFIG
 from pipeline.store.codecs import CODECS
 from pipeline.study.arms import ARMS
+from pipeline.study.origins import ORIGINS
+from pipeline.study.plan import RECONSTRUCTION
+from pipeline.study.status import Status
 from pipeline.texts.corpus import corpus_texts
 from pipeline.texts.files import READERS
+from pipeline.train.training import train
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,9 +45,12 @@ def own(study: Study, tmp_path: Path) -> Workspace:
     return Workspace(shutil.copytree(study.workspace.root, tmp_path / "workspace"))
 
 
+def report(study: Study, workspace: Workspace) -> None:
+    write_report(collect(study.plan, workspace), workspace.report(study.experiment.name))
+
+
 def test_the_quickstart_runs(study: Study, own: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    _report(make_plan(study.experiment), str(own.root))
-    capsys.readouterr()
+    report(study, own)
     names: dict[str, Any] = {}
     for block in blocks("quickstart.md", "python"):
         code = block.replace('"demo"', repr(study.experiment.argument)).replace('"workspace"', repr(str(own.root)))
@@ -58,7 +69,7 @@ def test_the_quickstart_runs(study: Study, own: Workspace, capsys: pytest.Captur
 @pytest.fixture
 def tables() -> Iterator[None]:
     """The tables that docs/extending.md adds to, afterwards as they were."""
-    dicts: list[dict[str, Any]] = [ARMS, METRICS, READERS, CODECS]
+    dicts: list[dict[str, Any]] = [ARMS, ORIGINS, METRICS, READERS, CODECS]
     before, shown = [dict(table) for table in dicts], list(RECONSTRUCTED)
     yield
     for table, entries in zip(dicts, before, strict=True):
@@ -79,17 +90,45 @@ def test_an_arm_is_added(extended: None, small_toml: Path) -> None:
     (declared,) = blocks("extending.md", "toml")
     text = SMALL.replace('"full", "magnitude"]', '"full", "sparser", "sparser-late", "few-pairs"]')
     small_toml.write_text(text + declared)
-    recipes = {sae.arm: sae.recipe for sae in make_plan(Experiment.load(str(small_toml))).saes}
+    recipes = {sae.arm: sae.recipe for sae in make_plan(Experiment.load(str(small_toml))).to_train}
     assert recipes["sparser"] == recipes["full"].model_copy(update={"l1": 0.06})
     assert recipes["sparser-late"].l1 == 0.06
     assert (recipes["sparser-late"].resets.first, recipes["few-pairs"].contrast.topk) == (2000, 0.01)
+
+
+def test_a_source_of_saes_is_added(
+    extended: None, study: Study, own: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "layer2").mkdir()
+    to_saelens(own.folder(study.plan.saes[1].artefact), tmp_path / "layer2" / "theirs")
+    plan = make_plan(study.experiment)
+    assert plan.to_train == study.plan.to_train
+    (theirs,) = plan.from_outside
+    assert Status(plan, own).next_command() == f"next: dasae train {study.experiment.argument}"
+    assert train(plan, own).made == [theirs]
+    assert train(plan, own).made == []
+    assert evaluate(plan, own).made == [theirs]
+    assert Status(plan, own).next_command().startswith("next: dasae report ")
+    ours = plan.saes[1]
+    measured = [json.loads(own.verified(sae.evaluation, RECONSTRUCTION).read_text())["fvu"] for sae in (ours, theirs)]
+    assert measured[0] == measured[1]
+    # Weights of its own, a key of its own.
+    config = tmp_path / "layer2" / "theirs" / CONFIG
+    config.write_text(config.read_text().replace('"d_in": 64', '"d_in": 32'))
+    (changed,) = make_plan(study.experiment).from_outside
+    assert changed.artefact.key != theirs.artefact.key
+    assert train(make_plan(study.experiment), own).failed == {
+        str(changed): "it reads rows of 32 numbers, the model's rows have 64; remove it"
+    }
+    assert own.manifest(changed.artefact) is None
 
 
 def test_a_metric_is_added(extended: None, study: Study, own: Workspace) -> None:
     for artefact in [sae.evaluation for sae in study.plan.saes if sae.arm != "magnitude"]:
         shutil.rmtree(own.folder(artefact))
     evaluate(study.plan, own)
-    _report(study.plan, str(own.root))
+    report(study, own)
     results = read_results(study.experiment, own)
     baseline, full, older = results["dense_fraction"]
     assert 0 <= baseline <= 1

@@ -1,4 +1,4 @@
-"""Names from content: the canonical JSON of what determines an artefact's bytes, and its hash."""
+"""Keys and fingerprints: hashes of the canonical JSON of values, and of the content of files."""
 
 import hashlib
 import json
@@ -13,21 +13,21 @@ from pipeline.errors import PipelineError
 
 KEY_LENGTH = 12
 LARGE = 2**26
-"""Bytes from which on a file's hash is worth remembering."""
+"""Bytes of a file from which its hash is cached."""
 SETTLED = 2.0
-"""Seconds after which a second change of a file surely gets another time than the first."""
+"""Seconds after a change of a file, from which a second change is certain to get another time stamp."""
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys, no spaces and no NaN: equal values give equal text.
+    """JSON with sorted keys, no spaces and no NaN. Equal values give equal text.
 
-    Raises ValueError for NaN or infinity, TypeError for what JSON cannot hold.
+    Raises ValueError for NaN or infinity, TypeError for a type that JSON does not have.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
 def key_of(inputs: Mapping[str, Any]) -> str:
-    """The 12 hexadecimal digits that name whatever `inputs` fully determines."""
+    """The first 12 hexadecimal digits of the SHA-256 of the canonical JSON of `inputs`."""
     return sha256(canonical_json(inputs).encode())[:KEY_LENGTH]
 
 
@@ -43,7 +43,7 @@ def sha256_file(path: Path) -> str:
 
 
 def fingerprint(files: Iterable[tuple[str, Path]]) -> str:
-    """One SHA-256 over (name, content) of several files; the order they come in does not matter."""
+    """One SHA-256 over the names and contents of several files, in any order."""
     digest = hashlib.sha256()
     for name, path in sorted(files):
         digest.update(f"{name}\0{_known_sha256(path)}\n".encode())
@@ -51,22 +51,22 @@ def fingerprint(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def _known_sha256(path: Path) -> str:
-    """`sha256_file`, remembered for large files: every command asks for them, and a corpus of 100 GB takes minutes.
+    """`sha256_file`, cached for large files: every command needs them, and hashing a corpus of 100 GB takes minutes.
 
-    What is remembered counts as long as the file's place, size and times are the same. The time of the last change of its
-    inode is among them, which no program can set.
+    A cached hash is valid while the file's path, inode, size and times are the same. Among them is the time of the inode's
+    last change, which no program can set.
     """
     before = _traits(path)
     if before["bytes"] < LARGE:
         return sha256_file(path)
-    notes, name = LocalStorage(cache_folder() / "hashes"), key_of(before)
+    cache, name = LocalStorage(cache_folder() / "hashes"), key_of(before)
     with suppress(OSError):
-        return notes.read(name).decode()
+        return cache.read(name).decode()
     digest = sha256_file(path)
     settled = time.time() - before["changed"] / 1e9 > SETTLED
     if settled and _traits(path) == before:
-        with suppress(PipelineError):  # a cache that cannot be written is no reason to stop
-            notes.write(name, digest.encode())
+        with suppress(PipelineError):  # without the cache the next command is only slower
+            cache.write(name, digest.encode())
     return digest
 
 

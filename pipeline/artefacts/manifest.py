@@ -1,4 +1,4 @@
-"""What an artefact is, and the manifest that says so: inputs, files with their checksums, parents, facts, versions."""
+"""Artefacts, and their manifests: inputs, files with checksums, parents, facts, library versions."""
 
 import re
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ LIBRARIES = ("numpy", "numcodecs", "sae-bench", "sae-lens", "scikit-learn", "tok
 
 @dataclass(frozen=True, kw_only=True)
 class Artefact:
-    """Something the pipeline makes: its kind, a readable label, and the inputs that determine its bytes."""
+    """Something that the pipeline makes: its kind, a readable label, and the inputs that determine its bytes."""
 
     kind: Kind
     label: str
@@ -34,13 +34,13 @@ class Artefact:
 
     @property
     def name(self) -> str:
-        """Folder name: the label made safe for any file system, then the key."""
+        """Folder name: the label in characters that every file system allows, then the key."""
         safe = re.sub(r"[^a-z0-9._]+", "-", self.label.lower()).strip("-.")[:80]
         return f"{safe}-{self.key}"
 
     @property
     def path(self) -> str:
-        """Path inside the workspace."""
+        """Path of the folder inside the workspace."""
         return f"{self.kind}/{self.name}"
 
 
@@ -52,7 +52,7 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a finished artefact is, what it was made from, by whom and when."""
+    """The record of a finished artefact: what it is, and from what, where and when it was made."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,8 +61,8 @@ class Manifest(BaseModel):
     inputs: dict[str, Any]
     files: dict[str, FileRecord]
     parents: dict[str, str] = {}
-    """Manifest hashes of the very artefacts this one speaks of, "" for one that did not exist; this one is out of date when
-    one of them was made since."""
+    """SHA-256 of the manifests of the artefacts that this one was made from, by path; "" for one that did not exist. This
+    artefact is stale when one of them has changed."""
     facts: dict[str, Any] = {}
     """Numbers worth knowing without opening the artefact: rows, bytes, steps, seconds."""
     versions: dict[str, str]

@@ -1,11 +1,11 @@
-"""Where an artefact's bytes lie, a local folder or a prefix of an object store, behind the few operations that both do well.
+"""Storage: a local folder or a prefix of an object store, behind one small set of operations.
 
-Names are relative, with forward slashes. A write is whole or not at all, and durable when it returns.
+Names are relative, with forward slashes. A write is atomic, and durable when it returns.
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,9 +17,13 @@ from pipeline.errors import BadInputError, PipelineError, StorageError
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
+
+    Buffers = list[npt.NDArray[np.uint8]]
+    """Memory to fill, in turn."""
 
 SCHEME = "s3://"
-# obstore by itself tries for three minutes before it says what is wrong.
+# obstore's default is to retry for three minutes before it reports an error.
 RETRIES: Any = {
     "max_retries": 6,
     "backoff": {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2},
@@ -28,21 +32,21 @@ RETRIES: Any = {
 
 NO_CREDENTIALS = "there are no credentials"
 LASTING = {"NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", NO_CREDENTIALS}
-"""What an object store objects to however often it is asked."""
+"""Errors of an object store that a retry does not overcome."""
 
 
 class Storage(Protocol):
-    """The operations."""
+    """The operations of either kind of storage."""
 
     parallel_reads: int
-    """Reads in flight at which this kind of storage is at its best."""
+    """Reads in flight that give the best throughput."""
 
     def read(self, name: str) -> bytes:
         """All of a file. Raises FileNotFoundError."""
         ...
 
-    def read_into(self, name: str, offset: int, buffers: "list[np.ndarray]") -> None:
-        """Fill uint8 arrays, in turn, from `offset` on. Raises FileNotFoundError, and EOFError for too short a file."""
+    def read_into(self, name: str, offset: int, buffers: "Buffers") -> None:
+        """Fill the buffers from `offset` on. Raises FileNotFoundError, and EOFError for a file that is too short."""
         ...
 
     def write(self, name: str, content: bytes | memoryview) -> None:
@@ -50,15 +54,15 @@ class Storage(Protocol):
         ...
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file unless there is one; False, and nothing changed, when there is."""
+        """Write a file unless it exists; returns False when it does, and leaves it as it is."""
         ...
 
     def delete(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
         ...
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Bytes of every complete file below a folder."""
+        """Bytes of every complete file below a folder, by name."""
         ...
 
     def size(self, name: str) -> int | None:
@@ -66,11 +70,11 @@ class Storage(Protocol):
         ...
 
     def sweep(self) -> None:
-        """Remove what writers that were killed left behind. Call it when nobody else can be writing."""
+        """Remove temporary files of killed writers. Call it only while nobody else writes."""
         ...
 
     def zarr_store(self) -> Any:
-        """The same as zarr-python's own read-only store."""
+        """This storage as a read-only store of zarr-python."""
         ...
 
 
@@ -82,18 +86,18 @@ def open_storage(place: "str | Path | Storage") -> Storage:
 
 
 def cache_folder() -> Path:
-    """Where this user's machine keeps what can be made or fetched again."""
+    """The user's cache folder, for what can be made or fetched again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dasae"
 
 
 def read_many(storage: Storage, names: Iterable[str]) -> list[bytes]:
-    """Several small files, as many at once as the storage likes."""
+    """The content of several small files, read in parallel."""
     with ThreadPoolExecutor(storage.parallel_reads) as pool:
         return list(pool.map(storage.read, names))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: a temporary beside it, synced, then renamed over it."""
+    """Write a file atomically: a temporary file beside it, synced, then renamed over it."""
     LocalStorage(path.parent).write(path.name, content)
 
 
@@ -112,8 +116,8 @@ class LocalStorage:
         """All of a file. Raises FileNotFoundError."""
         return (self.root / name).read_bytes()
 
-    def read_into(self, name: str, offset: int, buffers: "list[np.ndarray]") -> None:
-        """Fill uint8 arrays by one `preadv`, which copies straight from the page cache and needs no file position."""
+    def read_into(self, name: str, offset: int, buffers: "Buffers") -> None:
+        """Fill the buffers by one `preadv`, which copies straight from the page cache and needs no file position."""
         descriptor = os.open(self.root / name, os.O_RDONLY)
         try:
             wanted = sum(buffer.nbytes for buffer in buffers)
@@ -123,14 +127,14 @@ class LocalStorage:
             os.close(descriptor)
 
     def write(self, name: str, content: bytes | memoryview) -> None:
-        """Write a temporary beside the file, sync it, and rename it over the file."""
+        """Write a temporary file beside the final one, sync it, and rename it over the final one."""
         final = self.root / name
         with explained(final), _temporary(final, content) as temporary:
             temporary.replace(final)
             fsync(final.parent)
 
     def create(self, name: str, content: bytes) -> bool:
-        """The same, but by `link`, which never replaces anything: of two writers the first wins."""
+        """Like `write`, but by `link`, which never replaces a file: of two writers the first wins."""
         final = self.root / name
         with explained(final), _temporary(final, content) as temporary:
             try:
@@ -141,19 +145,19 @@ class LocalStorage:
         return True
 
     def delete(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
         (self.root / name).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove the temporaries of writers that were killed."""
+        """Remove the temporary files of killed writers."""
         for partial in self.root.rglob(".*.partial"):
             partial.unlink()
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Bytes of every file below a folder, temporaries left out."""
+        """Bytes of every file below a folder, by name, without temporary files."""
         files = (Path(parent, name) for parent, _, names in os.walk(self.root / prefix) for name in names)
         names = [path.relative_to(self.root).as_posix() for path in files if path.suffix != ".partial"]
-        # Without those that another process removed since, such as a checkpoint that a later one replaced.
+        # Another process may have removed a file since, such as a checkpoint that a later one replaced.
         return {name: size for name in names if (size := self.size(name)) is not None}
 
     def size(self, name: str) -> int | None:
@@ -164,15 +168,15 @@ class LocalStorage:
             return None
 
     def zarr_store(self) -> Any:
-        """The folder for zarr-python."""
+        """The folder as a read-only store of zarr-python."""
         from zarr.storage import LocalStore
 
         return LocalStore(self.root, read_only=True)
 
 
 @contextmanager
-def _temporary(final: Path, content: bytes | memoryview) -> Iterator[Path]:
-    """A synced file beside `final` with some content, removed at the end if it is still there."""
+def _temporary(final: Path, content: bytes | memoryview) -> Generator[Path]:
+    """A synced temporary file beside `final` with this content; removed at the end unless it was renamed."""
     _make_folder(final.parent)
     temporary = final.with_name(f".{final.name}.{uuid4().hex}.partial")
     try:
@@ -184,7 +188,7 @@ def _temporary(final: Path, content: bytes | memoryview) -> Iterator[Path]:
 
 
 def _make_folder(folder: Path) -> None:
-    """Like mkdir with parents, but what was made is still there after the power failed."""
+    """Like mkdir with parents, but durable: new folders survive a power failure."""
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -192,8 +196,8 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Say in one line why a file could not be written, such as for want of room."""
+def explained(path: Path) -> Generator[None]:
+    """Turn an OSError into one line that says why a file could not be written, such as a full disk."""
     try:
         yield
     except OSError as error:
@@ -231,8 +235,8 @@ class ObjectStorage:
         with self._explained():
             return obstore.get(self.store, name).bytes().to_bytes()
 
-    def read_into(self, name: str, offset: int, buffers: "list[np.ndarray]") -> None:
-        """Fill uint8 arrays from one ranged GET."""
+    def read_into(self, name: str, offset: int, buffers: "Buffers") -> None:
+        """Fill the buffers by one ranged GET."""
         import numpy as np
         import obstore
 
@@ -245,7 +249,7 @@ class ObjectStorage:
             buffer[:], content = content[: buffer.nbytes], content[buffer.nbytes :]
 
     def write(self, name: str, content: bytes | memoryview) -> None:
-        """PUT an object, in several parts when it is large; it appears when all of it has arrived."""
+        """PUT an object, in several parts when it is large. It appears when all parts have arrived."""
         import obstore
 
         with self._explained():
@@ -264,14 +268,14 @@ class ObjectStorage:
         return True
 
     def delete(self, name: str) -> None:
-        """Remove an object if it is there."""
+        """Remove an object if it exists."""
         import obstore
 
         with self._explained():
             obstore.delete(self.store, name)
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Bytes of every object below a prefix."""
+        """Bytes of every object below a prefix, by name."""
         import obstore
 
         with self._explained():
@@ -289,17 +293,17 @@ class ObjectStorage:
                 return None
 
     def sweep(self) -> None:
-        """Nothing to do: an upload that did not end left no object."""
+        """Nothing to do: an unfinished upload leaves no object."""
 
     def zarr_store(self) -> Any:
-        """The prefix for zarr-python."""
+        """The prefix as a read-only store of zarr-python."""
         from zarr.storage import ObjectStore
 
         return ObjectStore(self.store, read_only=True)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Say in one line what the object store objects to, without the request, which may carry credentials."""
+    def _explained(self) -> Generator[None]:
+        """Turn an error of the object store into one line, without the request, which may carry credentials."""
         from obstore.exceptions import BaseError
 
         try:
@@ -317,7 +321,7 @@ class ObjectStorage:
 def _reason(message: str) -> str:
     if code := re.search(r"<Code>(\w+)</Code>", message):
         return code[1]
-    if "/latest/api/token" in message or "/latest/meta-data" in message:  # where a machine at Amazon would find some
+    if "/latest/api/token" in message or "/latest/meta-data" in message:  # where a machine at Amazon finds them
         return NO_CREDENTIALS
     if "error sending request" in message:
         return "the object store cannot be reached"

@@ -1,8 +1,8 @@
-"""Where artefacts live: one folder each, named by what it holds and a hash of everything that determines its bytes.
+"""The workspace: one folder for each artefact, named by a label and a hash of everything that determines its bytes.
 
-An artefact exists when its `manifest.json` does; the manifest is written last, atomically. A folder without one is work
-in progress that its stage may resume or overwrite. The workspace is a folder, or a prefix of an object store: then stores
-are written and read there, and everything else is made in a local folder first and copied when it is finished.
+An artefact exists when its `manifest.json` does, which is written last and atomically. A folder without one is unfinished
+work that its stage may resume or overwrite. The workspace is a folder or a prefix of an object store. On an object store,
+stores are written and read in place; everything else is made in a local folder and copied when it is finished.
 """
 
 import fcntl
@@ -10,7 +10,7 @@ import json
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,41 +23,41 @@ from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefact
 
 
 class Workspace:
-    """A folder of artefacts, or an `s3://` prefix of them. Every method is safe to call from several processes at once."""
+    """A folder or `s3://` prefix of artefacts. Several processes may call every method at the same time."""
 
     def __init__(self, root: Path | str):
         self.root = root
         self.remote = str(root).startswith(SCHEME)
-        if not self.remote and re.match(r"[a-z0-9]*:|$", str(root)):  # a folder of that name would be no help
+        if not self.remote and re.match(r"[a-z0-9]*:|$", str(root)):  # a mistyped URL, not a folder
             raise BadInputError(f"workspace {str(root)!r} is neither a folder nor an s3://bucket/prefix; name another one")
         self.local = _scratch(str(root)) if self.remote else Path(root)
-        """Where artefacts lie, or are made before they are copied to the object store."""
+        """Where artefacts are; with an object store, where they are made before they are copied there."""
         if any(path.exists() and not path.is_dir() for path in (self.local, *self.local.parents)):
             raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
         if self.remote:
-            open_storage(str(root)).sizes("none")  # so that a wrong bucket is known before hours of work
+            open_storage(str(root)).sizes("none")  # a wrong bucket fails now, not after hours of work
 
     def folder(self, artefact: Artefact) -> Path:
-        """Where the artefact lies on this machine, whether or not it exists yet."""
+        """The artefact's folder on this machine; it need not exist yet."""
         return self.local / artefact.kind / artefact.name
 
     def storage(self, artefact: Artefact) -> Storage:
-        """Where the artefact's bytes lie."""
+        """The storage that holds the artefact."""
         return self.place(artefact.path)
 
     def place(self, path: str) -> Storage:
-        """Where the bytes below a path inside the workspace lie, such as `saes/full-s0-0123456789ab`."""
+        """The storage at a path inside the workspace, such as `saes/full-s0-0123456789ab`."""
         return open_storage(f"{self.root}/{path}" if self.remote else self.local / path)
 
     def report(self, experiment: str) -> Storage:
-        """Where the report of an experiment lies."""
+        """The storage that holds the report of an experiment."""
         return self.place(f"reports/{experiment}")
 
     def manifest(self, artefact: Artefact) -> Manifest | None:
-        """The manifest of a finished, unchanged and current artefact; None when it is still to be made.
+        """The manifest of a finished artefact whose parents have not changed since; None when it is still to be made.
 
-        Raises CorruptArtefactError when a manifest exists but the artefact is not what it says, and BadInputError when it is
-        the manifest of another artefact.
+        Raises CorruptArtefactError when the files are not as the manifest says, and BadInputError when it is the manifest of
+        another artefact.
         """
         storage = self.storage(artefact)
         manifest = read_manifest(storage, _remedy(artefact, storage))
@@ -68,7 +68,7 @@ class Workspace:
                 f"{storage} holds the artefact {manifest.key}, which does not belong to this experiment; "
                 f"move it away and run again"
             )
-        sizes = storage.sizes()  # one listing, where an object store would have to be asked for each file
+        sizes = storage.sizes()  # one listing instead of a request for each file
         for name, record in manifest.files.items():
             if sizes.get(name) != record.bytes:
                 found = "is missing" if sizes.get(name) is None else f"has {sizes[name]} bytes instead of {record.bytes}"
@@ -78,32 +78,31 @@ class Workspace:
         return manifest
 
     def require(self, artefact: Artefact, command: str) -> Manifest:
-        """The manifest of an artefact that another stage must have made; `command` is how to make it."""
+        """The manifest of an artefact that a stage reads. Raises MissingArtefactError with the `command` to make it."""
         manifest = self.manifest(artefact)
         if manifest is None:
             raise MissingArtefactError(f"{self.storage(artefact)} does not exist yet; make it with: {command}")
         return manifest
 
     def fingerprint(self, path: str) -> str | None:
-        """Hash of the manifest of the artefact at `path`, which names one particular making of it."""
+        """SHA-256 of the manifest of the artefact at `path`, None without one. It changes when the artefact is rebuilt."""
         try:
             return sha256(self.place(path).read(MANIFEST))
         except FileNotFoundError:
             return None
 
-    def makings(self, artefacts: Iterable[Artefact]) -> dict[str, str]:
-        """Which making of each artefact is there now, "" where there is none: the `parents` of what is made from them.
+    def fingerprints(self, artefacts: Iterable[Artefact]) -> dict[str, str]:
+        """The fingerprint of each artefact by path, "" for one that does not exist: the `parents` of what is made from them.
 
-        Ask before reading them. If one is made again meanwhile, what was made from the old one is then out of date; asked
-        afterwards, it would pass for made from the new one.
+        Call this before reading the parents; if one is rebuilt meanwhile, the child becomes stale.
         """
         return {artefact.path: self.fingerprint(artefact.path) or "" for artefact in artefacts}
 
     def verified(self, artefact: Artefact, name: str, manifest: Manifest | None = None) -> Path:
         """Path on this machine of one file of a finished artefact, after comparing its hash with the manifest's.
 
-        `manifest` saves a look where the caller has just taken it. Raises MissingArtefactError where there is no such file,
-        and CorruptArtefactError for one that is not what the manifest says.
+        Pass the `manifest` where it was just read. Raises MissingArtefactError for a file that the artefact does not have,
+        and CorruptArtefactError for one that has changed.
         """
         manifest = manifest or self.manifest(artefact)
         path = self.folder(artefact) / name
@@ -118,7 +117,7 @@ class Workspace:
         return path
 
     def fetched(self, artefact: Artefact) -> Path:
-        """Folder on this machine with every file of a finished artefact, and its manifest."""
+        """Folder on this machine with all files of a finished artefact, verified, and its manifest."""
         manifest = self.manifest(artefact)
         for name in manifest.files if manifest else ():
             self.verified(artefact, name, manifest)
@@ -127,15 +126,15 @@ class Workspace:
         return self.folder(artefact)
 
     def finished(self, kind: Kind) -> list[str]:
-        """Folder names of all finished artefacts of one kind, of whatever study."""
+        """Folder names of all finished artefacts of one kind, of all studies."""
         names = (name.rpartition("/") for name in self.place(kind).sizes())
         return sorted(folder for folder, _, name in names if name == MANIFEST)
 
     @contextmanager
-    def lock(self, artefact: Artefact) -> Iterator[Path]:
-        """Hold the artefact's lock, waiting for another process that makes it; yields its folder, created if need be.
+    def lock(self, artefact: Artefact) -> Generator[Path]:
+        """Hold the artefact's lock, after waiting for a process that holds it; yields the artefact's folder, which exists.
 
-        The kernel drops the lock when its holder dies, however it dies.
+        The kernel releases the lock when its holder dies.
         """
         with self._lock_file(f"{artefact.kind}-{artefact.name}") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -144,8 +143,8 @@ class Workspace:
             yield folder
 
     @contextmanager
-    def claim(self, artefact: Artefact, part: str) -> Iterator[bool]:
-        """Claim a part of an artefact that several processes make together; False when another one has it now."""
+    def claim(self, artefact: Artefact, part: str) -> Generator[bool]:
+        """Claim one part of an artefact that several processes make together; yields False when another process has it."""
         with self._lock_file(f"{artefact.kind}-{artefact.name}.parts/{part}") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -170,9 +169,9 @@ class Workspace:
     ) -> Manifest:
         """Write the manifest, after which the artefact exists. Call it with the lock held and every file complete.
 
-        `files` are the paths to record, relative to the folder; by default all files of the folder on this machine. Those
-        that lie there are first copied to the object store if the workspace is one. `parents` is what `makings` said before
-        they were read.
+        `files` are the paths to record, relative to the folder; by default all files of the folder on this machine. On an
+        object store, files of that folder are copied there first. `parents` is what `fingerprints` returned before they were
+        read.
         """
         folder, storage = self.folder(artefact), self.storage(artefact)
         if files is None:
@@ -197,22 +196,22 @@ class Workspace:
         return manifest
 
     def discard(self, artefact: Artefact) -> None:
-        """Remove an artefact, finished or not, so that its stage makes it again. Waits for a process that is making it.
+        """Remove an artefact, finished or not, so that its stage makes it again. Waits for a process that holds its lock.
 
-        Raises PipelineError while other processes fill it together.
+        Raises PipelineError while other processes hold parts of it.
         """
         storage = self.storage(artefact)
         with self.lock(artefact) as folder, ExitStack() as claims:
             for part in (self.local / ".locks" / f"{artefact.kind}-{artefact.name}.parts").glob("*"):
                 if not claims.enter_context(self.claim(artefact, part.name)):
                     raise PipelineError(f"{storage} is being filled by another process: stop that one, then run this again")
-            storage.delete(MANIFEST)  # first, so that it never looks whole with files missing
+            storage.delete(MANIFEST)  # first: it must not look finished while files are missing
             for name in storage.sizes():
                 storage.delete(name)
             shutil.rmtree(folder)
 
     def reopen(self, artefact: Artefact) -> None:
-        """Make a finished artefact one in progress again, so that its stage can repair it."""
+        """Mark a finished artefact as unfinished, so that its stage can repair or replace it."""
         self.storage(artefact).delete(MANIFEST)
 
 
@@ -225,11 +224,11 @@ def _record(path: Path, storage: Storage, name: str) -> FileRecord:
 
 
 def _scratch(url: str) -> Path:
-    """Local folder for the work on a remote workspace, one for each."""
+    """The local folder in which the artefacts of a remote workspace are made."""
     return cache_folder() / f"{re.sub(r'[^a-z0-9]+', '-', url.removeprefix(SCHEME).lower())}-{key_of({'url': url})}"
 
 
 def _remedy(artefact: Artefact, storage: Storage) -> str:
-    if artefact.kind in ("stores", "probes"):  # too large to be thrown away for one file
+    if artefact.kind in ("stores", "probes"):  # too large to be made again for one file
         return "repair it with `dasae extract EXPERIMENT --deep`"
     return f"delete {storage} and run the same command again"

@@ -124,7 +124,7 @@ def evaluate_together(
         damaged: dict[str, str] = {}
         for planned in group:
             if workspace.manifest(planned.evaluation) is None:
-                parents |= workspace.makings([planned.artefact, *([planned.baseline] if planned.baseline else [])])
+                parents |= workspace.fingerprints([planned.artefact, *([planned.baseline] if planned.baseline else [])])
                 try:
                     saes.append((planned, open_sae(planned.artefact, workspace)))
                 except CorruptArtefactError as error:

@@ -1,1 +1,1 @@
-"""What is asked: an experiment, its arms, and the plan of artefacts that follows from them."""
+"""An experiment, its arms, and the plan of artefacts that follows from them."""

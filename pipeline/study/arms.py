@@ -1,12 +1,12 @@
-"""The ablation arms: each one is a recipe with a few fields changed, and one question.
+"""The ablation arms: each changes a few fields of a recipe and asks one question.
 
-Those in `ARMS` exist in every experiment; `[arms.NAME]` in an experiment file declares more of them.
+The arms in `ARMS` exist in every experiment; `[arms.NAME]` in an experiment file declares more.
 """
 
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -20,13 +20,13 @@ class Arm:
     """One row of the ablation table."""
 
     question: str
-    """What its difference to `base` (or, for `full`, to `no-contrast`) tells."""
+    """What the difference to `base` (for `full`: to `no-contrast`) answers."""
     diff: Mapping[str, Any]
-    """Fields of TrainConfig that differ from `base`; `contrast.topk` reaches into a section, None removes it."""
+    """Fields of TrainConfig that differ from `base`. `contrast.topk` is a field of a section; None removes a section."""
     base: str = "full"
     """The arm that it changes."""
     run: int | None = None
-    """Number of the run in the method's original plan, for the arms that were part of it."""
+    """Number of the run in the method's original plan; None for an arm that was not in it."""
 
 
 ARMS: dict[str, Arm] = {
@@ -107,7 +107,7 @@ ARMS: dict[str, Arm] = {
     ),
     "literal": Arm(
         question="What does the penalty do as it was first written down, not averaged and with the diagonal?",
-        # Computed by autograd, which knows no short cuts.
+        # Computed by autograd, which supports none of the approximations.
         diff={
             "contrast.literal": True,
             "contrast.every": 1,
@@ -118,9 +118,9 @@ ARMS: dict[str, Arm] = {
 }
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,19}")
-"""Part of folder names, separated by commas after --arms, and a label in plots that have room for no more."""
+"""A name is part of a folder's name, stands between commas after --arms, and labels plots with room for 20 letters."""
 SHARED = ("d_sae", "steps", "batch_size", "heldout_shards", "data_seed", "buffer_chunks")
-"""Fields that no arm changes: all arms have the same size and see the same batches, or comparing them would say little."""
+"""Fields that no arm changes. Arms are comparable because all have the same size and see the same batches."""
 
 
 def arms_of(own: Mapping[str, ArmConfig]) -> dict[str, Arm]:
@@ -129,40 +129,66 @@ def arms_of(own: Mapping[str, ArmConfig]) -> dict[str, Arm]:
     return ARMS | declared
 
 
-def recipe(arm: str, full: TrainConfig, own: Mapping[str, ArmConfig] | None = None) -> TrainConfig:
-    """The TrainConfig of `arm`, given the experiment's recipe `full` and the arms of its own.
+class Recipes:
+    """The recipe of every arm of an experiment, each resolved once, when it is first asked for.
 
-    Raises BadInputError for an arm that does not exist or whose diff makes an invalid recipe.
+    Built from the experiment's recipe `full` and the arms of its own.
     """
-    own = own or {}
-    arms = arms_of(own)
-    if arm not in arms:
-        raise BadInputError(f"unknown arm {arm!r}; the arms are {', '.join(arms)}")
-    base, diff = arms[arm].base, arms[arm].diff
-    where = f"arms.{arm}" if arm in own else f"arm {arm!r}"
-    fields = (full if arm == "full" else recipe(base, full, own)).model_dump()
-    for path, value in diff.items():
-        section, _, field = path.rpartition(".")
-        if not section:
-            fields[field] = value
-        elif f"{section}.kind" in diff and field == "kind":
-            fields[section] = {"kind": value}  # a section of another kind begins with nothing of the last one
-        elif fields.get(section, {}) is None:
-            raise BadInputError(f"{where} changes {path}, but {base!r} has no {section}")
-        elif isinstance(fields.get(section), dict):
-            fields[section][field] = value
-        else:
-            fields[section] = {field: value}  # no section of that name: the validation below says so
-    try:
-        return TrainConfig.model_validate(fields, strict=True)
-    except ValidationError as error:
-        raise BadInputError(explain(error, where)) from None
+
+    def __init__(self, full: TrainConfig, own: Mapping[str, ArmConfig] | None = None):
+        self.full = full
+        self.own = own or {}
+        self.arms = arms_of(self.own)
+        self._resolved = {"full": full}
+
+    def __getitem__(self, arm: str) -> TrainConfig:
+        """Raises BadInputError for an arm that does not exist or whose diff makes an invalid recipe."""
+        if arm not in self.arms:
+            raise BadInputError(f"unknown arm {arm!r}; the arms are {', '.join(self.arms)}")
+        if arm not in self._resolved:
+            self._resolved[arm] = self._resolve(arm)
+        return self._resolved[arm]
+
+    def _resolve(self, arm: str) -> TrainConfig:
+        base, diff = self.arms[arm].base, self.arms[arm].diff
+        where = f"arms.{arm}" if arm in self.own else f"arm {arm!r}"
+        fields = self[base].model_dump()
+        # Kinds first: what else is said of a section is then a field of that kind.
+        for path, value in sorted(diff.items(), key=lambda item: not item[0].endswith(".kind")):
+            section, _, field = path.rpartition(".")
+            if not section:
+                fields[field] = value
+            elif path == f"{section}.kind":
+                fields[section] = {"kind": value}  # a section of another kind takes over nothing
+            elif fields.get(section, {}) is None:
+                raise BadInputError(f"{where} changes {path}, but {base!r} has no {section}")
+            elif isinstance(fields.get(section), dict):
+                fields[section][field] = value
+            else:
+                fields[section] = {field: value}  # no section of that name: the validation below says so
+        try:
+            return TrainConfig.model_validate(fields, strict=True)
+        except ValidationError as error:
+            raise BadInputError(explain(error, where)) from None
 
 
-def check(arms: Collection[str], full: TrainConfig, own: Mapping[str, ArmConfig]) -> None:
-    """Raises BadInputError when an arm of the experiment's own cannot be, or two `arms` would be the same SAE."""
+def check(study: Collection[str], recipes: Recipes) -> None:
+    """Raises BadInputError when an arm of the experiment's own is invalid, or two arms of the `study` are the same SAE."""
+    _check_own(recipes)
+    if recipes.full.match_l0:
+        raise BadInputError("train.match_l0: only an arm can be matched to another; set it in [arms.NAME]")
+    for name in dict.fromkeys([*recipes.own, *study]):
+        _check_match(name, study, recipes)
+    first: dict[TrainConfig, str] = {}
+    for name in study:
+        same = first.setdefault(recipes[name], name)
+        if same != name:
+            raise BadInputError(f"study.arms: {same!r} and {name!r} have the same recipe in this experiment, remove one")
+
+
+def _check_own(recipes: Recipes) -> None:
     known = list(ARMS)
-    for name, arm in own.items():
+    for name, arm in recipes.own.items():
         if not NAME.fullmatch(name):
             raise BadInputError(f"arms: name {name!r} must be at most 20 lower-case letters, digits, '.', '_' or '-'")
         if name in ARMS:
@@ -172,33 +198,25 @@ def check(arms: Collection[str], full: TrainConfig, own: Mapping[str, ArmConfig]
         for field in SHARED:
             if field in arm.diff:
                 raise BadInputError(f"arms.{name}.{field}: all arms of a study share {field}; set it in [train]")
-        recipe(name, full, own)
+        _ = recipes[name]  # raises where it is invalid
         known.append(name)
-    if full.match_l0:
-        raise BadInputError("train.match_l0: only an arm can be matched to another; set it in [arms.NAME]")
-    for name in dict.fromkeys([*own, *arms]):
-        _check_match(name, arms, full, own)
-    first: dict[TrainConfig, str] = {}
-    for name in arms:
-        same = first.setdefault(recipe(name, full, own), name)
-        if same != name:
-            raise BadInputError(f"study.arms: {same!r} and {name!r} have the same recipe in this experiment, remove one")
 
 
-def _check_match(name: str, study: Collection[str], full: TrainConfig, own: Mapping[str, ArmConfig]) -> None:
-    reference = recipe(name, full, own).match_l0
+def _check_match(name: str, study: Collection[str], recipes: Recipes) -> None:
+    reference = recipes[name].match_l0
     if reference is None:
         return
-    if recipe(reference, full, own).match_l0:
+    if recipes[reference].match_l0:
         raise BadInputError(f"arm {name!r}: match_l0 {reference!r} is itself matched to another arm, choose one that is not")
     if name in study and reference not in study:
         raise BadInputError(f"study.arms: {name!r} is matched to {reference!r}, which is not among them; add it")
 
 
 def _flat(declared: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Tables of the TOML as dotted paths. It has no null: `contrast = false` stands for None."""
+    """Nested tables of the TOML as dotted paths. TOML has no null: `contrast = false` stands for None."""
     for field, value in declared.items():
         if isinstance(value, dict):
-            yield from ((f"{field}.{name}", inner) for name, inner in value.items())
+            inner = cast("dict[str, Any]", value)
+            yield from ((f"{field}.{name}", changed) for name, changed in inner.items())
         else:
-            yield field, None if value is False and field in ("contrast", "resets") else value
+            yield field, None if value is False and field in ("contrast", "penalty", "resets") else value

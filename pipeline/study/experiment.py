@@ -1,12 +1,13 @@
-"""An experiment: a whole study declared in one TOML file, validated here and nowhere else.
+"""An experiment: a whole study, declared in one TOML file and validated here.
 
-Every section is frozen and lives where `study.sections` says. A field that determines an artefact's bytes is hashed into
-its key (see `study.plan`).
+`study.sections` says where each section is defined. A field that determines an artefact's bytes is hashed into its key
+(`study.plan`).
 """
 
 import json
 import re
 import tomllib
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.errors import BadInputError
 from pipeline.models.model_section import ModelConfig, SyntheticModel
 from pipeline.section import Section
-from pipeline.study.arms import check
+from pipeline.study.arms import Recipes, check
 from pipeline.study.recipe import ArmConfig, TrainConfig
 from pipeline.study.sections import EvaluateConfig, RunConfig, StoreConfig, StudyConfig, explain
 from pipeline.texts.text_sections import CorpusConfig, ProbesConfig, SyntheticCorpus
@@ -34,16 +35,16 @@ class Experiment(Section):
     name: str
     """File name without `.toml`; names the report."""
     argument: str
-    """What the user called it on the command line, name or path: the commands in messages repeat it."""
+    """The name or path that the user gave; messages that suggest a command repeat it."""
     description: str
-    """What the study asks, in a sentence or two, shown on the report."""
+    """What the study asks, in a sentence or two; shown in the report."""
     model: ModelConfig
     corpus: CorpusConfig
     store: StoreConfig
     probes: ProbesConfig = Field(default_factory=_default_probes)
     train: TrainConfig
-    arms: dict[str, ArmConfig] = Field(default_factory=dict)
-    """Arms beside the built-in ones, by name; `study.arms` says which of all are trained."""
+    arms: dict[str, ArmConfig] = Field(default_factory=dict[str, ArmConfig])
+    """Arms beside the built-in ones, by name. `study.arms` says which arms are trained."""
     study: StudyConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     run: RunConfig = RunConfig()
@@ -52,7 +53,7 @@ class Experiment(Section):
     def load(cls, name_or_path: str) -> Self:
         """Read and validate an experiment: a name in `experiments/`, or the path of a TOML file.
 
-        Raises BadInputError, in one line that names the field and the value.
+        Raises BadInputError with one line that names the field and the value.
         """
         path = Path(name_or_path)
         if path.suffix != ".toml":
@@ -70,16 +71,31 @@ class Experiment(Section):
             if key in declared:
                 raise BadInputError(f"{path}: remove the key `{key}`, the file name is the experiment's name")
         try:
-            # As JSON, whose numbers, texts and truth values pydantic can keep apart while it still takes a list for a tuple.
-            said = json.dumps(declared | {"name": path.stem, "argument": name_or_path}, default=str)
-            return cls.model_validate_json(said, strict=True)
+            # Strict JSON mode: no coercion, but lists are accepted for tuples.
+            fields = declared | {"name": path.stem, "argument": name_or_path}
+            return cls.model_validate_json(json.dumps(fields, default=str), strict=True)
         except ValidationError as error:
             raise BadInputError(f"{path}: {explain(error)}") from None
 
+    @cached_property
+    def recipes(self) -> Recipes:
+        """The recipe of every arm."""
+        return Recipes(self.train, self.arms)
+
+    def __copy__(self) -> Self:
+        """What `model_copy` starts from. A copy with other fields must not keep the recipes of this one."""
+        copied = super().__copy__()
+        copied.__dict__.pop("recipes", None)
+        return copied
+
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _named(self) -> Self:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"experiment name {self.name!r} must be lower-case letters, digits, '.', '_' or '-'")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_and_texts_from_one_kind_of_model(self) -> Self:
         synthetic = isinstance(self.model, SyntheticModel)
         if synthetic != isinstance(self.corpus, SyntheticCorpus):
             raise ValueError(
@@ -92,34 +108,54 @@ class Experiment(Section):
             raise ValueError("store.max_norm: a synthetic model has no massive rows; remove it")
         if not synthetic and not self.probes.datasets:
             raise ValueError("probes.datasets is empty, which only a synthetic model may have; name at least one data set")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_of_the_model(self) -> Self:
         if max(self.store.layers) >= self.model.depth:
             deepest, last = max(self.store.layers), self.model.depth - 1
             raise ValueError(f"store.layers: layer {deepest} does not exist, the model has layers 0 to {last}")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_to_train_on(self) -> Self:
         shards = -(-self.store.tokens // self.store.shard_rows)
         if self.train.heldout_shards >= shards:
             raise ValueError(
                 f"train.heldout_shards {self.train.heldout_shards} leaves nothing to train on: {self.store.tokens:,} tokens "
                 f"fill {shards} shards of {self.store.shard_rows:,} rows; use more tokens or smaller shards"
             )
-        # At most: a corpus may be shorter, and rows may be left out.
+        # An upper bound: a corpus may be shorter, and max_norm leaves rows out.
         rows = (shards - self.train.heldout_shards) * self.store.shard_rows
         if self.train.batch_size > rows:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size:,} is more than the {rows:,} rows to train on; lower it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _study_of_known_parts(self) -> Self:
         for layer in self.study.layers:
             if layer not in self.store.layers:
                 raise ValueError(f"study.layers: layer {layer} is not among store.layers {list(self.store.layers)}")
-        for field in ("layers", "arms", "seeds"):
-            values = getattr(self.study, field)
+        parts = {"layers": self.study.layers, "arms": self.study.arms, "seeds": self.study.seeds}
+        for field, values in parts.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"study.{field} {list(values)} names a value twice")
+        return self
+
+    @model_validator(mode="after")
+    def _probes_within_the_latents(self) -> Self:
         if max(self.evaluate.k_values) > self.train.d_sae:
             raise ValueError(f"evaluate.k_values: {max(self.evaluate.k_values)} exceeds train.d_sae {self.train.d_sae}")
-        check(self.study.arms, self.train, self.arms)
+        return self
+
+    @model_validator(mode="after")
+    def _valid_arms(self) -> Self:
+        check(self.study.arms, self.recipes)
         return self
 
 
 def available() -> list[str]:
-    """Names of the experiments beside the current folder."""
+    """Names of the experiments in the folder `experiments/` of the current folder."""
     return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))

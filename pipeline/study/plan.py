@@ -1,11 +1,12 @@
-"""What a study consists of: from an experiment to the artefacts it needs, and their keys. Reads files, runs nothing.
+"""What a study consists of: from an experiment to the artefacts it needs, and their keys. Reads files, makes nothing.
 
-Everything that determines an artefact's bytes is in its `inputs` here, but for times: seconds in manifests, the pace in a
-training log. A change of code that changes bytes must raise the format number of that artefact.
+`inputs` of an artefact hold everything that determines its bytes, except times (seconds in manifests, the pace in a training
+log). A change of code that changes bytes must raise the format number of that artefact.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +14,8 @@ from pipeline.artefacts.identity import fingerprint
 from pipeline.artefacts.manifest import Artefact
 from pipeline.errors import BadInputError
 from pipeline.models.model_section import HuggingFaceModel, SyntheticModel
-from pipeline.study.arms import recipe
 from pipeline.study.experiment import Experiment
+from pipeline.study.origins import EVALUATION_FORMAT, Basis, planned
 from pipeline.study.planned import PlannedSAE, TrainedSAE
 from pipeline.texts import files, python
 from pipeline.texts.text_sections import SAE_BENCH_DATASETS, FilesCorpus, HuggingFaceCorpus, PythonCorpus, is_probe_folder
@@ -24,17 +25,12 @@ T = TypeVar("T")
 MODEL_FORMAT = 1
 STORE_FORMAT = 2
 PROBES_FORMAT = 2
-SAE_FORMAT = 2
-EVALUATION_FORMAT = 4
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
-"""What of a model's folder counts: configuration, weights, and every form of tokenizer."""
+"""Files of a model's folder that are hashed: configuration, weights, and every form of tokenizer."""
 
 MOST_NAMED = 4
-"""Arms that a title names; of more it says how many."""
-
-BASELINE = "baseline"
-"""The arm on whose pairs every arm is measured."""
+"""Arms that a title names; of more it gives the number."""
 
 TRAINING_LOG = "training.jsonl"
 """The log inside the artefact of an SAE that is trained here, which the report reads."""
@@ -46,17 +42,18 @@ class Plan:
 
     experiment: Experiment
     model: Artefact | None
-    """The model that is made here, trained or synthetic; None when the model comes from elsewhere."""
+    """The model that this study makes, trained or synthetic; None when it comes from elsewhere."""
     store: Artefact
     probes: dict[str, Artefact]
     """Documents store of each probe data set, by the name that reports give it."""
     llm_probing: dict[int, Artefact]
-    """Probing results of the model itself, by layer; none where there is nothing to probe."""
+    """Probing results of the model itself, by layer; empty in a study without probe texts."""
     saes: tuple[PlannedSAE, ...]
+    """By layer, arm and seed."""
 
     @property
     def arms_in_words(self) -> str:
-        """The arms, in few words."""
+        """The names of a few arms, or how many there are."""
         names = list(dict.fromkeys(sae.arm for sae in self.saes))
         return ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} arms"
 
@@ -67,13 +64,18 @@ class Plan:
 
     @property
     def trained(self) -> list[Artefact]:
-        """What the training stage makes."""
+        """What the training stage makes, or brings in from outside."""
         return [sae.artefact for sae in self.saes]
 
     @property
     def to_train(self) -> list[TrainedSAE]:
         """The SAEs that are trained here."""
         return [sae for sae in self.saes if isinstance(sae, TrainedSAE)]
+
+    @property
+    def from_outside(self) -> list[PlannedSAE]:
+        """The SAEs that others trained."""
+        return [sae for sae in self.saes if not isinstance(sae, TrainedSAE)]
 
     @property
     def evaluated(self) -> list[Artefact]:
@@ -92,36 +94,31 @@ def make_plan(
 
     Raises BadInputError for an arm, seed or layer that is not part of the study, and for texts that are not there.
     """
-    study = experiment.study
     model = _model(experiment)
     identity = {"key": model.key} if model else _external_model(experiment)
     store = _store(experiment, identity)
     probes = {name: _probe_store(experiment, identity, name, dataset) for name, dataset in experiment.probes.named.items()}
-    probe_keys = [artefact.key for artefact in probes.values()]
-    chosen_layers = _chosen("layer", layers, study.layers)
-    saes = [
-        _sae(experiment, store, probe_keys, arm, seed, layer)
-        for layer in chosen_layers
-        for arm in _chosen("arm", arms, study.arms)
-        for seed in _chosen("seed", seeds, study.seeds)
-    ]
+    basis = Basis(experiment=experiment, store=store, probes=tuple(artefact.key for artefact in probes.values()))
+    cells = {(sae.layer, sae.arm, sae.seed): sae for sae in planned(basis)}
+    chosen_layers = _chosen("layer", layers, [layer for layer, _, _ in cells])
+    chosen_arms = _chosen("arm", arms, [arm for _, arm, _ in cells])
+    chosen_seeds = _chosen("seed", seeds, [seed for _, _, seed in cells])
     return Plan(
         experiment=experiment,
         model=model,
         store=store,
         probes=probes,
-        llm_probing={layer: _llm_probing(experiment, probe_keys, layer) for layer in chosen_layers if probes},
-        saes=tuple(saes),
+        llm_probing={layer: _llm_probing(basis, layer) for layer in chosen_layers if probes},
+        saes=tuple(cells[cell] for cell in product(chosen_layers, chosen_arms, chosen_seeds) if cell in cells),
     )
 
 
-def _chosen(what: str, wanted: Iterable[T] | None, declared: tuple[T, ...]) -> tuple[T, ...]:
-    if wanted is None:
-        return declared
-    chosen = tuple(dict.fromkeys(wanted))
+def _chosen(what: str, wanted: Iterable[T] | None, declared: Iterable[T]) -> list[T]:
+    known = list(dict.fromkeys(declared))
+    chosen = known if wanted is None else list(dict.fromkeys(wanted))
     for value in chosen:
-        if value not in declared:
-            raise BadInputError(f"{what} {value!r} is not part of the study, which has {list(declared)}")
+        if value not in known:
+            raise BadInputError(f"{what} {value!r} is not part of the study, which has {known}")
     return chosen
 
 
@@ -129,7 +126,7 @@ def _model(experiment: Experiment) -> Artefact | None:
     model = experiment.model
     if isinstance(model, HuggingFaceModel):
         return None
-    inputs: dict[str, Any] = {"format": MODEL_FORMAT, "model": model.model_dump()}
+    inputs: dict[str, Any] = {"format": MODEL_FORMAT, "model": model.canonical()}
     if not isinstance(model, SyntheticModel):
         inputs |= {"context": experiment.store.context, "corpus": _corpus(experiment)}
     return Artefact(kind="models", label=model.name, inputs=inputs)
@@ -142,7 +139,7 @@ def _external_model(experiment: Experiment) -> dict[str, Any]:
     if folder.is_dir():
         counted = [(path.name, path) for path in folder.iterdir() if path.suffix in MODEL_FILES]
         return {"content": fingerprint(counted), "dtype": model.dtype}
-    return model.model_dump(include={"name", "revision", "dtype"})
+    return model.canonical(only=("name", "revision", "dtype"))
 
 
 def _corpus(experiment: Experiment) -> dict[str, Any]:
@@ -152,7 +149,7 @@ def _corpus(experiment: Experiment) -> dict[str, Any]:
     if isinstance(corpus, FilesCorpus):
         content = files.corpus_fingerprint(corpus)
         return {"source": "files", "content": content, "text_column": corpus.text_column}
-    return corpus.model_dump()
+    return corpus.canonical()
 
 
 def _model_label(experiment: Experiment) -> str:
@@ -166,9 +163,9 @@ def _store(experiment: Experiment, model: dict[str, Any]) -> Artefact:
         "format": STORE_FORMAT,
         "model": model,
         "corpus": _corpus(experiment),
-        "store": experiment.store.model_dump(),
+        "store": experiment.store.canonical(),
     }
-    label = "-".join(dict.fromkeys((_model_label(experiment), corpus_label)))  # "synthetic" is both, and said once
+    label = "-".join(dict.fromkeys((_model_label(experiment), corpus_label)))  # "synthetic" names both; once is enough
     return Artefact(kind="stores", label=label, inputs=inputs)
 
 
@@ -179,8 +176,8 @@ def _probe_store(experiment: Experiment, model: dict[str, Any], name: str, datas
         "model": model,
         "dataset": name,
         "content": _probe_content(dataset),
-        "probes": probes.model_dump(exclude={"datasets"}),
-        "store": store.model_dump(include={"layers", "forward_batch", "dtype", "codec", "shard_rows", "chunk_rows"}),
+        "probes": probes.canonical(without=("datasets",)),
+        "store": store.canonical(only=("layers", "forward_batch", "dtype", "codec", "shard_rows", "chunk_rows")),
     }
     return Artefact(kind="probes", label=f"{name}-{_model_label(experiment)}", inputs=inputs)
 
@@ -191,68 +188,19 @@ def _probe_content(dataset: str) -> str | None:
     if dataset in python.TASKS:
         return python.fingerprint()
     if dataset in SAE_BENCH_DATASETS:
-        return None  # its loaders pin no revision: the name is all that is known
+        return None  # sae-bench's loaders pin no revision, so only the name identifies it
     known = ", ".join([*SAE_BENCH_DATASETS, *python.TASKS])
     raise BadInputError(
         f"probes.datasets: {dataset!r} is neither a folder with train.parquet and test.parquet nor one of {known}"
     )
 
 
-def _llm_probing(experiment: Experiment, probe_keys: list[str], layer: int) -> Artefact:
+def _llm_probing(basis: Basis, layer: int) -> Artefact:
     inputs = {
         "format": EVALUATION_FORMAT,
-        "probes": probe_keys,
+        "probes": basis.probes,
         "layer": layer,
-        "k_values": list(experiment.evaluate.k_values),
-        "seed": experiment.probes.seed,
+        "k_values": list(basis.experiment.evaluate.k_values),
+        "seed": basis.experiment.probes.seed,
     }
     return Artefact(kind="evaluations", label=f"llm-layer{layer}", inputs=inputs)
-
-
-def _sae_artefact(
-    experiment: Experiment,
-    store: Artefact,
-    arm: str,
-    seed: int,
-    layer: int,
-    matched_to: Artefact | None = None,
-) -> Artefact:
-    # The other arm's name in `match_l0` says nothing of its recipe; its key does.
-    fields = recipe(arm, experiment.train, experiment.arms).model_dump(exclude={"match_l0"})
-    for name, before in (("activation", "relu"), ("penalty", None)):  # fields that did not exist
-        if fields[name] == before:
-            del fields[name]
-    inputs = {"format": SAE_FORMAT, "store": store.key, "layer": layer, "recipe": fields, "seed": seed}
-    if matched_to:
-        inputs["matched_to"] = matched_to.key
-    return Artefact(kind="saes", label=f"{arm}-s{seed}", inputs=inputs)
-
-
-def _sae(experiment: Experiment, store: Artefact, probe_keys: list[str], arm: str, seed: int, layer: int) -> TrainedSAE:
-    config = recipe(arm, experiment.train, experiment.arms)
-    reference = _sae(experiment, store, probe_keys, config.match_l0, seed, layer) if config.match_l0 else None
-    sae = _sae_artefact(experiment, store, arm, seed, layer, reference.artefact if reference else None)
-    # The baseline itself is matched to nothing.
-    baseline = _sae_artefact(experiment, store, BASELINE, seed, layer) if BASELINE in experiment.study.arms else None
-    evaluation = Artefact(
-        kind="evaluations",
-        label=f"{arm}-s{seed}",
-        inputs={
-            "format": EVALUATION_FORMAT,
-            "sae": sae.key,
-            "baseline": baseline.key if baseline else None,
-            "probes": probe_keys,
-            "seed": experiment.probes.seed,
-            "evaluate": experiment.evaluate.model_dump(),
-        },
-    )
-    return TrainedSAE(
-        arm=arm,
-        seed=seed,
-        layer=layer,
-        recipe=config,
-        artefact=sae,
-        evaluation=evaluation,
-        baseline=baseline,
-        matched_to=reference,
-    )

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from pipeline.sae.activations import known_activation
-from pipeline.section import Dtype, Section, Seed
+from pipeline.section import Before, Dtype, Section, Seed
 from pipeline.study.penalties import Contrast, PenaltySection, declared_penalty
 
 
@@ -38,7 +38,7 @@ class TrainConfig(Section):
     steps: PositiveInt
     batch_size: PositiveInt = 2048
     """B, rows per step."""
-    activation: Annotated[str, AfterValidator(known_activation)] = "relu"
+    activation: Annotated[str, AfterValidator(known_activation), Before("relu")] = "relu"
     """Which latents fire: a key of `sae.activations.ACTIVATIONS`."""
     precision: Dtype = "float32"
     """Dtype of the operands of matrix products. Weights, sums of gradients and Adam stay float32."""
@@ -52,17 +52,17 @@ class TrainConfig(Section):
     l1_warmup: Annotated[int, Field(ge=0)] = 500
     """Steps over which the sparsity weight rises from 0."""
     match_l0: str | None = None
-    """Arm of the study whose L0 this one gets: l1 is only where the search for the sparsity weight begins."""
+    """Arm whose L0 this one is matched to. A search finds the sparsity weight; it begins at `l1`."""
     decoder_norm: Literal["free", "unit"] = "free"
-    """`unit`: rows of W_dec kept at norm 1, as in the vanilla baseline."""
+    """`unit` keeps the rows of W_dec at norm 1, as in the vanilla baseline."""
     contrast: Contrast | None = Contrast()
-    penalty: Annotated[SerializeAsAny[PenaltySection] | None, BeforeValidator(declared_penalty)] = None
+    penalty: Annotated[SerializeAsAny[PenaltySection] | None, BeforeValidator(declared_penalty), Before(None)] = None
     """A penalty of another kind, in place of the contrast."""
     resets: Resets | None = Resets()
     heldout_shards: PositiveInt = 1
-    """Last shards of the store, never trained on: evaluation reads them."""
+    """The last shards of the store are never trained on; evaluation reads them."""
     data_seed: Seed = 0
-    """Seed of the batch order, shared by all arms and seeds so that they are compared on the same batches."""
+    """Seed of the batch order. All arms and seeds share it, so they are compared on the same batches."""
     buffer_chunks: PositiveInt = 32
     """Chunks of different shards from which shuffled batches are drawn."""
 
@@ -87,22 +87,22 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _search_begins_above_zero(self) -> Self:
         if self.match_l0 and not self.l1:
-            raise ValueError("l1 0 is nothing that the search for match_l0 could begin with; set it above 0")
+            raise ValueError("the search for match_l0 cannot begin at l1 0; set l1 above 0")
         return self
 
 
 class ArmConfig(Section):
-    """An arm of the experiment's own: what it changes is written as in [train], such as `contrast.coefficient = 0.5`."""
+    """An arm that the experiment declares. It writes its changes as in [train], such as `contrast.coefficient = 0.5`."""
 
-    # The fields of the recipe, validated when it is made: see `pipeline.study.arms.recipe`.
+    # The other fields are those of the recipe. `study.arms.Recipes` validates them.
     model_config = ConfigDict(extra="allow")
 
     question: Annotated[str, Field(min_length=1)]
-    """What its difference to the arm it changes tells, in a sentence; shown on the report."""
+    """What the difference to the arm `base` answers, in a sentence; shown in the report."""
     base: Annotated[str, Field(alias="from")] = "full"
-    """The arm it changes: a built-in one or one declared above. The key in the file is `from`."""
+    """The arm that it changes: a built-in arm or one declared above. The key in the file is `from`."""
 
     @property
     def diff(self) -> dict[str, Any]:
-        """The changed fields, as nested as they are in the file. `contrast = false` leaves the section out."""
+        """The changed fields, nested as in the file. `contrast = false` removes the section."""
         return self.model_extra or {}

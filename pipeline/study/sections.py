@@ -1,7 +1,7 @@
 """The sections [store], [study], [evaluate] and [run] of an experiment, and pydantic's errors in one line.
 
-Rooms below this one own the sections that configure them: `models.model_section`, `texts.text_sections`. `study.recipe` has
-[train], `study.experiment` puts all of them together.
+The other sections are in `models.model_section` ([model]), `texts.text_sections` ([corpus], [probes]) and `study.recipe`
+([train], [arms]). `study.experiment` combines all of them.
 """
 
 import re
@@ -16,28 +16,28 @@ from pipeline.texts.text_sections import CorpusConfig
 
 
 class StoreConfig(Section):
-    """What is extracted, and how it lies on disk."""
+    """What is extracted, and how it is stored."""
 
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    """Residual stream after these layers (0 is the first), all filled by one forward pass."""
+    """Layers after which the residual stream is stored (0 is the first). One forward pass serves all of them."""
     tokens: PositiveInt
-    """Rows wanted: tokens of text, special tokens not counted."""
+    """Rows to store, one for each token of text; special tokens do not count."""
     context: Annotated[int, Field(ge=8)] = 128
     """Tokens per sequence, the leading BOS included."""
     forward_batch: PositiveInt = 32
-    """Sequences per forward pass. Part of the identity: matrix kernels round differently for other shapes."""
+    """Sequences per forward pass. Part of the store's key: matrix kernels round differently for other shapes."""
     dtype: Dtype = "bfloat16"
     """Dtype of the stored rows."""
     codec: Codec = "raw"
-    """`raw` for local disks; `blosc` (zstd-1, byte shuffle) where storage gives less than about 370 MB/s per core."""
+    """`raw` for local disks; `blosc` (zstd-1, byte shuffle) for storage slower than about 370 MB/s per core."""
     shard_rows: PositiveInt = 32768
     """Rows per file, the unit of writing, committing and resuming."""
     chunk_rows: PositiveInt = 1024
-    """Rows per chunk, the unit of reading. On an object store let it equal `shard_rows`, 8192: one GET per read."""
+    """Rows per chunk, the unit of reading. On an object store, set this and `shard_rows` to 8192: one GET per read."""
     max_norm: Annotated[float, Field(gt=1)] | None = None
-    """Leave out rows whose norm exceeds this multiple of their shard's median norm: attention sinks other than the BOS."""
+    """Leave out rows whose norm exceeds this multiple of the shard's median norm: attention sinks other than BOS."""
     seed: Seed = 0
-    """Seed of the row order inside each shard; of the rows themselves, where the model is synthetic."""
+    """Seed of the row order inside each shard; with a synthetic model, of the rows themselves."""
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
@@ -49,27 +49,27 @@ class StoreConfig(Section):
 
 
 class StudyConfig(Section):
-    """Which SAEs are compared: every arm x seed x layer."""
+    """Which SAEs are trained and compared: every arm x seed x layer."""
 
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    """Layers SAEs are trained on; each must be among the store's."""
+    """Layers of the store on which SAEs are trained."""
     arms: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
 
 
 class EvaluateConfig(Section):
-    """How finished SAEs are measured."""
+    """How finished SAEs are evaluated."""
 
     k_values: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 5, 10, 20, 50)
-    """Numbers of latents a sparse probe may use; the values sae-bench's output schema knows: 1 2 5 10 20 50 100."""
+    """Numbers of latents that a sparse probe may use, among those of sae-bench's output schema: 1 2 5 10 20 50 100."""
     capture_topk: Fraction = 0.1
     """K of the pair capture rate."""
     live_firings: PositiveInt = 10
-    """Held-out tokens on which a latent must fire to take part in the pair capture rate."""
+    """Held-out tokens on which a latent must fire to count in the pair capture rate."""
     joint_firings: PositiveInt = 5
     """Held-out tokens on which both latents of a co-firing pair must fire."""
     loss_tokens: Annotated[int, Field(ge=0)] = 8192
-    """Held-out tokens on which the model's loss with an SAE spliced in is measured. Takes the whole model; 0 leaves it."""
+    """Held-out tokens for the model's loss with an SAE spliced in. It needs the whole model; 0 skips it."""
 
     @model_validator(mode="after")
     def _known_to_sae_bench(self) -> Self:
@@ -80,15 +80,15 @@ class EvaluateConfig(Section):
 
 
 class RunConfig(Section):
-    """Where the tasks of the Prefect flows run. Nothing here changes a byte of any artefact."""
+    """Where the tasks of the Prefect flows run. Nothing here changes an artefact."""
 
     engine: Literal["local", "dask"] = "local"
-    """`local`: one after the other in the flow's own process. `dask`: ranges of shards, cohorts of SAEs and groups of
-    evaluations side by side on Dask's workers, which all see the same workspace."""
+    """`local`: one task after the other in the flow's process. `dask`: ranges of shards, cohorts of SAEs and groups of
+    evaluations in parallel on Dask's workers, which all see the same workspace."""
     address: str | None = None
-    """Dask's scheduler, such as `tcp://127.0.0.1:8786`; without one, a cluster of `workers` processes is started here."""
+    """Dask's scheduler, such as `tcp://127.0.0.1:8786`. Without one, the flow starts `workers` processes on its machine."""
     workers: PositiveInt = 2
-    """Processes of the cluster that is started here."""
+    """Processes that the flow starts."""
 
     @model_validator(mode="after")
     def _address_of_a_scheduler(self) -> Self:
@@ -107,20 +107,20 @@ SOURCES = {
 
 
 def explain(error: ValidationError, where: str = "") -> str:
-    """The first problem of a pydantic error as one line: field (inside `where`), what is wrong, the value given."""
+    """A pydantic error in one line: the field (inside `where`), what is wrong with it, and the value given."""
     problems = error.errors(include_url=False)
-    # A misspelt key also makes the right one missing: the spelling is what to talk about.
+    # A misspelt key makes the right one missing too: report the misspelling.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    # Discriminated unions put the tag into the location; it is no key of the TOML.
+    # A discriminated union puts its tag into the location, but the tag is not a key of the TOML file.
     path = [str(part) for part in first["loc"] if part not in SOURCES]
     field = ".".join([where, *path] if where else path)
     kind, given, context = first["type"], first["input"], first.get("ctx", {})
-    # What Python has as a tuple and JSON as an array, TOML has as a list.
+    # Python says tuple, JSON says array; in TOML it is a list.
     message = re.sub("tuple|array", "list", first["msg"].removeprefix("Value error, "), flags=re.IGNORECASE)
     if kind == "extra_forbidden":
         message = "unknown key, check its spelling or remove it"
     elif kind == "union_tag_not_found":
-        message = f"{context['discriminator']} is missing, which says what kind it is"
+        message = f"{context['discriminator']} is missing; it says which kind this is"
     elif kind == "union_tag_invalid":
         message = "source should be one of " + context["expected_tags"]
         given = given["source"]

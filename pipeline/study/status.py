@@ -1,4 +1,4 @@
-"""What of a study is done, partial or missing in a workspace, and which command comes next."""
+"""The status of a study in a workspace: what is done, partial or missing, and which command comes next."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +15,12 @@ from pipeline.store.writer import ShardWriter
 from pipeline.study.plan import Plan
 
 LOOKS_AT_ONCE = 12
-"""On an object store every look waits for its answers, and there are hundreds in a study."""
+"""Artefacts looked at in parallel: on an object store each look waits for replies, and a study has hundreds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one look at an artefact found."""
+    """The state of one artefact."""
 
     state: str
     """`done`, `partial` or `missing`."""
@@ -29,7 +29,7 @@ class Look:
 
 
 class Status:
-    """A study as it is in a workspace now; every artefact is looked at once."""
+    """The state of every artefact of a study in a workspace, at the time of creation."""
 
     def __init__(self, plan: Plan, workspace: Workspace):
         self.plan, self.workspace = plan, workspace
@@ -39,7 +39,7 @@ class Status:
             self.found = {artefact.path: look for artefact, look in zip(everything, looks, strict=True)}
 
     def table(self) -> Table:
-        """One line per artefact of the study; SAEs and evaluations with those of the same arm and layer together."""
+        """One line for each artefact; SAEs and evaluations of one arm and layer share a line."""
         table = Table(title=f"{self.plan.experiment.name} in {self.workspace.root}", box=box.SIMPLE_HEAD)
         for column in ("what", "state", "done"):
             table.add_column(column)
@@ -63,7 +63,7 @@ class Status:
         return table
 
     def next_command(self) -> str:
-        """The command that brings the study further, or where its report is."""
+        """The next command for the study, or where its report is."""
         experiment = self.plan.experiment
         if not self._done(self.plan.extracted):
             return f"next: dasae extract {experiment.argument}   (or everything at once: dasae ablate {experiment.argument})"
@@ -81,7 +81,7 @@ class Status:
     def _look(self, artefact: Artefact) -> Look:
         manifest, storage = self.workspace.manifest(artefact), self.workspace.storage(artefact)
         if manifest:
-            # A store's manifest lists its commits; the shards that those list are not listed again.
+            # A store's manifest lists only its commits; `facts` has the bytes of the shards.
             size = int(manifest.facts.get("bytes", 0)) + sum(record.bytes for record in manifest.files.values())
             rows = manifest.facts.get("rows")
             return Look(state="done", detail=f"{rows:,} rows" if rows else "", bytes=size)

@@ -1,4 +1,4 @@
-"""The model of a study, opened: its language model up to the deepest layer of the store, or the truth of a synthetic one."""
+"""Opens the model of a study: its language model up to the deepest layer of the store, or its synthetic model."""
 
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
@@ -10,10 +10,10 @@ from pipeline.study.plan import Plan
 
 
 def study_model(plan: Plan, workspace: Workspace) -> tuple[str, str | None]:
-    """What a study's language model is loaded from: a folder, or the name of a repository and its revision.
+    """Where a study's language model is loaded from: a folder, or the name of a repository and its revision.
 
-    Raises MissingArtefactError when the study trains a model that is not trained yet, BadInputError for a synthetic one,
-    which reads no text, and ModelAccessError, which tells a missing login from a licence that was not accepted.
+    Raises MissingArtefactError when the study's own model is not trained yet, BadInputError for a synthetic model, which
+    reads no text, and ModelAccessError, which says whether a login or the acceptance of a licence is missing.
     """
     experiment = plan.experiment
     if isinstance(experiment.model, HuggingFaceModel):
@@ -39,12 +39,12 @@ def open_study_model(plan: Plan, workspace: Workspace) -> ResidualStream:
             f"model: {config.name} has d_in {model.d_in} and depth {model.depth}, "
             f"the experiment declares d_in {config.d_in} and depth {config.depth}"
         )
-    # Known now rather than after hours, when the probe texts' turn comes.
+    # Fails now, not after hours, when the probe texts are read.
     model.check_context(max(plan.experiment.store.context, plan.experiment.probes.context))
     return model
 
 
 def open_synthetic_model(plan: Plan, workspace: Workspace) -> GroundTruth:
-    """The features that `make_synthetic_model` planted for this study."""
+    """The synthetic model of a study: its true features."""
     assert plan.model is not None
     return GroundTruth.load(workspace.verified(plan.model, FEATURES))

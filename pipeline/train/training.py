@@ -18,8 +18,9 @@ from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, write_sae
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.reader import ActivationStore
+from pipeline.study.origins import bring
 from pipeline.study.plan import TRAINING_LOG, Plan
-from pipeline.study.planned import TrainedSAE
+from pipeline.study.planned import PlannedSAE, TrainedSAE
 from pipeline.train import checkpoint, cohort_size, matching
 from pipeline.train.run import InTraining, Job, Runner
 from pipeline.train.track import Service, connect, not_tracked
@@ -31,9 +32,9 @@ SECONDS_BETWEEN_CHECKPOINTS = 180.0
 class Trained:
     """What a run of the stage did."""
 
-    made: list[TrainedSAE] = field(default_factory=list[TrainedSAE])
+    made: list[PlannedSAE] = field(default_factory=list[PlannedSAE])
     failed: dict[str, str] = field(default_factory=dict[str, str])
-    """Each SAE that could not be trained, and why. It has no artefact."""
+    """Each SAE that could not be made, and why. It has no artefact."""
 
 
 def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
@@ -54,16 +55,20 @@ def train(
 ) -> Trained:
     """Train what is missing, from the last checkpoint if there is one; `track` shows the logs live.
 
+    SAEs that others trained are brought into the workspace first.
+
     Raises MissingArtefactError when the store was not extracted, BadInputError when it is too small to train on or when the
     service `track` cannot be used, InterruptedRunError after SIGTERM, with everything saved.
     """
     tracker = connect(track, plan.experiment, workspace) if track else not_tracked
+    brought = bring(plan.from_outside, plan.experiment, workspace)
+    result = Trained(made=brought.made, failed=brought.failed)
     missing = cohorts(plan, workspace)
     if not missing:
-        return Trained()
+        return result
     workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
     store = ActivationStore(workspace.storage(plan.store))
-    stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every))
+    stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every), result)
     for cohort in missing:
         with ExitStack() as stack:
             # Locks are taken in one order, so that two processes cannot wait for each other.
@@ -72,7 +77,7 @@ def train(
             cohort = [sae for sae in cohort if workspace.manifest(sae.artefact) is None]
             stage.match([sae for sae in cohort if sae.matched_to])
             stage.train([sae for sae in cohort if not sae.matched_to])
-    return stage.result
+    return result
 
 
 @dataclass
@@ -82,7 +87,7 @@ class _Stage:
     plan: Plan
     workspace: Workspace
     runner: Runner
-    result: Trained = field(default_factory=Trained)
+    result: Trained
 
     def train(self, saes: list[TrainedSAE]) -> None:
         """Train SAEs whose recipe is complete."""
@@ -113,7 +118,7 @@ class _Stage:
         if self.workspace.manifest(target_sae.artefact) is None:
             self.result.failed[str(sae)] = f"it is matched to {target_sae}, which is not trained"
             return None
-        parents = self.workspace.makings([target_sae.artefact])
+        parents = self.workspace.fingerprints([target_sae.artefact])
         (target,) = matching.heldout_l0([open_sae(target_sae.artefact, self.workspace)], self._heldout(sae))
         if not target:
             self.result.failed[str(sae)] = f"no latent of {target_sae}, to which it is matched, fires: lower its l1"

@@ -17,7 +17,7 @@ def artefact(label: str = "thing", **inputs: object) -> Artefact:
 def publish(workspace: Workspace, thing: Artefact, parents: tuple[Artefact, ...] = ()) -> None:
     with workspace.lock(thing) as folder:
         (folder / "data.bin").write_bytes(b"12345")
-        workspace.publish(thing, parents=workspace.makings(parents), facts={"n": 5})
+        workspace.publish(thing, parents=workspace.fingerprints(parents), facts={"n": 5})
 
 
 def test_an_artefact_exists_when_its_manifest_does(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_child_is_out_of_date_once_its_parent_was_made_again(tmp_path: Path) -
 
 def test_a_parent_that_is_made_again_while_its_child_is_made_leaves_the_child_out_of_date(tmp_path: Path) -> None:
     workspace, parent, child = Workspace(tmp_path), artefact("parent"), artefact("child", of="parent")
-    before = workspace.makings([parent])
+    before = workspace.fingerprints([parent])
     assert before == {parent.path: ""}
     publish(workspace, parent)
     with workspace.lock(child):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.sae.activations import RELU
-from pipeline.study.arms import ARMS, recipe
+from pipeline.study.arms import ARMS
 from pipeline.study.experiment import Experiment
 from pipeline.train.gradients import closed_form
 from pipeline.train.losses import Objective, differentiated
@@ -25,7 +25,7 @@ class FirstStep:
 
 
 def first_step(arm: str) -> FirstStep:
-    config = recipe(arm, Experiment.load("demo").train)
+    config = Experiment.load("demo").recipes[arm]
     trainer = Trainer(config=config, d_in=D_IN, seed=1)
     x_BD = torch.nn.functional.normalize(torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(3)), dim=1)
     section = config.only_penalty

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BadInputError
-from pipeline.study.arms import ARMS, recipe
+from pipeline.study.arms import ARMS, Recipes
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import make_plan
 
@@ -59,9 +59,10 @@ def test_the_table_in_the_documentation_is_up_to_date() -> None:
 
 def test_each_arm_differs_from_full_in_what_it_says_and_nothing_else() -> None:
     full = Experiment.load("demo").train
-    assert recipe("full", full) == full
+    recipes = Recipes(full)
+    assert recipes["full"] == full
     for name, arm in ARMS.items():
-        changed = recipe(name, full).model_dump()
+        changed = recipes[name].model_dump()
         expected = full.model_dump()
         for path, value in arm.diff.items():
             section, _, field = path.rpartition(".")

@@ -1,8 +1,8 @@
 """Identity does not drift: artefacts made by earlier versions of this package keep their names.
 
 `tests/frozen/` holds copies of the four experiments as they were when the list of keys was written. A key may leave the list
-only together with a format number in `study/plan.py` that was raised because bytes changed. A new option does not change
-one: the canonical inputs leave out a field that has the value it had before it existed.
+only together with a format number (`study/plan.py`, `study/origins.py`) that was raised because bytes changed. A new option
+changes none: a field that is marked with `section.Before` is hashed only at a new value.
 """
 
 import json

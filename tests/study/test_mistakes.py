@@ -134,7 +134,7 @@ MISTAKES = [
     ),
     Mistake("train small.toml", "probe: unknown key, check its spelling or remove it", ("[probes]", "[probe]")),
     Mistake("train small.toml", "corpus: field required", (f"[corpus]\n{PYTHON}", "")),
-    Mistake("train small.toml", "corpus: 'source' is missing, which says what kind it is", (PYTHON, "")),
+    Mistake("train small.toml", "corpus: 'source' is missing; it says which kind this is", (PYTHON, "")),
     Mistake("train small.toml", "corpus: source should be one of 'python', 'files',", (PYTHON, 'source = "web"')),
     Mistake("train small.toml", "model: source should be one of 'huggingface', 'tiny'", (TINY, 'source = "tny"')),
     Mistake("train small.toml", "description: field required", (DESCRIPTION, "")),
@@ -198,7 +198,7 @@ def test_a_mistake_is_answered_in_one_line(
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
     # What it will take is announced before an extraction, and is no part of the answer.
-    monkeypatch.setattr("pipeline.extract.extraction.describe", lambda _plan: "announced")
+    monkeypatch.setattr("pipeline.extract.extraction.describe", lambda plan: "announced")
     words = mistake.words.replace("FINISHED", str(study.workspace.root)).replace("BROKEN", str(broken))
     before = files_below(tmp_path), files_below(broken), files_below(Path(study.workspace.root))
     monkeypatch.setattr(sys, "argv", ["dasae", *words.split()])

@@ -233,7 +233,11 @@ def test_the_reference_s_recipe_is_part_of_the_identity(study: Study, tmp_path: 
         (["full"], "[arms.mine]\nquestion = '?'\nmatch_l0 = 'fulll'", "unknown arm 'fulll'"),
         (["full"], "[arms.mine]\nquestion = '?'\nmatch_l0 = 'l0-matched'", "'l0-matched' is itself matched to another arm"),
         (["full"], "[arms.mine]\nquestion = '?'\nmatch_l0 = 'mine'", "'mine' is itself matched to another arm"),
-        (["full"], "[arms.mine]\nquestion = '?'\nmatch_l0 = 'full'\nl1 = 0.0", "l1 0 is nothing that the search"),
+        (
+            ["full"],
+            "[arms.mine]\nquestion = '?'\nmatch_l0 = 'full'\nl1 = 0.0",
+            "search for match_l0 cannot begin at l1 0",
+        ),
     ],
 )
 def test_a_match_that_cannot_be_is_refused(small_toml: Path, arms: list[str], more: str, message: str) -> None:

@@ -1,0 +1,59 @@
+"""What the three commands share (`dasae`, `flows.py`, `experiment.py`): errors in one line, the workspace, the plan.
+
+Heavy imports stand inside the functions, so that `dasae --help` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.artefacts.workspace import Workspace
+    from pipeline.study.plan import Plan
+
+WORKSPACE_VARIABLE = "DASAE_WORKSPACE"
+DEFAULT_WORKSPACE = "workspace"
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+def run(command: Callable[[], int], *, debug: bool = False) -> int:
+    """Run a command and return its exit code. An error becomes one line on stderr; with `debug` it keeps its traceback."""
+    try:
+        return command()
+    except PipelineError as error:
+        if debug:
+            raise
+        complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def complain(message: str) -> None:
+    """Print an error, in one line."""
+    print(f"error: {message}", file=sys.stderr)
+
+
+def open_workspace(place: str | None = None) -> "Workspace":
+    """The workspace at a folder or `s3://` URL; without one, where DASAE_WORKSPACE says, or else in `workspace`."""
+    from pipeline.artefacts.workspace import Workspace
+
+    return Workspace(os.environ.get(WORKSPACE_VARIABLE, DEFAULT_WORKSPACE) if place is None else place)
+
+
+def plan_of(
+    experiment: str, arms: Iterable[str] | None = None, seeds: Iterable[int] | None = None, layer: int | None = None
+) -> "Plan":
+    """The plan of an experiment, given by name or path, or of the chosen part of it.
+
+    Raises BadInputError when the experiment is invalid, or has no such arm, seed or layer.
+    """
+    from pipeline.study.experiment import Experiment
+    from pipeline.study.plan import make_plan
+
+    return make_plan(Experiment.load(experiment), arms=arms, seeds=seeds, layers=None if layer is None else [layer])

@@ -1,0 +1,167 @@
+"""Where the SAEs of a study come from: a table of sources, and bringing an SAE from its source into the workspace.
+
+The first source is training by an arm. SAEs of any other source are evaluated and shown like those, but never trained and
+in no paired difference.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.artefacts.manifest import Artefact
+from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import BadInputError
+from pipeline.study.arms import NAME
+from pipeline.study.experiment import Experiment
+from pipeline.study.planned import PlannedSAE, TrainedSAE
+
+SAE_FORMAT = 2
+EVALUATION_FORMAT = 4
+"""Raised when a change of code changes the bytes of such an artefact."""
+
+TRAINED = "trained"
+BASELINE = "baseline"
+"""The arm on whose pairs every arm is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Basis:
+    """What all SAEs of a study stand on: the experiment, its activation store and the keys of its probe stores."""
+
+    experiment: Experiment
+    store: Artefact
+    probes: tuple[str, ...]
+
+    def outside(self, origin: str, name: str, *, layer: int, content: Any) -> PlannedSAE:
+        """An SAE that others trained on the residual stream after `layer`.
+
+        `origin` is its source's name in `ORIGINS`; `name` is what the study calls it; `content` determines its weights, such
+        as a hash of its files, or a repository and its commit. Raises BadInputError for a name that cannot be a folder's.
+        """
+        if not NAME.fullmatch(name):
+            raise BadInputError(f"{origin}: name {name!r} must be at most 20 lower-case letters, digits, '.', '_' or '-'")
+        sae = Artefact(
+            kind="saes",
+            label=name,
+            inputs={"format": SAE_FORMAT, "origin": origin, "layer": layer, "content": content},
+        )
+        # The key of a trained SAE says which rows are held out. This one was not trained on them and does not know.
+        rows = {"store": self.store.key, "heldout_shards": self.experiment.train.heldout_shards}
+        evaluation = self.evaluation(name, sae, None, rows)
+        return PlannedSAE(origin=origin, arm=name, seed=0, layer=layer, artefact=sae, evaluation=evaluation)
+
+    def trained(self, arm: str, seed: int, layer: int) -> TrainedSAE:
+        """The SAE that an arm of the study trains."""
+        recipe = self.experiment.recipes[arm]
+        matched_to = self.trained(recipe.match_l0, seed, layer) if recipe.match_l0 else None
+        baseline = self._trained_artefact(BASELINE, seed, layer) if BASELINE in self.experiment.study.arms else None
+        sae = self._trained_artefact(arm, seed, layer, matched_to)
+        return TrainedSAE(
+            origin=TRAINED,
+            arm=arm,
+            seed=seed,
+            layer=layer,
+            recipe=recipe,
+            artefact=sae,
+            evaluation=self.evaluation(f"{arm}-s{seed}", sae, baseline),
+            baseline=baseline,
+            matched_to=matched_to,
+        )
+
+    def _trained_artefact(self, arm: str, seed: int, layer: int, matched_to: TrainedSAE | None = None) -> Artefact:
+        # The other arm's name in `match_l0` says nothing of its recipe; its key does.
+        recipe = self.experiment.recipes[arm].canonical(without=("match_l0",))
+        inputs = {"format": SAE_FORMAT, "store": self.store.key, "layer": layer, "recipe": recipe, "seed": seed}
+        if matched_to:
+            inputs["matched_to"] = matched_to.artefact.key
+        return Artefact(kind="saes", label=f"{arm}-s{seed}", inputs=inputs)
+
+    def evaluation(
+        self, label: str, sae: Artefact, baseline: Artefact | None, rows: Mapping[str, Any] | None = None
+    ) -> Artefact:
+        """The evaluation of an SAE; `rows` says which rows are held out where the SAE's key does not."""
+        inputs = {
+            "format": EVALUATION_FORMAT,
+            "sae": sae.key,
+            "baseline": baseline.key if baseline else None,
+            "probes": self.probes,
+            "seed": self.experiment.probes.seed,
+            "evaluate": self.experiment.evaluate.canonical(),
+        }
+        return Artefact(kind="evaluations", label=label, inputs=inputs | {"rows": rows} if rows else inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A source of SAEs."""
+
+    plan: Callable[[Basis], Iterable[PlannedSAE]]
+    """All SAEs of a study that come from it. Reads files if it must, and makes nothing."""
+    write: Callable[[PlannedSAE, Path], object] | None = None
+    """Writes `cfg.json` and `sae_weights.safetensors` of one of them, in SAELens' format, into an empty folder.
+    None for SAEs that the training stage makes, in lockstep."""
+
+
+def _trained(basis: Basis) -> Iterable[PlannedSAE]:
+    study = basis.experiment.study
+    return (basis.trained(arm, seed, layer) for layer in study.layers for arm in study.arms for seed in study.seeds)
+
+
+ORIGINS: dict[str, Origin] = {TRAINED: Origin(plan=_trained)}
+"""By name; a plan asks them in this order."""
+
+
+def planned(basis: Basis) -> list[PlannedSAE]:
+    """All SAEs of a study. Raises BadInputError where two of a layer have one name and seed."""
+    saes = [sae for origin in ORIGINS.values() for sae in origin.plan(basis)]
+    first: dict[str, PlannedSAE] = {}
+    for sae in saes:
+        if (other := first.setdefault(str(sae), sae)) is not sae:
+            raise BadInputError(f"two SAEs are called {sae}, from {other.origin!r} and {sae.origin!r}; rename one of them")
+    return saes
+
+
+@dataclass(kw_only=True)
+class Brought:
+    """What came of bringing SAEs from outside."""
+
+    made: list[PlannedSAE] = field(default_factory=list[PlannedSAE])
+    failed: dict[str, str] = field(default_factory=dict[str, str])
+    """SAE that cannot be used, and why."""
+
+
+def bring(saes: Iterable[PlannedSAE], experiment: Experiment, workspace: Workspace) -> Brought:
+    """Put SAEs that others trained into the workspace, unless they are there."""
+    brought = Brought()
+    for sae in saes:
+        with workspace.lock(sae.artefact) as folder:
+            if workspace.manifest(sae.artefact):
+                continue
+            try:
+                _publish(sae, folder, experiment, workspace)
+            except BadInputError as error:
+                shutil.rmtree(folder)
+                brought.failed[str(sae)] = str(error)
+            else:
+                brought.made.append(sae)
+    return brought
+
+
+def _publish(sae: PlannedSAE, folder: Path, experiment: Experiment, workspace: Workspace) -> None:
+    from pipeline.sae.formats import CONFIG, WEIGHTS  # loads torch
+
+    write = ORIGINS[sae.origin].write
+    assert write is not None
+    started = time.monotonic()
+    shutil.rmtree(folder)  # what an interrupted attempt left
+    folder.mkdir()
+    write(sae, folder)
+    d_in = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["d_in"]
+    if d_in != experiment.model.d_in:
+        raise BadInputError(f"it reads rows of {d_in} numbers, the model's rows have {experiment.model.d_in}; remove it")
+    facts = {"origin": sae.origin, "seconds": round(time.monotonic() - started, 1)}
+    workspace.publish(sae.artefact, files=[CONFIG, WEIGHTS], facts=facts)
