@@ -6,7 +6,6 @@ own signature and docstring; that is why `train` and `evaluate` repeat theirs.
 """
 
 import argparse
-import json
 import logging
 import signal
 import sys
@@ -166,10 +165,11 @@ def _run_ablation(experiment: str, workspace: str) -> int:
         made = ablation(experiment, workspace)
     from rich.console import Console
 
+    from pipeline.report.results import Results
     from pipeline.report.terminal import results_table
 
     report = place.report(study.name)
-    Console().print(results_table(json.loads(report.read("results.json"))))
+    Console().print(results_table(Results.model_validate_json(report.read("results.json"))))
     print(f"{len(made)} artefacts made" if made else "nothing to do, everything was there")
     print(f"report: {report}/index.html")
     return 0

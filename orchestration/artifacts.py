@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from logging import Logger, LoggerAdapter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
 from prefect.artifacts import (
@@ -24,6 +24,9 @@ from prefect.artifacts import (
 
 from pipeline.artefacts.storage import SCHEME
 from pipeline.runtime.progress import Advance
+
+if TYPE_CHECKING:
+    from pipeline.report.results import Results
 
 SECONDS_BETWEEN_UPDATES = 5.0
 SECONDS_BETWEEN_LINES = 60.0
@@ -83,18 +86,18 @@ def quietly(log: "Logger | LoggerAdapter[Any]", action: Callable[[], Any]) -> An
         return None
 
 
-def show_results(results: dict[str, Any]) -> None:
+def show_results(results: "Results") -> None:
     """The table of the SAEs, and the planned comparisons as an image."""
     log = get_run_logger()
-    experiment, description = results["experiment"], results["description"]
-    table = [_table_row(row, [str(k) for k in results["k_values"]]) for row in results["rows"]]
+    experiment, description = results.experiment, results.description
+    table = _table(results)
     quietly(log, lambda: create_table_artifact(table, key=slug(experiment, "results"), description=description))
     for layer, image in _comparisons(results).items():
         # Not an image artifact, whose page would print the whole of such a URL below the picture.
         picture = f"![planned differences](data:image/svg+xml;base64,{base64.b64encode(image.encode()).decode()})"
         key = slug(experiment, f"comparison layer {layer}")
-        said = f"{experiment}, layer {layer}: planned differences with 95 % intervals, filled where one can be told"
-        quietly(log, partial(create_markdown_artifact, picture, key=key, description=said))
+        caption = f"{experiment}, layer {layer}: planned differences with 95 % intervals, filled where one can be told"
+        quietly(log, partial(create_markdown_artifact, picture, key=key, description=caption))
 
 
 def show_report(experiment: str, page: str) -> None:
@@ -108,28 +111,29 @@ def show_report(experiment: str, page: str) -> None:
     )
 
 
-def _table_row(row: dict[str, Any], ks: list[str]) -> dict[str, Any]:
-    def shown(value: Any) -> Any:
+def _table(results: "Results") -> list[dict[str, Any]]:
+    """A line per SAE: the metrics of the main table that every study has."""
+    from pipeline.report.columns import Column
+    from pipeline.report.metrics import DEAD, FVU, L0, UNION
+
+    shown: dict[str, Column] = {metric.heading: metric for metric in (FVU, L0, DEAD)}
+    shown |= {f"probing k={k}": Column(("sparse_probing", str(k))) for k in results.k_values}
+    shown["pair capture"] = UNION
+
+    def rounded(value: Any) -> Any:
         return float(f"{value:.4g}") if isinstance(value, float) else value
 
-    cells = {
-        "arm": row["arm"],
-        "seed": row["seed"],
-        "layer": row["layer"],
-        "FVU": row["fvu"],
-        "L0": row["l0"],
-        "dead": row["dead_fraction"],
-        **{f"probing k={k}": (row["sparse_probing"] or {}).get(k) for k in ks},
-        "pair capture": (row["bpcr"] or {}).get("union"),
-        "degenerate": row["degenerate"],
-    }
-    return {name: shown(value) for name, value in cells.items()}
+    return [
+        {"arm": row.arm, "seed": row.seed, "layer": row.layer}
+        | {heading: rounded(column.of(row)) for heading, column in shown.items()}
+        | {"degenerate": row.degenerate}
+        for row in results.rows
+    ]
 
 
-def _comparisons(results: dict[str, Any]) -> dict[int, str]:
+def _comparisons(results: "Results") -> dict[int, str]:
     """An SVG image of the planned differences of every layer that has some."""
     from pipeline.report.page import comparison_image
 
-    layers = dict.fromkeys(row["layer"] for row in results["rows"])
-    images = {layer: comparison_image(results, layer) for layer in layers}
+    images = {layer: comparison_image(results, layer) for layer in results.layers}
     return {layer: image for layer, image in images.items() if image}

@@ -1,4 +1,4 @@
-"""The strict base class of all sections of an experiment, types of fields that several share, what of a section is hashed."""
+"""The strict base class of all sections of an experiment, types of fields, and what of a section is hashed."""
 
 import re
 from collections.abc import Collection, Mapping

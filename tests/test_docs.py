@@ -17,10 +17,12 @@ from pipeline import Experiment, Workspace, make_plan, read_results
 from pipeline.errors import BadInputError
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.evaluate.reconstruction import METRICS
+from pipeline.report import metrics
 from pipeline.report.collect import collect
-from pipeline.report.metrics import RECONSTRUCTED
+from pipeline.report.final_info import final_info
 from pipeline.report.page import write_report
-from pipeline.sae.sae import CONFIG
+from pipeline.report.results import Results
+from pipeline.sae.formats import CONFIG
 from pipeline.store.codecs import CODECS
 from pipeline.study.arms import ARMS
 from pipeline.study.origins import ORIGINS
@@ -70,12 +72,12 @@ def test_the_quickstart_runs(study: Study, own: Workspace, capsys: pytest.Captur
 def tables() -> Iterator[None]:
     """The tables that docs/extending.md adds to, afterwards as they were."""
     dicts: list[dict[str, Any]] = [ARMS, ORIGINS, METRICS, READERS, CODECS]
-    before, shown = [dict(table) for table in dicts], list(RECONSTRUCTED)
+    before, shown = [dict(table) for table in dicts], list(metrics.METRICS)
     yield
     for table, entries in zip(dicts, before, strict=True):
         table.clear()
         table.update(entries)
-    RECONSTRUCTED[:] = shown
+    metrics.METRICS[:] = shown
 
 
 @pytest.fixture
@@ -136,8 +138,14 @@ def test_a_metric_is_added(extended: None, study: Study, own: Workspace) -> None
     assert older != older  # it was evaluated before there was such a metric
     differences = read_results(study.experiment, own, "differences")
     assert len(differences[differences["metric"] == "dense_fraction"]) > 0
-    page = own.report("small").read("index.html").decode()
-    assert '<a class="term" href="#latent">dense</a>' in page
+    report = own.report("small")
+    page = report.read("index.html").decode()
+    assert page.count('<a class="term" href="#dense">dense</a>') == 4  # main table, two references, all SAEs
+    assert '<div id="dense"><dt>Dense</dt>' in page
+    rows = json.loads(report.read("results.json"))["rows"]
+    assert [row.get("dense_fraction") for row in rows] == [baseline, full, None]
+    (info,) = final_info(Results.model_validate_json(report.read("results.json"))).values()
+    assert info["final_info_dict"]["dense_fraction"] == [baseline, full, None]
 
 
 def test_a_corpus_source_is_added(extended: None, small_toml: Path, tmp_path: Path) -> None:

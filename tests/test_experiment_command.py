@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from small_results import results_of, row
 from small_study import Study
 
 from pipeline.report.collect import collect
@@ -47,11 +48,11 @@ def test_a_finished_arm_is_written_out_and_nothing_is_computed(
     assert command.main([f"--out_dir={tmp_path / 'results' / 'run_1'}"]) == 0
     assert {path: path.stat().st_mtime_ns for path in Path(study.workspace.root).rglob("manifest.json")} == before
     info = json.loads((tmp_path / "results" / "run_1" / "final_info.json").read_text())
-    row = next(row for row in collect(study.plan, study.workspace)["rows"] if row["arm"] == "full")
+    full = next(row for row in collect(study.plan, study.workspace).rows if row.arm == "full")
     found = info["small layer 2"]
-    assert found["means"]["fvu_mean"] == row["fvu"]
-    assert found["means"]["sparse_probing_5_mean"] == row["sparse_probing"]["5"]
-    assert found["means"]["bpcr_union_mean"] == row["bpcr"]["union"]
+    assert found["means"]["fvu_mean"] == full.fvu
+    assert found["means"]["sparse_probing_5_mean"] == full.at(("sparse_probing", "5"))
+    assert found["means"]["bpcr_union_mean"] == full.at(("bpcr", "union"))
     assert found["stderrs"]["fvu_stderr"] is None
     assert found["final_info_dict"]["seed"] == [0]
     assert found["degenerate"] == {}
@@ -124,11 +125,9 @@ def test_the_script_itself_answers(small_toml: Path) -> None:
 
 
 def test_final_info_over_seeds_and_a_degenerate_one() -> None:
-    def row(seed: int, fvu: float | None, reason: str | None = None) -> dict[str, object]:
-        return {"arm": "full", "seed": seed, "layer": 5, "fvu": fvu, "resets": 3, "degenerate": reason}
-
-    rows = [row(0, 0.1), row(1, 0.4), row(2, None, "no latent fires")]
-    results = {"experiment": "x", "rows": rows, "tasks": [], "k_values": [1]}
+    sound = [row("full", seed, 5, fvu=fvu, resets=3) for seed, fvu in ((0, 0.1), (1, 0.4))]
+    failed = row("full", 2, 5, resets=3, degenerate="no latent fires")
+    results = results_of([*sound, failed], experiment="x")
     found = final_info(results)["x layer 5"]
     assert found["means"]["fvu_mean"] == pytest.approx(0.25)
     assert found["stderrs"]["fvu_stderr"] == pytest.approx(statistics.stdev([0.1, 0.4]) / 2**0.5)

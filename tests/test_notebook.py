@@ -89,7 +89,7 @@ def test_results_are_a_data_frame(study: Study, tmp_path: Path) -> None:
     write_report(results, workspace.report(study.experiment.name))
     frame = pipeline.read_results(study.experiment, workspace)
     assert list(frame["arm"]) == ["baseline", "full", "magnitude"]
-    assert list(frame["fvu"]) == [row["fvu"] for row in results["rows"]]
+    assert list(frame["fvu"]) == [row.fvu for row in results.rows]
     assert list(frame["sae"]) == [sae.artefact.key for sae in study.plan.saes]
     differences = pipeline.read_results(study.experiment, workspace, "differences")
-    assert len(differences) == len(results["differences"])
+    assert len(differences) == len(results.differences)

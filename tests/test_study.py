@@ -17,6 +17,7 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.report.collect import collect
 from pipeline.report.page import write_report
+from pipeline.report.results import Arm
 from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, write_sae
 from pipeline.sae.sae import SAE
 from pipeline.store.batches import rows_in_order
@@ -55,23 +56,22 @@ def test_every_sae_is_trained_and_evaluated(study: Study) -> None:
 
 def test_results_have_a_row_for_every_arm_and_seed(study: Study) -> None:
     results = collect(study.plan, study.workspace)
-    json.dumps(results, allow_nan=False)
-    assert [(row["arm"], row["seed"], row["layer"]) for row in results["rows"]] == [
+    assert [(row.arm, row.seed, row.layer) for row in results.rows] == [
         ("baseline", 0, 2), ("full", 0, 2), ("magnitude", 0, 2)
     ]  # fmt: skip
-    for row in results["rows"]:
-        assert row["tokens"] == 120 * 128
-        assert 0 < row["fvu"] < 1
-        assert 0 < row["l0"] < 96
-        assert set(row["sparse_probing"]) == set(row["llm_probing"]) == {"all", "1", "5"}
-        assert set(row["sparse_probing_by_task"]) == {"python/text-kind", "python/docstring-of"}
+    for row in results.rows:
+        assert row.tokens == 120 * 128
+        assert 0 < row.at(("fvu",)) < 1
+        assert 0 < row.at(("l0",)) < 96
+        assert set(row.sparse_probing or ()) == set(row.llm_probing or ()) == {"all", "1", "5"}
+        assert set(row.sparse_probing_by_task or ()) == {"python/text-kind", "python/docstring-of"}
         for name in ("row", "column", "union", "mutual", "chance", "random_tied"):
-            assert 0 <= row["bpcr"][name] <= 1
-        assert row["bpcr"]["row"] == pytest.approx((row["bpcr"]["union"] + row["bpcr"]["mutual"]) / 2)
+            assert 0 <= row.at(("bpcr", name)) <= 1
+        assert row.at(("bpcr", "row")) == pytest.approx((row.at(("bpcr", "union")) + row.at(("bpcr", "mutual"))) / 2)
     # The model's own probes are one measurement, not one per SAE.
-    assert len({json.dumps(row["llm_probing"]) for row in results["rows"]}) == 1
-    assert results["missing"] == []
-    assert all(curve["step"][-1] == 120 for curve in results["curves"])
+    assert len({json.dumps(row.llm_probing) for row in results.rows}) == 1
+    assert results.missing == ()
+    assert all(curve.step[-1] == 120 for curve in results.curves)
 
 
 def test_published_saes_load_in_saelens_with_the_same_latents(study: Study) -> None:
@@ -97,12 +97,12 @@ def test_published_saes_load_in_saelens_with_the_same_latents(study: Study) -> N
 def test_fvu_is_recomputed_from_the_published_weights(study: Study) -> None:
     store = ActivationStore(study.workspace.folder(study.plan.store))
     x_BD = torch.cat(list(rows_in_order(store, 2, [store.layout.shards - 1])))
-    for planned, row in zip(study.plan.saes, collect(study.plan, study.workspace)["rows"], strict=True):
+    for planned, row in zip(study.plan.saes, collect(study.plan, study.workspace).rows, strict=True):
         sae = read_sae(study.workspace.folder(planned.artefact))
         f_BF = sae.encode(x_BD)
         error, variance = (x_BD - sae.decode(f_BF)).square().sum(), (x_BD - x_BD.mean(dim=0)).square().sum()
-        assert row["fvu"] == pytest.approx(float(error / variance), rel=1e-3)
-        assert row["l0"] == pytest.approx(float((f_BF > 0).sum(dim=1).float().mean()), rel=1e-5)
+        assert row.fvu == pytest.approx(float(error / variance), rel=1e-3)
+        assert row.l0 == pytest.approx(float((f_BF > 0).sum(dim=1).float().mean()), rel=1e-5)
 
 
 def test_doing_it_again_does_nothing(own: Study) -> None:
@@ -147,9 +147,9 @@ def test_a_dead_or_broken_sae_is_called_degenerate_and_not_one_half(own: Study, 
     result = evaluate(own.plan, own.workspace)
     assert result.made == [broken]
     assert result.degenerate == {"full seed 0 layer 2": message}
-    row = collect(own.plan, own.workspace)["rows"][1]
-    assert row["degenerate"] == message
-    assert row["sparse_probing"] is None
+    row = collect(own.plan, own.workspace).rows[1]
+    assert row.degenerate == message
+    assert row.sparse_probing is None
 
 
 def test_the_command_fails_when_an_sae_is_degenerate(
@@ -246,10 +246,10 @@ def test_an_arm_of_the_experiment_s_own_is_all_that_is_trained_and_the_report_sa
     assert [sae.arm for sae in train(plan, own.workspace).made] == ["dense"]
     assert [sae.arm for sae in evaluate(plan, own.workspace).made] == ["dense"]
     results = collect(plan, own.workspace)
-    assert results["arms"][-1] == {"arm": "dense", "run": None, "question": "Is it the sparsity?", "base": "baseline"}
+    assert results.arms[-1] == Arm(arm="dense", run=None, question="Is it the sparsity?", base="baseline")
     # The baseline's recipe and its initial weights, with less of the sparsity term.
-    baseline, _, dense = results["rows"]
-    assert dense["l0"] > baseline["l0"]
+    baseline, _, dense = results.rows
+    assert dense.at(("l0",)) > baseline.at(("l0",))
     page = Path(write_report(results, own.workspace.report("small"))).read_text()
     assert ">Is it the sparsity?<" in page
     assert ">None<" not in page

@@ -1,1 +1,1 @@
-"""The comparison as one page, and as data beside it."""
+"""Shows a study: one page, and the same numbers as data."""

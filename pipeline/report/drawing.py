@@ -1,19 +1,20 @@
-"""What the report's plots are drawn with: inline SVG in CSS variables, which follow light and dark mode."""
+"""Draws the report's plots as inline SVG in CSS variables, which follow light and dark mode."""
 
 import re
 from collections.abc import Iterable, Sequence
 from io import StringIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import numpy as np
+import numpy.typing as npt
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from scipy.optimize import isotonic_regression
 
-from pipeline.report.metrics import mean
-
-# matplotlib takes only real colours: these stand for the CSS variables that `_svg` puts in their place.
+# matplotlib takes only real colours: `svg` replaces these by CSS variables.
 COLOURS = {
     name: f"#0101{index:02x}"
     for index, name in enumerate(
@@ -122,7 +123,7 @@ def label_ends(axes: Axes, x: float, ends: Sequence[End]) -> None:
     box = axes.get_window_extent()
     to_fraction = axes.transData + axes.transAxes.inverted()
     ends = sorted(ends, key=lambda end: end[1])
-    points = [to_fraction.transform((x, value)) for _, value, _ in ends]
+    points: list[npt.NDArray[np.float64]] = [to_fraction.transform((x, value)) for _, value, _ in ends]
     heights = [float(point[1]) for point in points]
     last = float(points[0][0])
     for (label, _, style), height, place in zip(ends, heights, apart(heights, 16 / box.height), strict=True):
@@ -143,14 +144,11 @@ def label_ends(axes: Axes, x: float, ends: Sequence[End]) -> None:
 
 
 def apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The places nearest to the ascending `heights`, in least squares, that are `gap` apart (pool adjacent violators)."""
-    pools: list[list[float]] = []
-    for index, height in enumerate(heights):
-        pools.append([height - index * gap])
-        while len(pools) > 1 and mean(pools[-2]) > mean(pools[-1]):
-            pools[-2:] = [pools[-2] + pools[-1]]
-    places = [mean(pool) for pool in pools for _ in pool]
-    return [min(max(place, 0), 1 - (len(heights) - 1) * gap) + index * gap for index, place in enumerate(places)]
+    """The places in [0, 1] nearest to the ascending `heights`, in least squares, that are `gap` apart."""
+    shifts = [index * gap for index in range(len(heights))]
+    shifted = [height - shift for height, shift in zip(heights, shifts, strict=True)]
+    fitted = cast("npt.NDArray[np.float64]", isotonic_regression(shifted).x)  # scipy is untyped
+    return [min(max(float(place), 0), 1 - shifts[-1]) + shift for place, shift in zip(fitted, shifts, strict=True)]
 
 
 def side_legend(axes: Axes, handles: Sequence[Line2D]) -> None:
@@ -165,11 +163,16 @@ def side_legend(axes: Axes, handles: Sequence[Line2D]) -> None:
             text.set_color(COLOURS["muted"])
 
 
+def plain(value: float, _: int) -> str:
+    """A tick without needless digits, as matplotlib's formatter calls it."""
+    return f"{value:g}"
+
+
 def log_ticks(axes: Axes) -> None:
     """Labelled ticks on a logarithmic y axis that may span less than a decade."""
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -179,7 +182,7 @@ def principal(arms: Sequence[str]) -> list[str]:
 
 
 def svg(figure: Figure, name: str, description: Sequence[str]) -> Markup:
-    """The figure as an SVG element to stand in an HTML page; `name` keeps its ids apart from those of other plots."""
+    """The figure as an SVG element for an HTML page; `name` prefixes its ids, so that those of two plots never clash."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     body = re.sub(r"^.*?<svg[^>]*>\s*<defs>\s*<style.*?</defs>", "", buffer.getvalue(), count=1, flags=re.DOTALL)
@@ -194,7 +197,7 @@ def svg(figure: Figure, name: str, description: Sequence[str]) -> Markup:
 
 
 def as_image(plot: Markup, stylesheet: str) -> str:
-    """A plot as an SVG document of its own, opaque, in the first colours that the page's stylesheet defines."""
+    """A plot as an opaque SVG document of its own, in the light colours of the page's stylesheet."""
     variables = stylesheet[stylesheet.index(":root") : stylesheet.index("}") + 1].replace("color-scheme: light dark;", "")
     opening = '<svg xmlns="http://www.w3.org/2000/svg" style="background: var(--paper)"'
     head, body = str(plot).split(">", 1)

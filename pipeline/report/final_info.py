@@ -3,8 +3,9 @@
 from statistics import stdev
 from typing import Any
 
-from pipeline.report.differences import compared_metrics
-from pipeline.report.metrics import CAPTURE, CHANCE, EFFORT, RANDOM, Results, measured, pick
+from pipeline.report.columns import Group, mean
+from pipeline.report.metrics import measured
+from pipeline.report.results import Results
 
 
 def final_info(results: Results) -> dict[str, Any]:
@@ -12,25 +13,21 @@ def final_info(results: Results) -> dict[str, Any]:
 
     The keys are those that the method's original run command writes. A degenerate SAE has no values; its reason is listed.
     """
-    return {f"{results['experiment']} layer {layer}": _layer(results, layer) for layer in _layers(results)}
-
-
-def _layers(results: Results) -> list[int]:
-    return sorted({row["layer"] for row in results["rows"]})
+    return {f"{results.experiment} layer {layer}": _layer(results, layer) for layer in results.layers}
 
 
 def _layer(results: Results, layer: int) -> dict[str, Any]:
-    rows = [row for row in results["rows"] if row["layer"] == layer]
-    metrics = [*compared_metrics(results), *measured(rows, [CHANCE, RANDOM, *CAPTURE, *EFFORT])]
-    found = {metric.name: [pick(row, *metric.path) for row in rows] for metric in metrics}
+    rows = results.of_layer(layer)
+    metrics = [metric for metric in measured(results) if metric.group != Group.planted]
+    found = {metric.name: [metric.of(row) for row in rows] for metric in metrics}
     known = {name: [value for value in values if value is not None] for name, values in found.items()}
     known = {name: values for name, values in known.items() if values}
     return {
-        "means": {f"{name}_mean": sum(values) / len(values) for name, values in known.items()},
+        "means": {f"{name}_mean": mean(values) for name, values in known.items()},
         "stderrs": {
             f"{name}_stderr": stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
             for name, values in known.items()
         },
-        "final_info_dict": {"seed": [row["seed"] for row in rows], **found},
-        "degenerate": {str(row["seed"]): row["degenerate"] for row in rows if row["degenerate"]},
+        "final_info_dict": {"seed": [row.seed for row in rows], **found},
+        "degenerate": {str(row.seed): row.degenerate for row in rows if row.degenerate},
     }

@@ -1,7 +1,7 @@
 """The numbers of a report as a data frame, for a notebook."""
 
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import MissingArtefactError
@@ -30,4 +30,4 @@ def read_results(
         ) from None
     # A key of 12 hexadecimal digits could pass for a number; and by default pandas may be off in a number's last digit.
     exact: Any = {"dtype": {"sae": str}, "float_precision": "round_trip"}
-    return pd.read_csv(BytesIO(content), **exact)
+    return cast("pd.DataFrame", pd.read_csv(BytesIO(content), **exact))  # its overloads do not know round_trip

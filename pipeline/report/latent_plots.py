@@ -1,6 +1,6 @@
-"""The plots of what an SAE's latents are like: pair capture with both nulls, decoder cosines, density.
+"""The plots of an SAE's latents: pair capture with both nulls, decoder cosines, density.
 
-Every function takes the report's rows of one layer and returns None when there is nothing to draw.
+Every function takes the rows of one layer and returns None when there is nothing to draw.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,12 @@ from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from pipeline.report.columns import by_arm, mean
 from pipeline.report.drawing import (
     COLOURS,
     STYLE,
@@ -22,18 +24,20 @@ from pipeline.report.drawing import (
     label_ends,
     look,
     panels,
+    plain,
     principal,
     side_legend,
     styles_of,
     svg,
 )
-from pipeline.report.metrics import Rows, by_arm, mean, pick
+from pipeline.report.metrics import CHANCE, RANDOM, UNION
+from pipeline.report.results import CapturePoint, Histogram, Row
 
 
 @mpl.rc_context(STYLE)
-def pair_capture(name: str, rows: Rows, arms: Sequence[str]) -> Markup | None:
+def pair_capture(name: str, rows: Sequence[Row], arms: Sequence[str]) -> Markup | None:
     """Pair capture rate of each arm beside what chance and a random SAE reach."""
-    union, chance, random = (by_arm(rows, "bpcr", field) for field in ("union", "chance", "random_tied"))
+    union, chance, random = (by_arm(rows, metric) for metric in (UNION, CHANCE, RANDOM))
     if not union:
         return None
     height = 28 * len(arms) + 94
@@ -47,7 +51,7 @@ def pair_capture(name: str, rows: Rows, arms: Sequence[str]) -> Markup | None:
         if arm not in union:
             axes.text(0.008, y, "not measured", va="center_baseline", fontstyle="italic", color=COLOURS["muted"])
             continue
-        nulls = []
+        nulls: list[str] = []
         for null, mark, label in ((chance, bar, "chance"), (random, ring, "random tied SAE")):
             if arm in null:
                 axes.plot(null[arm], [y] * len(null[arm]), linestyle="none", zorder=3, **mark)
@@ -72,51 +76,74 @@ def pair_capture(name: str, rows: Rows, arms: Sequence[str]) -> Markup | None:
 
 
 @mpl.rc_context(STYLE)
-def capture_curves(name: str, rows: Rows, arms: Sequence[str]) -> Markup | None:
+def capture_curves(name: str, rows: Sequence[Row], arms: Sequence[str]) -> Markup | None:
     """Pair capture as the mask grows and as more pairs are asked for, beside both nulls."""
-    drawn = [arm for arm in principal(arms) if any(pick(row, "bpcr", "by_topk") for row in rows if row["arm"] == arm)]
+    captured = [(row.arm, row.bpcr) for row in rows if row.bpcr and row.bpcr.by_topk]
+    drawn = [arm for arm in principal(arms) if any(arm == one for one, _ in captured)]
     if not drawn:
         return None
-    figure, axes_of = panels((250, 250))
+    by_topk = [(arm, [(point.topk, point) for point in bpcr.by_topk]) for arm, bpcr in captured]
+    by_pairs = [(arm, [(point.q, point) for point in bpcr.by_pairs]) for arm, bpcr in captured]
+    figure, (above, below) = panels((250, 250))
+    styles = {arm: styles_of(arms)[arm] for arm in drawn}
     description = ["Two line charts of the pair capture rate (union), mean over seeds."]
-    styles = styles_of(arms)
-    curves = (
-        ("by_topk", "topk", "Pairs captured, by the size of the mask"),
-        ("by_pairs", "q", "Pairs captured, by how many count"),
-    )
-    for axes, (field, along, title) in zip(axes_of, curves, strict=True):
-        ends: list[End] = []
-        last = 0.0
-        for arm in drawn:
-            points = [pick(row, "bpcr", field) for row in rows if row["arm"] == arm and pick(row, "bpcr", field)]
-            x, union = _mean_points(points, along, "union")
-            if not x:
-                continue
-            draw_line(axes, x, union, styles[arm])
-            for null, dashes in (("random_tied", (0, (1, 1.6))), ("chance", (0, (5, 3)))):
-                places, values = _mean_points(points, along, null)
-                axes.plot(places, values, color=styles[arm].colour, linewidth=1.3, linestyle=dashes, zorder=2)
-            ends.append((arm, union[-1], styles[arm]))
-            last = max(last, x[-1])
-            description.append(f"{arm}: {union[0]:.3f} at {along} {x[0]:g}, {union[-1]:.3f} at {along} {x[-1]:g}.")
-        axes.set_title(title)
-        axes.set_xscale("log")
-        axes.set_ylim(0, 1.02)
-        ticks = sorted({point[along] for row in rows for point in pick(row, "bpcr", field) or []})
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
-        axes.grid(visible=False, axis="x")
-        if ends:
-            label_ends(axes, last, ends)
-    axes_of[0].set_xlabel("K, share of the others that counts as similar")
-    axes_of[1].set_xlabel("q, number of co-firing pairs per live latent")
+    description += _draw_capture(above, by_topk, styles, "topk")
+    description += _draw_capture(below, by_pairs, styles, "q")
+    above.set_title("Pairs captured, by the size of the mask")
+    above.set_xlabel("K, share of the others that counts as similar")
+    below.set_title("Pairs captured, by how many count")
+    below.set_xlabel("q, number of co-firing pairs per live latent")
     return svg(figure, name, description)
 
 
+CaptureCurve = Sequence[tuple[float, CapturePoint]]
+"""Points by their place along K or q."""
+
+
+def _draw_capture(
+    axes: Axes, curves: Sequence[tuple[str, CaptureCurve]], styles: Mapping[str, ArmStyle], along: str
+) -> list[str]:
+    """Draw one line per arm with both nulls; returns its description."""
+    ends: list[End] = []
+    description: list[str] = []
+    last = 0.0
+    for arm, style in styles.items():
+        own = [curve for one, curve in curves if one == arm]
+        x, union = _mean_points([[(at, point.union) for at, point in curve] for curve in own])
+        if not x:
+            continue
+        draw_line(axes, x, union, style)
+        random = _mean_points([[(at, point.random_tied) for at, point in curve] for curve in own])
+        chance = _mean_points([[(at, point.chance) for at, point in curve] for curve in own])
+        axes.plot(*random, color=style.colour, linewidth=1.3, linestyle=(0, (1, 1.6)), zorder=2)
+        axes.plot(*chance, color=style.colour, linewidth=1.3, linestyle=(0, (5, 3)), zorder=2)
+        ends.append((arm, union[-1], style))
+        last = max(last, x[-1])
+        description.append(f"{arm}: {union[0]:.3f} at {along} {x[0]:g}, {union[-1]:.3f} at {along} {x[-1]:g}.")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.02)
+    ticks = sorted({at for _, curve in curves for at, _ in curve})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(visible=False, axis="x")
+    if ends:
+        label_ends(axes, last, ends)
+    return description
+
+
+def _mean_points(curves: Sequence[Sequence[tuple[float, float | None]]]) -> tuple[list[float], list[float]]:
+    """The places where any of the curves has a value, and the mean of the values there."""
+    values: dict[float, list[float]] = {}
+    for at, value in (point for curve in curves for point in curve):
+        if value is not None:
+            values.setdefault(at, []).append(value)
+    return sorted(values), [mean(values[at]) for at in sorted(values)]
+
+
 @mpl.rc_context(STYLE)
-def histograms(name: str, rows: Rows, arms: Sequence[str]) -> Markup | None:
+def histograms(name: str, rows: Sequence[Row], arms: Sequence[str]) -> Markup | None:
     """How often latents fire, and how similar their decoder directions are; counts summed over seeds, as shares."""
-    drawn = [arm for arm in principal(arms) if any(row["arm"] == arm and pick(row, "density") for row in rows)]
+    drawn = [arm for arm in principal(arms) if any(row.arm == arm and row.density for row in rows)]
     if not drawn:
         return None
     figure, (density, cosine) = panels((220, 220))
@@ -124,38 +151,34 @@ def histograms(name: str, rows: Rows, arms: Sequence[str]) -> Markup | None:
     description = [
         "Two histograms over all seeds: how often latents fire, and the cosines between their decoder directions."
     ]
-    for axes, field in ((density, "density"), (cosine, "decoder_cosine")):
+    densities = [(row.arm, row.density) for row in rows if row.density]
+    cosines = [(row.arm, row.decoder_cosine) for row in rows if row.decoder_cosine]
+    for axes, histograms, title in ((density, densities, "density"), (cosine, cosines, "decoder cosine")):
         for arm in drawn:
-            edges, shares = _shares([row[field] for row in rows if row["arm"] == arm and pick(row, field)])
+            edges, shares = _shares([histogram for one, histogram in histograms if one == arm])
             style = styles[arm]
             width = 2.0 if style.emphasised else 1.1
             axes.stairs(shares, edges, color=style.colour, linewidth=width, label=arm)
             middle = edges[max(range(len(shares)), key=shares.__getitem__)]
-            description.append(f"{arm}, {field.replace('_', ' ')}: most in the bin from {middle:.2f}.")
+            description.append(f"{arm}, {title}: most in the bin from {middle:.2f}.")
     density.set_title("Share of latents, by how often they fire")
     density.set_xlabel("share of held-out tokens")
-    density.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * 10**value:.3g}%"))
+    density.xaxis.set_major_formatter(FuncFormatter(_percent_of_log10))
     density.set_ylim(bottom=0)
     cosine.set_title("Share of pairs of latents, by the cosine of their directions (log scale)")
     cosine.set_yscale("log")
-    cosine.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    cosine.yaxis.set_major_formatter(FuncFormatter(plain))
     cosine.set_xlabel("cosine of two decoder directions")
     handles = [Line2D([], [], linestyle="none", label=arm, **look(styles[arm], 8)) for arm in drawn]
     side_legend(density, handles)
     return svg(figure, name, description)
 
 
-def _mean_points(points: Sequence[Sequence[Mapping[str, Any]]], along: str, field: str) -> tuple[list[float], list[float]]:
-    """Mean over the curves of `points` of `field` at each place of `along` where any has it."""
-    values: dict[float, list[float]] = {}
-    for curve in points:
-        for point in curve:
-            if point[field] is not None:
-                values.setdefault(point[along], []).append(point[field])
-    return sorted(values), [mean(values[place]) for place in sorted(values)]
+def _percent_of_log10(value: float, _: int) -> str:
+    return f"{100 * 10**value:.3g}%"
 
 
-def _shares(histograms: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+def _shares(histograms: Sequence[Histogram]) -> tuple[list[float], list[float]]:
     """Edges, and the share of all counts in each bin; those of one study have the same edges."""
-    counts = [sum(column) for column in zip(*(histogram["counts"] for histogram in histograms), strict=True)]
-    return histograms[0]["edges"], [count / (sum(counts) or 1) for count in counts]
+    counts = [sum(column) for column in zip(*(histogram.counts for histogram in histograms), strict=True)]
+    return list(histograms[0].edges), [count / (sum(counts) or 1) for count in counts]

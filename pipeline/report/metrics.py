@@ -1,118 +1,375 @@
-"""The metrics of a study: where a row of the results holds each, what it is called, which direction is better."""
+"""The table of metrics: one entry each, from which page, glossary, files and terminal take their columns."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
 
+from pipeline.report.columns import Brief, Caveat, Column, Family, Group, Metric, Planned, Term
+from pipeline.report.glossary import FOUND, INTERFERENCE, MASKS, PLANTED, PROBING, RECOVERED, SILENT
+from pipeline.report.results import Results
 from pipeline.report.text import count, four, one, percent, three, two
 
-Row = Mapping[str, Any]
-Rows = Sequence[Row]
-"""Entries of the results' `rows`: one per arm, seed and layer."""
-Results = Mapping[str, Any]
-"""What a report shows, as plain JSON data."""
-
-
-class Metric(NamedTuple):
-    """One metric: where a row holds it, its heading, its entry in the glossary, how it is written, what is better."""
-
-    path: tuple[str, ...]
-    heading: str
-    term: str
-    show: Callable[[float], str]
-    better: Literal["higher", "lower"] | None = None
-
-    @property
-    def name(self) -> str:
-        """Its name in results.csv and in comparisons."""
-        return "_".join(self.path)
-
-
-FVU = Metric(("fvu",), "FVU", "fvu", three, "lower")
-L0 = Metric(("l0",), "L0", "l0", one)
-RECOVERED = Metric(("loss", "recovered_zero"), "loss", "recovered", three, "higher")
-DEAD = Metric(("dead_fraction",), "dead", "dead", percent, "lower")
-RESETS = Metric(("resets",), "resets", "resets", count)
-UNION = Metric(("bpcr", "union"), "union", "bpcr", three)
-CHANCE = Metric(("bpcr", "chance"), "chance", "chance", three)
-RANDOM = Metric(("bpcr", "random_tied"), "random", "random", three)
-INTERFERENCE = Metric(("interference", "fixed", "interference"), "interf.", "interference", three, "lower")
-
-COSINE = Metric(("cosine",), "cosine", "cosine", three, "higher")
-DECODER_COSINE = Metric(("max_decoder_cosine",), "decoder cosine", "decoder-cosine", three)
-RECONSTRUCTED = [FVU, COSINE, L0, DEAD, DECODER_COSINE]
-"""What rows take from reconstruction.json. A metric that is added here is in every table, comparison and file of results."""
-
-FOUND = Metric(("ground_truth", "features", "all", "recovered"), "found", "found", three, "higher")
-ONE_TO_ONE = Metric(("ground_truth", "features", "all", "one_to_one"), "one to one", "found", three, "higher")
-F1 = Metric(("ground_truth", "features", "all", "f1"), "F1", "f1", three, "higher")
-SILENT = Metric(("ground_truth", "absorption", "with_child"), "silent", "silent", three, "lower")
-
-TRUTH = (
-    Metric(("ground_truth", "features", "all", "max_cosine"), "cosine to truth", "found", three, "higher"),
-    Metric(("ground_truth", "absorption", "alone"), "silent alone", "silent", three, "lower"),
-    Metric(("ground_truth", "pairs", "all", "matched"), "planted pairs", "planted", count),
-    Metric(("ground_truth", "pairs", "all", "captured"), "of them captured", "planted", three),
-    Metric(("ground_truth", "pairs", "chance"), "by chance", "planted", three),
-    Metric(("ground_truth", "false_capture", "rate"), "false capture", "planted", three),
+FVU = Metric(
+    ("fvu",),
+    "FVU",
+    Term(
+        "fvu",
+        "FVU",
+        "Fraction of variance unexplained: squared error of the reconstructions over the variance of the activations, on "
+        "held-out tokens; no unit, 0 is perfect and 1 is no better than the mean, lower is more faithful.",
+    ),
+    three,
+    Group.reconstruction,
+    better="lower",
+    planned=Planned("FVU (comparable at equal L0 only)", worth=0.01),
+    caveat=Caveat.equal_l0,
+    brief=Brief("FVU"),
 )
-REBUILDS = (
-    COSINE,
-    Metric(("loss", "recovered_mean"), "loss rec., mean", "recovered", three, "higher"),
+L0 = Metric(
+    ("l0",),
+    "L0",
+    Term(
+        "l0",
+        "L0",
+        "Mean number of latents that fire on a token; lower is sparser, and neither direction is better by itself.",
+    ),
+    one,
+    Group.reconstruction,
+    brief=Brief("L0", digits=1),
 )
-GEOMETRY = (
-    DECODER_COSINE,
-    Metric(("interference", "own", "interference"), "interf., own pairs", "interference", three),
-    Metric(("interference", "own", "co_activation"), "co-firing, own pairs", "interference", three),
-    Metric(("interference", "fixed", "same_direction"), "still same latent", "same-direction", three),
+DEAD = Metric(
+    ("dead_fraction",),
+    "dead",
+    Term("dead", "Dead", "Share of latents that fire on no held-out token; per cent, lower wastes less."),
+    percent,
+    Group.latents,
+    better="lower",
 )
-CAPTURE = (
-    Metric(("bpcr", "row"), "row", "masks", three),
-    Metric(("bpcr", "column"), "column", "masks", three),
-    Metric(("bpcr", "mutual"), "mutual", "masks", three),
-    Metric(("bpcr", "lift"), "lift", "lift", two),
-    Metric(("bpcr", "kappa"), "kappa", "kappa", three),
-    Metric(("bpcr", "strength_weighted"), "by strength", "weighted", three),
-    Metric(("bpcr", "phi_union"), "phi union", "phi", three),
-    Metric(("bpcr", "permuted"), "permuted", "permuted", four),
-    Metric(("bpcr", "live"), "live", "live", count),
-    Metric(("bpcr", "pairs"), "pairs", "pairs", count),
+SAME_DIRECTION = Metric(
+    ("interference", "fixed", "same_direction"),
+    "still same latent",
+    Term(
+        "same-direction",
+        "Still same latent",
+        "Mean cosine of each latent’s direction to that of the latent with the same index in the baseline of the same "
+        "seed. Interference on the baseline’s pairs means something only while an index stands for the same latent; 1 is "
+        "identical.",
+    ),
+    three,
+    Group.geometry,
 )
-EFFORT = (RESETS, Metric(("tokens",), "tokens", "tokens", count), Metric(("seconds",), "seconds", "seconds", one))
+UNION = Metric(
+    ("bpcr", "union"),
+    "union",
+    Term(
+        "bpcr",
+        "BPCR, union",
+        "Bidirectional pair capture rate: share of the most strongly co-firing pairs of latents that are among the most "
+        "similar by direction as seen from either latent; from 0 to 1, not a score, falls when the penalty works.",
+    ),
+    three,
+    Group.capture,
+    brief=Brief("BPCR", digits=2),
+)
+CHANCE = Metric(
+    ("bpcr", "chance"),
+    "chance",
+    Term(
+        "chance",
+        "Chance",
+        "The rate that a mask of the same size over random pairs would reach; from 0 to 1, the first null of BPCR.",
+    ),
+    three,
+    Group.capture,
+    compared=False,
+    brief=Brief("chance", digits=2, spread=False),
+)
+RANDOM = Metric(
+    ("bpcr", "random_tied"),
+    "random",
+    Term(
+        "random",
+        "Random",
+        "The rate of an untrained SAE with random directions, encoder and decoder tied, at the same L0; from 0 to 1, the "
+        "second null of BPCR, because similar directions fire together by geometry alone.",
+    ),
+    three,
+    Group.capture,
+    compared=False,
+    brief=Brief("random", digits=2, spread=False),
+)
 
 
-def probe_sizes(results: Results) -> list[str]:
-    """The numbers of latents that probes may read, as the rows name them; none where there are no tasks."""
-    return [*map(str, results["k_values"]), "all"] if results["tasks"] else []
+def probing(ks: Sequence[str], tasks: Sequence[str]) -> Iterator[Column]:  # noqa: ARG001 - a Family takes both
+    """Sparse probing accuracy for each number of latents, then the model's own."""
+    planned = {k: Planned(f"Sparse probing accuracy, k = {k}", worth=0.01) for k in ("1", "5")}
+    for k in ks:
+        brief = Brief(f"top {k}") if k in (ks[0], ks[-2]) else None  # the smallest and the largest; the last is "all"
+        yield Metric(
+            ("sparse_probing", k), k, PROBING, three, Group.probing, better="higher", planned=planned.get(k), brief=brief
+        )
+    yield from (Column(("llm_probing", k)) for k in ks)
 
 
-def probing(results: Results) -> list[Metric]:
-    """Sparse probing accuracy for each number of latents."""
-    return [Metric(("sparse_probing", k), k, "probing", three, "higher") for k in probe_sizes(results)]
+def probing_by_task(ks: Sequence[str], tasks: Sequence[str]) -> Iterator[Column]:
+    """The same for each task."""
+    for field in ("sparse_probing_by_task", "llm_probing_by_task"):
+        yield from (Column((field, task, k)) for task in tasks for k in ks)
 
 
-def pick(row: Row, *path: str) -> Any:
-    """`row[a][b]...` for the path a, b, ...; None where a part of it is null or missing."""
-    value: Any = row
-    for key in path:
-        value = value.get(key) if value is not None else None
-    return value
+METRICS: list[Column | Family] = [
+    *(Column((name,)) for name in ("arm", "seed", "layer", "sae", "steps")),
+    Metric(
+        ("tokens",),
+        "tokens",
+        Term("tokens", "Tokens", "Tokens an SAE was trained on; a count."),
+        count,
+        Group.effort,
+        compared=False,
+    ),
+    Metric(
+        ("seconds",),
+        "seconds",
+        Term("seconds", "Seconds", "Time an SAE’s training took; seconds on the machine at hand, lower is cheaper."),
+        one,
+        Group.effort,
+        compared=False,
+    ),
+    Column(("degenerate",)),
+    FVU,
+    Metric(
+        ("cosine",),
+        "cosine",
+        Term(
+            "cosine",
+            "Cosine",
+            "Mean cosine between an activation and its reconstruction; no unit, 1 is perfect, higher is more faithful.",
+        ),
+        three,
+        Group.fidelity,
+        better="higher",
+        caveat=Caveat.equal_l0,
+    ),
+    L0,
+    DEAD,
+    Metric(
+        ("max_decoder_cosine",),
+        "decoder cosine",
+        Term(
+            "decoder-cosine",
+            "Decoder cosine",
+            "Mean over latents of the largest cosine to any other latent’s decoder direction; no unit, from −1 to 1, lower "
+            "means directions that are further apart.",
+        ),
+        three,
+        Group.geometry,
+    ),
+    Metric(
+        ("resets",),
+        "resets",
+        Term(
+            "resets",
+            "Resets",
+            "How many times a dead latent was re-initialised during training; a count, with no better direction.",
+        ),
+        count,
+        Group.effort,
+        compared=False,
+    ),
+    probing,
+    *(Column(("loss", name)) for name in ("clean", "sae", "zero", "mean")),
+    Metric(
+        ("loss", "recovered_zero"), "loss", RECOVERED, three, Group.reconstruction, better="higher", caveat=Caveat.equal_l0
+    ),
+    Metric(
+        ("loss", "recovered_mean"),
+        "loss rec., mean",
+        RECOVERED,
+        three,
+        Group.fidelity,
+        better="higher",
+        caveat=Caveat.equal_l0,
+    ),
+    Column(("loss", "reason")),
+    Column(("interference", "own", "pairs")),
+    Metric(("interference", "own", "interference"), "interf., own pairs", INTERFERENCE, three, Group.geometry),
+    Metric(("interference", "own", "co_activation"), "co-firing, own pairs", INTERFERENCE, three, Group.geometry),
+    Column(("interference", "fixed", "pairs")),
+    Metric(
+        ("interference", "fixed", "interference"),
+        "interf.",
+        INTERFERENCE,
+        three,
+        Group.pairs,
+        better="lower",
+        # Chosen by what they do in the baseline, the pairs would favour or harm that arm.
+        planned=Planned("Interference on the baseline’s pairs", not_for=("baseline",)),
+        caveat=Caveat.same_latents,
+    ),
+    Column(("interference", "fixed", "co_activation")),
+    SAME_DIRECTION,
+    Metric(("bpcr", "row"), "row", MASKS, three, Group.rates, compared=False),
+    Metric(("bpcr", "column"), "column", MASKS, three, Group.rates, compared=False),
+    UNION,
+    Metric(("bpcr", "mutual"), "mutual", MASKS, three, Group.rates, compared=False),
+    CHANCE,
+    RANDOM,
+    Metric(
+        ("bpcr", "lift"),
+        "lift",
+        Term("lift", "Lift", "BPCR union over chance; a ratio, 1 is chance, not a score."),
+        two,
+        Group.rates,
+        compared=False,
+    ),
+    Metric(
+        ("bpcr", "kappa"),
+        "kappa",
+        Term("kappa", "Kappa", "(BPCR union − chance) / (1 − chance); 0 is chance and 1 is perfect, not a score."),
+        three,
+        Group.rates,
+        compared=False,
+    ),
+    Metric(
+        ("bpcr", "strength_weighted"),
+        "by strength",
+        Term(
+            "weighted",
+            "By strength",
+            "The share of the co-firing pairs’ summed strength that the union captures; from 0 to 1, not a score.",
+        ),
+        three,
+        Group.rates,
+        compared=False,
+    ),
+    Metric(
+        ("bpcr", "permuted"),
+        "permuted",
+        Term(
+            "permuted",
+            "Permuted",
+            "The rate after the latents were relabelled at random, mean over draws; from 0 to 1, chance by simulation "
+            "instead of by counting.",
+        ),
+        four,
+        Group.rates,
+        compared=False,
+    ),
+    Column(("bpcr", "permuted_std")),
+    Metric(
+        ("bpcr", "phi_union"),
+        "phi union",
+        Term(
+            "phi",
+            "Phi, union",
+            "BPCR where the pairs are those of the largest phi coefficients, which correct for how often each latent "
+            "fires; from 0 to 1, not a score.",
+        ),
+        three,
+        Group.rates,
+        compared=False,
+    ),
+    *(Column(("bpcr", name)) for name in ("phi_chance", "phi_lift", "phi_random_tied")),
+    Metric(
+        ("bpcr", "live"),
+        "live",
+        Term("live", "Live", "Latents that fire on enough held-out tokens to take part in BPCR; a count."),
+        count,
+        Group.rates,
+        compared=False,
+    ),
+    Metric(
+        ("bpcr", "pairs"),
+        "pairs",
+        Term("pairs", "Pairs", "Co-firing pairs over which BPCR is taken; a count."),
+        count,
+        Group.rates,
+        compared=False,
+    ),
+    Column(("bpcr", "reason")),
+    Metric(("ground_truth", "features", "all", "recovered"), "found", FOUND, three, Group.truth, better="higher"),
+    Metric(
+        ("ground_truth", "features", "all", "one_to_one"),
+        "one to one",
+        FOUND,
+        three,
+        Group.truth,
+        better="higher",
+        planned=Planned("True features found, one latent to each", worth=0.01),
+        brief=Brief("found"),
+    ),
+    Metric(
+        ("ground_truth", "features", "all", "f1"),
+        "F1",
+        Term(
+            "f1",
+            "F1",
+            "How well a found feature’s latent detects the feature, mean over the features found; from 0 to 1, higher is "
+            "better, but an arm that finds fewer averages over fewer.",
+        ),
+        three,
+        Group.truth,
+        better="higher",
+        brief=Brief("F1", digits=2),
+    ),
+    Metric(
+        ("ground_truth", "absorption", "with_child"),
+        "silent",
+        SILENT,
+        three,
+        Group.truth,
+        better="lower",
+        planned=Planned("Parents silent beside their child (absorption)", worth=0.01),
+        brief=Brief("silent", digits=2),
+    ),
+    Metric(
+        ("ground_truth", "features", "all", "max_cosine"),
+        "cosine to truth",
+        FOUND,
+        three,
+        Group.planted,
+        better="higher",
+        compared=False,
+    ),
+    Metric(
+        ("ground_truth", "absorption", "alone"),
+        "silent alone",
+        SILENT,
+        three,
+        Group.planted,
+        better="lower",
+        compared=False,
+        brief=Brief("alone", digits=2, spread=False),
+    ),
+    Metric(("ground_truth", "pairs", "all", "matched"), "planted pairs", PLANTED, count, Group.planted, compared=False),
+    Metric(
+        ("ground_truth", "pairs", "all", "captured"),
+        "of them captured",
+        PLANTED,
+        three,
+        Group.planted,
+        compared=False,
+        brief=Brief("captured", digits=2, spread=False, of=("ground_truth", "pairs", "all", "matched")),
+    ),
+    Metric(("ground_truth", "pairs", "chance"), "by chance", PLANTED, three, Group.planted, compared=False),
+    Metric(("ground_truth", "false_capture", "rate"), "false capture", PLANTED, three, Group.planted, compared=False),
+    probing_by_task,
+]
+"""In the order of results.csv, where an entry that is added stands last."""
 
 
-def by_arm(rows: Rows, *path: str) -> dict[str, list[float]]:
-    """What the rows of every arm hold at `path`, nulls left out, and arms left out that hold nothing."""
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        value = pick(row, *path)
-        if value is not None:
-            values.setdefault(row["arm"], []).append(value)
-    return values
+def columns(results: Results) -> list[Column]:
+    """The columns of a study's results.csv, whichever of them its SAEs have."""
+    ks, tasks = results.probe_sizes, [task.name for task in results.tasks]
+    found = [column for entry in METRICS for column in ([entry] if isinstance(entry, Column) else entry(ks, tasks))]
+    return [column for column in found if results.is_synthetic or column.path[0] != "ground_truth"]
 
 
-def measured(rows: Rows, metrics: Iterable[Metric]) -> list[Metric]:
-    """Those of the metrics that some row holds."""
-    return [metric for metric in metrics if any(pick(row, *metric.path) is not None for row in rows)]
+def measured(results: Results) -> list[Metric]:
+    """The metrics that some SAE of a study has, by group."""
+    found = [metric for metric in columns(results) if isinstance(metric, Metric)]
+    found = [metric for metric in found if any(metric.of(row) is not None for row in results.rows)]
+    return sorted(found, key=lambda metric: [*Group].index(metric.group))
 
 
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
+def compared(results: Results) -> list[Metric]:
+    """Those of them whose differences between arms are taken."""
+    return [metric for metric in measured(results) if metric.compared]

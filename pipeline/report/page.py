@@ -1,41 +1,44 @@
-"""The report of a study: one self-contained HTML page, and the same numbers as JSON and CSV."""
+"""Writes the report of a study: one self-contained HTML page, and the same numbers as JSON and CSV."""
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from pydantic import BaseModel
 from rich.filesize import decimal
 
 from pipeline.artefacts.storage import Storage, open_storage
 from pipeline.report import latent_plots, plots, tables, text
-from pipeline.report.differences import COLUMNS, summary
+from pipeline.report.columns import by_arm
+from pipeline.report.differences import summary
 from pipeline.report.drawing import as_image
-from pipeline.report.metrics import F1, FOUND, ONE_TO_ONE, RECONSTRUCTED, RESETS, SILENT, TRUTH, Results, by_arm, pick
+from pipeline.report.metrics import FVU, columns
+from pipeline.report.results import Difference, ExamplesOf, Results
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCALARS = ("arm", "seed", "layer", "sae", "steps", "tokens", "seconds", "degenerate")
-LOSS = ("clean", "sae", "zero", "mean", "recovered_zero", "recovered_mean", "reason")
-INTERFERENCE = [("own", "pairs"), ("own", "interference"), ("own", "co_activation")]
-INTERFERENCE += [("fixed", name) for name in ("pairs", "interference", "co_activation", "same_direction")]
-BPCR = ("row", "column", "union", "mutual", "chance", "random_tied", "lift", "kappa", "strength_weighted")
-BPCR += ("permuted", "permuted_std", "phi_union", "phi_chance", "phi_lift", "phi_random_tied", "live", "pairs", "reason")
 
 
 def write_report(results: Results, place: Path | Storage) -> str:
     """Write index.html and its numbers to a place, each file whole or not at all; returns where the page is.
 
     results.json has everything; results.csv a line per SAE, differences.csv a line per difference between two arms.
-    Raises ValueError when `results` holds NaN or an infinity, which JSON cannot say.
+    Raises ValueError when `results` holds NaN or an infinity, which JSON cannot express.
     """
     storage = open_storage(place)
-    data = json.dumps(dict(results), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    storage.write("results.json", data.encode())
-    storage.write("results.csv", as_csv(_columns(results), results["rows"]).encode())
-    storage.write("differences.csv", as_csv([(name,) for name in COLUMNS], results["differences"]).encode())
+    data = as_json(results)
+    shown = columns(results)
+    differences = ([getattr(entry, name) for name in Difference.model_fields] for entry in results.differences)
+    storage.write("results.json", data)
+    storage.write(
+        "results.csv", as_csv([one.name for one in shown], ([one.of(row) for one in shown] for row in results.rows))
+    )
+    storage.write("differences.csv", as_csv(list(Difference.model_fields), differences))
     storage.write("index.html", _html(results).encode())
     return f"{storage}/index.html"
 
@@ -50,74 +53,86 @@ def environment() -> Environment:
     return found
 
 
-def _columns(results: Results) -> list[tuple[str, ...]]:
-    """The paths in a row that results.csv shows; a column's name is its path joined by `_`."""
-    ks = [*map(str, results["k_values"]), "all"]
-    tasks = [task["name"] for task in results["tasks"]]
-    paths: list[tuple[str, ...]] = [(name,) for name in SCALARS]
-    paths += [metric.path for metric in (*RECONSTRUCTED, RESETS)]
-    paths += [(probing, k) for probing in ("sparse_probing", "llm_probing") for k in ks]
-    paths += [("loss", name) for name in LOSS]
-    paths += [("interference", *path) for path in INTERFERENCE]
-    paths += [("bpcr", name) for name in BPCR]
-    paths += [metric.path for metric in (FOUND, ONE_TO_ONE, F1, SILENT, *TRUTH)] if results["is_synthetic"] else []
-    by_task = ("sparse_probing_by_task", "llm_probing_by_task")
-    return paths + [(probing, task, k) for probing in by_task for task in tasks for k in ks]
+def as_json(data: BaseModel) -> bytes:
+    """Data as a JSON file. Raises ValueError for NaN and infinities."""
+    return (json.dumps(data.model_dump(), indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
-def as_csv(paths: Iterable[tuple[str, ...]], rows: Iterable[Mapping[str, Any]]) -> str:
-    """One line per row, the values at `paths`, whose joined names are the header; nulls are empty."""
-    buffer, paths = StringIO(), list(paths)
+def as_csv(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> bytes:
+    """A header and lines as a CSV file; None is an empty cell."""
+    buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow("_".join(path) for path in paths)
-    writer.writerows([pick(row, *path) for path in paths] for row in rows)
-    return buffer.getvalue()
-
-
-def _html(results: Results) -> str:
-    rows = results["rows"]
-    view = {
-        "layers": [_layer(results, layer) for layer in sorted({row["layer"] for row in rows})],
-        "seeds": sorted({row["seed"] for row in rows}),
-        "per_seed": tables.per_seed(results),
-    }
-    return environment().get_template("index.html.j2").render(results, **view)
+    writer.writerow(header)
+    writer.writerows(lines)
+    return buffer.getvalue().encode()
 
 
 def comparison_image(results: Results, layer: int) -> str | None:
     """The planned differences of a layer as an SVG image of its own, in the page's light colours; None without any."""
-    entries = [entry for entry in results["differences"] if entry["layer"] == layer and entry["planned"]]
-    headings = {table["name"]: table["heading"] for table in tables.planned(results, entries)}
-    plot = plots.forest("comparison", entries, headings, [arm["arm"] for arm in results["arms"]])
+    plot = _forest("comparison", results, [entry for entry in results.differences if entry.layer == layer])
     return as_image(plot, (TEMPLATES / "style.css").read_text(encoding="utf-8")) if plot else None
 
 
-def _layer(results: Results, layer: int) -> dict[str, Any]:
-    """Everything the page shows of one layer."""
-    rows = [row for row in results["rows"] if row["layer"] == layer]
-    sound = {(row["arm"], row["seed"]) for row in rows if row["degenerate"] is None}
-    curves = [curve for curve in results["curves"] if curve["layer"] == layer and (curve["arm"], curve["seed"]) in sound]
-    entries = [entry for entry in results["differences"] if entry["layer"] == layer]
-    arms = [arm["arm"] for arm in results["arms"]]
-    planned = tables.planned(results, entries)
-    headings = {table["name"]: table["heading"] for table in planned}
-    return {
-        "layer": layer,
-        "groups": tables.groups(results),
-        "model": tables.model_row(results, rows),
-        "reported": tables.reported_rows(results, rows),
-        "arms": [tables.arm_row(results, arm, [row for row in rows if row["arm"] == arm]) for arm in arms],
-        "summary": summary(entries),
-        "planned": planned,
-        "exploratory": tables.exploratory(results, entries),
-        "tasks": [tables.task(results, task, rows) for task in results["tasks"]],
-        "examples": [example for example in results["examples"] if example["layer"] == layer],
-        "not_drawn": [arm for arm in arms if arm not in by_arm(rows, "fvu")],
-        "forest_plot": plots.forest(f"forest-{layer}", [entry for entry in entries if entry["planned"]], headings, arms),
-        "probing_plot": plots.probing_by_k(f"probing-{layer}", rows, arms, results["k_values"]),
-        "sparsity_plot": plots.fvu_against_l0(f"sparsity-{layer}", rows, arms),
-        "curves_plot": plots.learning_curves(f"curves-{layer}", curves, arms),
-        "capture_plot": latent_plots.pair_capture(f"capture-{layer}", rows, arms),
-        "capture_curves_plot": latent_plots.capture_curves(f"capture-curves-{layer}", rows, arms),
-        "histograms_plot": latent_plots.histograms(f"histograms-{layer}", rows, arms),
+def _forest(name: str, results: Results, entries: Sequence[Difference]) -> Markup | None:
+    planned = [entry for entry in entries if entry.planned]
+    headings = {table.metric.name: table.heading for table in tables.planned(results, planned)}
+    return plots.forest(name, planned, headings, [arm.arm for arm in results.arms])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Everything that the page shows of one layer."""
+
+    layer: int
+    columns: tables.Columns
+    model: tables.Texts
+    reported: list[tuple[str, tables.Texts]]
+    arms: list[tables.ArmLine]
+    summary: str
+    planned: list[tables.PlannedTable]
+    exploratory: list[tables.ExploratoryTable]
+    tasks: list[tables.TaskTable]
+    examples: list[ExamplesOf]
+    not_drawn: list[str]
+    """Arms without a sound SAE."""
+    plots: dict[str, Markup | None]
+
+
+def _html(results: Results) -> str:
+    view = {
+        "layers": [_layer(results, layer) for layer in results.layers],
+        "seeds": results.seeds,
+        "per_seed": tables.per_seed(results),
+        "glossary": tables.glossary(results),
     }
+    return environment().get_template("index.html.j2").render(dict(results), **view)
+
+
+def _layer(results: Results, layer: int) -> Layer:
+    rows = results.of_layer(layer)
+    sound = {(row.arm, row.seed) for row in rows if row.degenerate is None}
+    curves = [curve for curve in results.curves if curve.layer == layer and (curve.arm, curve.seed) in sound]
+    entries = [entry for entry in results.differences if entry.layer == layer]
+    arms = [arm.arm for arm in results.arms]
+    return Layer(
+        layer=layer,
+        columns=tables.main_columns(results),
+        model=tables.model_line(results, rows),
+        reported=tables.reported_lines(results, rows),
+        arms=[tables.arm_line(results, arm, [row for row in rows if row.arm == arm]) for arm in arms],
+        summary=summary(entries),
+        planned=tables.planned(results, entries),
+        exploratory=tables.exploratory(results, entries),
+        tasks=[tables.task(results, task, rows) for task in results.tasks],
+        examples=[shown for shown in results.examples if shown.layer == layer],
+        not_drawn=[arm for arm in arms if arm not in by_arm(rows, FVU)],
+        plots={
+            "forest": _forest(f"forest-{layer}", results, entries),
+            "probing": plots.probing_by_k(f"probing-{layer}", rows, arms, results.k_values),
+            "sparsity": plots.fvu_against_l0(f"sparsity-{layer}", rows, arms),
+            "curves": plots.learning_curves(f"curves-{layer}", curves, arms),
+            "capture": latent_plots.pair_capture(f"capture-{layer}", rows, arms),
+            "capture_curves": latent_plots.capture_curves(f"capture-curves-{layer}", rows, arms),
+            "histograms": latent_plots.histograms(f"histograms-{layer}", rows, arms),
+        },
+    )

@@ -1,16 +1,20 @@
-"""The plots that compare arms by what they know and rebuild: probing, sparsity, differences, learning curves.
+"""The plots that compare arms: probing, reconstruction against sparsity, planned differences, learning curves.
 
-Every function takes the report's rows of one layer and returns None when there is nothing to draw.
+Every function takes the rows of one layer and returns None when there is nothing to draw.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import matplotlib as mpl
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from pipeline.report.differences import ALPHA
+from pipeline.report.columns import Column, by_arm, mean
+from pipeline.report.differences import told
 from pipeline.report.drawing import (
     COLOURS,
     EMPHASISED,
@@ -27,16 +31,17 @@ from pipeline.report.drawing import (
     styles_of,
     svg,
 )
-from pipeline.report.metrics import Rows, by_arm, mean, pick
+from pipeline.report.metrics import FVU, L0
+from pipeline.report.results import Curve, Difference, Row
 
 CURVE_POINTS = 150
 
 
 @mpl.rc_context(STYLE)
-def probing_by_k(name: str, rows: Rows, arms: Sequence[str], k_values: Sequence[int]) -> Markup | None:
+def probing_by_k(name: str, rows: Sequence[Row], arms: Sequence[str], k_values: Sequence[int]) -> Markup | None:
     """Probing accuracy of each arm by the number of latents, over the model's own line."""
     ks = [*map(str, k_values), "all"]
-    accuracy = [by_arm(rows, "sparse_probing", k) for k in ks]
+    accuracy = [by_arm(rows, Column(("sparse_probing", k))) for k in ks]
     drawn = [arm for arm in arms if all(arm in values for values in accuracy)]
     if not drawn:
         return None
@@ -46,9 +51,9 @@ def probing_by_k(name: str, rows: Rows, arms: Sequence[str], k_values: Sequence[
     figure, (above, below) = panels((310, 230))
     description = ["Line chart of probing accuracy by the number of latents, mean over seeds."]
     ends: list[End] = []
-    model = [by_arm(rows, "llm_probing", k) for k in ks]
-    if all(model):
-        line = [mean(next(iter(values.values()))) for values in model]
+    model = next((row.llm_probing for row in rows if row.llm_probing), None)
+    if model:
+        line = [model[k] for k in ks]
         above.plot(line, color=COLOURS["ink"], linewidth=1.4, linestyle=(0, (5, 3)), zorder=3)
         ends.append(("the model itself", line[-1], ArmStyle(COLOURS["ink"], "", True)))
         description.append(f"The model itself: {_from_to(ks, line)}.")
@@ -81,17 +86,17 @@ def probing_by_k(name: str, rows: Rows, arms: Sequence[str], k_values: Sequence[
 
 
 @mpl.rc_context(STYLE)
-def fvu_against_l0(name: str, rows: Rows, arms: Sequence[str]) -> Markup | None:
+def fvu_against_l0(name: str, rows: Sequence[Row], arms: Sequence[str]) -> Markup | None:
     """Reconstruction error against sparsity, one point per seed."""
-    drawn = [row for row in rows if pick(row, "fvu") is not None and pick(row, "l0") is not None]
+    drawn = [row for row in rows if row.fvu is not None and row.l0 is not None]
     if not drawn:
         return None
     figure, (axes,) = panels((300,))
     description = ["Scatter plot of FVU against L0, one point per seed."]
-    styles, handles = styles_of(arms), []
-    for arm in sorted({row["arm"] for row in drawn}, key=list(arms).index):
+    styles, handles = styles_of(arms), list[Line2D]()
+    for arm in sorted({row.arm for row in drawn}, key=list(arms).index):
         style = styles[arm]
-        l0, fvu = by_arm(drawn, "l0")[arm], by_arm(drawn, "fvu")[arm]
+        l0, fvu = by_arm(drawn, L0)[arm], by_arm(drawn, FVU)[arm]
         handles += axes.plot(l0, fvu, linestyle="none", zorder=4 if style.emphasised else 3, label=arm, **look(style, 8))
         description.append(f"{arm}: L0 {mean(l0):.1f}, FVU {mean(fvu):.3f}.")
     axes.set_xlabel("L0, latents active per token (fewer is sparser)")
@@ -102,38 +107,27 @@ def fvu_against_l0(name: str, rows: Rows, arms: Sequence[str]) -> Markup | None:
 
 
 @mpl.rc_context(STYLE)
-def forest(name: str, entries: Rows, headings: Mapping[str, str], arms: Sequence[str]) -> Markup | None:
+def forest(name: str, entries: Sequence[Difference], headings: Mapping[str, str], arms: Sequence[str]) -> Markup | None:
     """Planned differences with their intervals, a panel for each metric of `headings`; filled where one can be told."""
-    drawn = {metric: [entry for entry in entries if entry["metric"] == metric and entry["seeds"]] for metric in headings}
+    drawn = {metric: [entry for entry in entries if entry.metric == metric and entry.seeds] for metric in headings}
     drawn = {metric: found for metric, found in drawn.items() if found}
     if not drawn:
         return None
-    labels = [arm for arm in arms if any(entry["arm"] == arm for found in drawn.values() for entry in found)]
+    labels = [arm for arm in arms if any(entry.arm == arm for found in drawn.values() for entry in found)]
     height, rows = 22 * len(labels) + 16, -(-len(drawn) // 2)
     total, left, wide, gap = rows * (height + 76), 118, 290, 44
     figure = Figure(figsize=(WIDTH / 72, total / 72))
-    styles, description = (
-        styles_of(arms),
-        ["Dot plots of the planned differences, arm minus the arm it changes, with 95 % intervals."],
-    )
+    styles = styles_of(arms)
+    description = ["Dot plots of the planned differences, arm minus the arm it changes, with 95 % intervals."]
     for index, (metric, found) in enumerate(drawn.items()):
         bottom = total - (index // 2 + 1) * (height + 76) + 40
         box = ((left + index % 2 * (wide + gap)) / WIDTH, bottom / total, wide / WIDTH, height / total)
         axes = figure.add_axes(box)
         axes.axvline(0, color=COLOURS["ink"], linewidth=1, zorder=1)
         for entry in found:
-            y, style = labels.index(entry["arm"]), styles[entry["arm"]]
-            if entry["low"] is not None:
-                axes.hlines(y, entry["low"], entry["high"], color=style.colour, linewidth=1.6, zorder=2)
-            told = entry["p_holm"] is not None and entry["p_holm"] < ALPHA
-            face = style.colour if told else COLOURS["paper"]
-            axes.plot([entry["difference"]], [y], linestyle="none", zorder=3, **{
-                **look(style, 7), "markerfacecolor": face, "markeredgecolor": style.colour, "markeredgewidth": 1.4
-            })  # fmt: skip
-            span = "" if entry["low"] is None else f" ({entry['low']:+.3g} to {entry['high']:+.3g})"
-            description.append(
-                f"{headings[metric]}, {entry['arm']} minus {entry['reference']}: {entry['difference']:+.3g}{span}."
-            )
+            _draw_difference(axes, labels.index(entry.arm), entry, styles[entry.arm])
+            span = "" if entry.low is None else f" ({entry.low:+.3g} to {entry.high:+.3g})"
+            description.append(f"{headings[metric]}, {entry.arm} minus {entry.reference}: {entry.difference:+.3g}{span}.")
         axes.set_yticks(range(len(labels)), labels if index % 2 == 0 else [""] * len(labels))
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
@@ -143,19 +137,36 @@ def forest(name: str, entries: Rows, headings: Mapping[str, str], arms: Sequence
     return svg(figure, name, description)
 
 
+def _draw_difference(axes: Axes, y: int, entry: Difference, style: ArmStyle) -> None:
+    if entry.difference is None:
+        return
+    if entry.low is not None and entry.high is not None:
+        axes.hlines(y, entry.low, entry.high, color=style.colour, linewidth=1.6, zorder=2)
+    mark: dict[str, Any] = look(style, 7) | {
+        "markerfacecolor": style.colour if told(entry) else COLOURS["paper"],
+        "markeredgecolor": style.colour,
+        "markeredgewidth": 1.4,
+    }
+    axes.plot([entry.difference], [y], linestyle="none", zorder=3, **mark)
+
+
 @mpl.rc_context(STYLE)
-def learning_curves(name: str, curves: Rows, arms: Sequence[str]) -> Markup | None:
+def learning_curves(name: str, curves: Sequence[Curve], arms: Sequence[str]) -> Markup | None:
     """FVU and L0 during training, mean over seeds."""
-    present = {curve["arm"] for curve in curves}
+    present = {curve.arm for curve in curves}
     drawn = [arm for arm in arms if arm in present]
     styles = styles_of(arms)
     figure, (above, below) = panels((240, 240))
     description = ["Two line charts over training steps, mean over seeds."]
-    for axes, field, title in ((above, "fvu", "FVU (log scale)"), (below, "l0", "L0, latents active per token (log scale)")):
+    panes: tuple[tuple[Axes, Literal["fvu", "l0"], str], ...] = (
+        (above, "fvu", "FVU (log scale)"),
+        (below, "l0", "L0, latents active per token (log scale)"),
+    )
+    for axes, field, title in panes:
         ends: list[End] = []
         last_step = 0
         for arm in drawn:
-            steps, values = _mean_curve([curve for curve in curves if curve["arm"] == arm], field)
+            steps, values = _mean_curve([curve for curve in curves if curve.arm == arm], field)
             if not steps:
                 continue
             gap = max(1, len(steps) // 5)
@@ -167,7 +178,7 @@ def learning_curves(name: str, curves: Rows, arms: Sequence[str]) -> Markup | No
             return None
         axes.set_yscale("log")
         log_ticks(axes)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         axes.set_title(title)
         axes.grid(visible=False, axis="x")
         label_ends(axes, last_step, ends)
@@ -175,19 +186,23 @@ def learning_curves(name: str, curves: Rows, arms: Sequence[str]) -> Markup | No
     return svg(figure, name, description)
 
 
-def _mean_curve(curves: Rows, field: str) -> tuple[list[int], list[float]]:
+def _mean_curve(curves: Sequence[Curve], field: Literal["fvu", "l0"]) -> tuple[list[int], list[float]]:
     """Mean over seeds at each logged step, thinned to about CURVE_POINTS points of which the last is kept.
 
-    Zeros are left out, for which a log axis has no place: the L0 of an SAE while all its latents are dead.
+    Zeros, which a log axis cannot show, are left out: the L0 of an SAE while all its latents are dead.
     """
     values: dict[int, list[float]] = {}
     for curve in curves:
-        for step, value in zip(curve["step"], curve[field], strict=True):
+        for step, value in zip(curve.step, curve.fvu if field == "fvu" else curve.l0, strict=True):
             if value:
                 values.setdefault(step, []).append(value)
     steps = sorted(values)
     steps = steps[:: -max(1, len(steps) // CURVE_POINTS)][::-1]
     return steps, [mean(values[step]) for step in steps]
+
+
+def _thousands(value: float, _: int) -> str:
+    return f"{value:,.0f}"
 
 
 def _signed(value: float, _: int) -> str:

@@ -1,45 +1,22 @@
-"""What stands in the tables of the page: numbers written out, and the reason where there is none."""
+"""What stands in the tables of the page: numbers written out, or the reason why there is none."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pipeline.report.differences import PLANNED, compared_metrics
-from pipeline.report.metrics import (
-    CAPTURE,
-    CHANCE,
-    DEAD,
-    EFFORT,
-    F1,
-    FOUND,
-    FVU,
-    GEOMETRY,
-    INTERFERENCE,
-    L0,
-    ONE_TO_ONE,
-    RANDOM,
-    REBUILDS,
-    RECONSTRUCTED,
-    RECOVERED,
-    SILENT,
-    TRUTH,
-    UNION,
-    Metric,
-    Results,
-    Rows,
-    by_arm,
-    mean,
-    measured,
-    pick,
-    probe_sizes,
-    probing,
-)
+from pipeline.report.columns import HEADINGS, Group, Metric, Term, by_arm, mean
+from pipeline.report.glossary import GENERAL
+from pipeline.report.metrics import FVU, L0, UNION, columns, compared, measured
+from pipeline.report.results import Accuracies, Difference, Results, Row, Task
 from pipeline.report.text import p_value, signed, three
 
-Group = tuple[str, list[Metric]]
-"""Columns of a table under a common heading."""
+Columns = list[tuple[str, list[Metric]]]
+"""Metrics under common headings."""
+Texts = list[str | None]
+"""Cells of a line; None where there is no number."""
 
 
-class Cell(NamedTuple):
+@dataclass(frozen=True)
+class Cell:
     """What stands in a table: a number and its spread, or over `span` columns the reason why there is none."""
 
     text: str | None
@@ -47,154 +24,213 @@ class Cell(NamedTuple):
     span: int | None = None
 
 
-def groups(results: Results) -> list[Group]:
-    """The columns of the main table, those left out that no SAE of the study has."""
-    accuracies = probing(results)
-    found = [
-        ("Reconstruction", [FVU, L0, RECOVERED, DEAD]),
-        ("Sparse probing accuracy with k latents", accuracies),
-        ("True features", [FOUND, ONE_TO_ONE, F1, SILENT]),
-        ("Pairs", [INTERFERENCE]),
-        ("Pair capture (BPCR)", [UNION, CHANCE, RANDOM]),
-    ]
-    kept = [(name, measured(results["rows"], metrics)) for name, metrics in found]
-    return [(name, metrics) for name, metrics in kept if metrics] or [found[0]]
+@dataclass(frozen=True)
+class ArmLine:
+    """An arm's line in the main table, and why some of its seeds are missing."""
+
+    arm: str
+    cells: list[Cell]
+    note: str | None = None
 
 
-def arm_row(results: Results, arm: str, rows: Rows) -> dict[str, Any]:
-    """One arm's cells: mean over the seeds and half their range; or, for a whole arm or group, why there are none."""
-    failed = [row for row in rows if row["degenerate"] is not None]
-    columns_of = groups(results)
-    row: dict[str, Any] = {"arm": arm, "note": None, "cells": []}
-    if not rows or len(failed) == len(rows):
-        reasons = dict.fromkeys(entry["degenerate"] for entry in failed)
+@dataclass(frozen=True, kw_only=True)
+class DifferenceLine:
+    """A difference, written out."""
+
+    arm: str
+    reference: str
+    difference: str | None
+    interval: str | None
+    bootstrap: str | None
+    seeds: int
+    p: str | None
+    tasks: str | None
+    verdict: str | None
+
+
+@dataclass(frozen=True)
+class PlannedTable:
+    """The planned differences in one metric."""
+
+    metric: Metric
+    heading: str
+    rows: list[DifferenceLine]
+
+
+@dataclass(frozen=True)
+class ExploratoryLine:
+    """All differences of an arm to one reference."""
+
+    arm: str
+    cells: list[DifferenceLine]
+
+
+@dataclass(frozen=True)
+class ExploratoryTable:
+    """All differences to one reference."""
+
+    reference: str
+    columns: list[Metric]
+    rows: list[ExploratoryLine]
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """Accuracies on one probing task by number of latents: the model's own, and a line for each arm."""
+
+    task: Task
+    ks: list[str]
+    model: Texts
+    arms: list[tuple[str, Texts]]
+
+
+@dataclass(frozen=True)
+class SeedLine:
+    """One SAE by itself."""
+
+    row: Row
+    note: str | None
+    cells: Texts
+
+
+@dataclass(frozen=True)
+class SeedsTable:
+    """Every SAE by itself."""
+
+    columns: list[Metric]
+    rows: list[SeedLine]
+
+
+def main_columns(results: Results) -> Columns:
+    """The columns of the main table, without those that no SAE of the study has."""
+    metrics = [metric for metric in measured(results) if metric.group in HEADINGS] or [FVU, L0]
+    found = [(heading, [metric for metric in metrics if metric.group == group]) for group, heading in HEADINGS.items()]
+    return [(heading, group) for heading, group in found if group]
+
+
+def glossary(results: Results) -> list[Term]:
+    """The terms of the page: general ones, then those of the study's metrics by group."""
+    metrics = [metric for metric in columns(results) if isinstance(metric, Metric)]
+    metrics.sort(key=lambda metric: [*Group].index(metric.group))
+    return list(dict.fromkeys([*GENERAL, *(metric.term for metric in metrics)]))
+
+
+def arm_line(results: Results, arm: str, rows: Sequence[Row]) -> ArmLine:
+    """One arm's cells: mean over the seeds and half their range; for a whole arm or group, the reason why there are none."""
+    failed = [row for row in rows if row.degenerate is not None]
+    main = main_columns(results)
+    if len(failed) == len(rows):
+        reasons = dict.fromkeys(str(row.degenerate) for row in failed)
         text = f"degenerate: {'; '.join(reasons)}" if rows else "not evaluated yet"
-        return row | {"cells": [Cell(text, span=sum(len(columns) for _, columns in columns_of))]}
-    if failed:
-        row["note"] = "; ".join(f"without seed {entry['seed']}, degenerate: {entry['degenerate']}" for entry in failed)
-    for _, columns in columns_of:
-        values = [(column, by_arm(rows, *column.path).get(arm, [])) for column in columns]
-        reasons = by_arm(rows, "bpcr", "reason").get(arm, [])
-        if columns[0] == UNION and not values[0][1] and reasons:
-            row["cells"].append(Cell(f"not measured: {reasons[0]}", span=len(columns)))
-            continue
-        row["cells"] += [_cell(column, found) for column, found in values]
-    return row
+        return ArmLine(arm, [Cell(text, span=sum(len(metrics) for _, metrics in main))])
+    cells: list[Cell] = []
+    for _, metrics in main:
+        reasons = [row.bpcr.reason for row in rows if row.bpcr and row.bpcr.reason]
+        if UNION in metrics and not by_arm(rows, UNION) and reasons:
+            cells.append(Cell(f"not measured: {reasons[0]}", span=len(metrics)))
+        else:
+            cells += [_cell(metric, by_arm(rows, metric).get(arm, [])) for metric in metrics]
+    notes = [f"without seed {row.seed}, degenerate: {row.degenerate}" for row in failed]
+    return ArmLine(arm, cells, "; ".join(notes) or None)
 
 
-def _cell(column: Metric, values: Sequence[float]) -> Cell:
+def _cell(metric: Metric, values: Sequence[float]) -> Cell:
     if not values:
         return Cell(None)
-    spread = f"±{column.show((max(values) - min(values)) / 2)}" if len(values) > 1 else None
-    return Cell(column.show(mean(values)), spread)
+    spread = f"±{metric.show((max(values) - min(values)) / 2)}" if len(values) > 1 else None
+    return Cell(metric.show(mean(values)), spread)
 
 
-def model_row(results: Results, rows: Rows) -> list[str | None]:
-    """The language model's own probing accuracy, under the columns of `groups`."""
-    return _under(results, _first(rows, "llm_probing"))
+def model_line(results: Results, rows: Sequence[Row]) -> Texts:
+    """The language model's own probing accuracy, under the main table's columns."""
+    ours = _llm_probing(rows)
+    metrics = [metric for _, group in main_columns(results) for metric in group]
+    return [_three(ours, metric.path[-1]) if metric.group == Group.probing else None for metric in metrics]
 
 
-def reported_rows(results: Results, rows: Rows) -> list[tuple[str, list[str | None]]]:
+def reported_lines(results: Results, rows: Sequence[Row]) -> list[tuple[str, Texts]]:
     """The model's accuracies by number of latents, those that the method's log reports for it, and the differences."""
-    reported = results["reported_llm_probing"]
-    ours = _first(rows, "llm_probing")
+    reported, ours = results.reported_llm_probing, _llm_probing(rows)
     if not reported or not ours:
         return []
-    ks = probe_sizes(results)
-    known = {k: ours[k] - reported[k] for k in ks if k in ours and k in reported}
+    ks = results.probe_sizes
     return [
-        ("measured here", [three(ours[k]) if k in ours else None for k in ks]),
-        ("reported", [three(reported[k]) if k in reported else None for k in ks]),
-        ("difference", [signed(three(known[k])) if k in known else None for k in ks]),
+        ("measured here", [_three(ours, k) for k in ks]),
+        ("reported", [_three(reported, k) for k in ks]),
+        ("difference", [signed(three(ours[k] - reported[k])) if k in ours and k in reported else None for k in ks]),
     ]
 
 
-def _under(results: Results, accuracies: Mapping[str, float]) -> list[str | None]:
-    columns = [column for _, group in groups(results) for column in group]
-    values = [accuracies.get(column.path[1]) if column.path[0] == "sparse_probing" else None for column in columns]
-    return [None if value is None else three(value) for value in values]
+def _llm_probing(rows: Sequence[Row]) -> Accuracies:
+    return next((row.llm_probing for row in rows if row.llm_probing), Accuracies())
 
 
-def _first(rows: Rows, field: str) -> dict[str, float]:
-    return next((row[field] for row in rows if row[field]), {})
+def _three(accuracies: Accuracies, k: str) -> str | None:
+    return three(accuracies[k]) if k in accuracies else None
 
 
-def planned(results: Results, entries: Rows) -> list[dict[str, Any]]:
+def planned(results: Results, entries: Sequence[Difference]) -> list[PlannedTable]:
     """One table for each planned metric of the study: the differences of a layer with intervals and verdicts."""
-    metrics = {metric.name: metric for metric in compared_metrics(results)}
-    tables: list[dict[str, Any]] = []
-    for plan in PLANNED:
-        found = [entry for entry in entries if entry["planned"] and entry["metric"] == plan.metric]
-        if found:
-            metric = metrics[plan.metric]
-            lines = [_difference(entry, metric) for entry in found]
-            tables.append({"heading": plan.heading, "better": metric.better, "name": plan.metric, "rows": lines})
+    tables: list[PlannedTable] = []
+    for metric in compared(results):
+        found = [entry for entry in entries if entry.planned and entry.metric == metric.name]
+        if metric.planned and found:
+            tables.append(PlannedTable(metric, metric.planned.heading, [_line(entry, metric) for entry in found]))
     return tables
 
 
-def exploratory(results: Results, entries: Rows) -> list[dict[str, Any]]:
+def exploratory(results: Results, entries: Sequence[Difference]) -> list[ExploratoryTable]:
     """One table for each reference: all differences to it, with their intervals."""
-    metrics = compared_metrics(results)
-    tables: list[dict[str, Any]] = []
-    for reference in dict.fromkeys(entry["reference"] for entry in entries):
-        against = {(entry["arm"], entry["metric"]): entry for entry in entries if entry["reference"] == reference}
+    metrics = compared(results)
+    tables: list[ExploratoryTable] = []
+    for reference in dict.fromkeys(entry.reference for entry in entries):
+        against = {(entry.arm, entry.metric): entry for entry in entries if entry.reference == reference}
         rows = [
-            {"arm": arm, "cells": [_difference(against[arm, metric.name], metric) for metric in metrics]}
+            ExploratoryLine(arm, [_line(against[arm, metric.name], metric) for metric in metrics])
             for arm in dict.fromkeys(arm for arm, _ in against)
         ]
-        tables.append({"reference": reference, "columns": metrics, "rows": rows})
+        tables.append(ExploratoryTable(reference, metrics, rows))
     return tables
 
 
-def _difference(entry: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
-    def change(value: float | None) -> str | None:
-        return None if value is None else signed(metric.show(value))
-
-    interval = None if entry["low"] is None else f"{change(entry['low'])} to {change(entry['high'])}"
-    resampled = None
-    if entry["bootstrap_low"] is not None:
-        resampled = f"{change(entry['bootstrap_low'])} to {change(entry['bootstrap_high'])}"
-    tasks = None if entry["tasks"] is None else f"{entry['tasks_higher']} of {entry['tasks']}"
-    return {
-        "arm": entry["arm"],
-        "reference": entry["reference"],
-        "difference": change(entry["difference"]),
-        "interval": interval,
-        "bootstrap": resampled,
-        "seeds": entry["seeds"],
-        "p": None if entry["p_holm"] is None else p_value(entry["p_holm"]),
-        "tasks": tasks,
-        "verdict": entry["verdict"],
-    }
+def _line(entry: Difference, metric: Metric) -> DifferenceLine:
+    return DifferenceLine(
+        arm=entry.arm,
+        reference=entry.reference,
+        difference=metric.difference(entry.difference),
+        interval=interval(metric, entry.low, entry.high),
+        bootstrap=interval(metric, entry.bootstrap_low, entry.bootstrap_high),
+        seeds=entry.seeds,
+        p=None if entry.p_holm is None else p_value(entry.p_holm),
+        tasks=None if entry.tasks is None else f"{entry.tasks_higher} of {entry.tasks}",
+        verdict=entry.verdict,
+    )
 
 
-def task(results: Results, task: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
+def interval(metric: Metric, low: float | None, high: float | None) -> str | None:
+    """An interval of a difference; None without one."""
+    return None if low is None else f"{metric.difference(low)} to {metric.difference(high)}"
+
+
+def task(results: Results, task: Task, rows: Sequence[Row]) -> TaskTable:
     """Accuracy of every arm on one probing task, mean over seeds."""
-    name, ks = task["name"], probe_sizes(results)
+    ks = results.probe_sizes
 
-    def accuracies(kind: str, arm: str | None) -> list[str | None]:
-        some = [row for row in rows if arm is None or row["arm"] == arm]
-        found = [[pick(row, kind, name, k) for row in some] for k in ks]
-        known = [[value for value in values if value is not None] for values in found]
-        return [three(mean(values)) if values else None for values in known]
+    def means(of_rows: Sequence[dict[str, Accuracies] | None]) -> Texts:
+        found = [[by_task[task.name][k] for by_task in of_rows if by_task and k in by_task[task.name]] for k in ks]
+        return [three(mean(values)) if values else None for values in found]
 
-    arms = [(arm["arm"], accuracies("sparse_probing_by_task", arm["arm"])) for arm in results["arms"]]
-    return {"task": task, "ks": ks, "model": accuracies("llm_probing_by_task", None), "arms": arms}
+    arms = [(arm.arm, means([row.sparse_probing_by_task for row in rows if row.arm == arm.arm])) for arm in results.arms]
+    return TaskTable(task, ks, means([row.llm_probing_by_task for row in rows]), arms)
 
 
-def per_seed(results: Results) -> dict[str, Any]:
-    """Every row by itself, with the metrics that the main table leaves out."""
-    columns = [column for _, group in groups(results) for column in group]
-    columns += measured(results["rows"], [*REBUILDS, *RECONSTRUCTED, *TRUTH, *GEOMETRY, *CAPTURE, *EFFORT])
-    columns = list(dict.fromkeys(columns))
-    rows = [
-        {
-            "arm": row["arm"],
-            "seed": row["seed"],
-            "layer": row["layer"],
-            "note": row["degenerate"] or pick(row, "bpcr", "reason"),
-            "cells": [None if (value := pick(row, *column.path)) is None else column.show(value) for column in columns],
-        }
-        for row in results["rows"]
-    ]
-    return {"columns": columns, "rows": rows}
+def per_seed(results: Results) -> SeedsTable:
+    """Every SAE by itself, with the metrics that the main table leaves out."""
+    metrics = [metric for _, group in main_columns(results) for metric in group]
+    metrics += [metric for metric in measured(results) if metric.group not in HEADINGS]
+    rows: list[SeedLine] = []
+    for row in results.rows:
+        values = [(metric, metric.of(row)) for metric in metrics]
+        cells = [None if value is None else metric.show(value) for metric, value in values]
+        rows.append(SeedLine(row, row.degenerate or (row.bpcr.reason if row.bpcr else None), cells))
+    return SeedsTable(metrics, rows)

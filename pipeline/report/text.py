@@ -1,7 +1,8 @@
 """How the report writes numbers, times and names."""
 
 from datetime import UTC, datetime
-from typing import Any
+
+from pydantic import JsonValue
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -27,12 +28,12 @@ def four(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share as per cent."""
+    """A share in per cent."""
     return f"{100 * value:.1f}%"
 
 
 def significant(value: float) -> str:
-    """Three significant digits, for what has no scale of its own."""
+    """Three significant digits, for numbers of any scale."""
     return f"{value:.3g}"
 
 
@@ -42,7 +43,7 @@ def count(value: float) -> str:
 
 
 def signed(text: str) -> str:
-    """A number as another function here wrote it, with the sign that differences carry; none on what is written as 0."""
+    """A written number with its sign; without one where it is written as 0."""
     digits = text.lstrip("-")
     if not digits.strip("0.,%"):
         return digits
@@ -61,13 +62,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
-def scalar(value: Any) -> str:
-    """A free fact: integers with separators, other numbers to four digits, lists with commas."""
+def scalar(value: JsonValue) -> str:
+    """Any setting or fact: integers with separators, other numbers to four digits, lists with commas."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     if isinstance(value, int):
         return count(value)
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return ", ".join(map(scalar, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 

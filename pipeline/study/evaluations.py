@@ -30,7 +30,7 @@ class Evaluation:
     """One evaluation of an SAE."""
 
     name: str
-    """Its key in the table, and in a row of the results."""
+    """Its key in the table."""
     file: str
     """Its file inside the evaluation's artefact."""
     needs: frozenset[Need] = frozenset()
@@ -38,7 +38,7 @@ class Evaluation:
     compute: Function
     """Takes an SAE's `Bench` (pipeline/evaluate/bench.py), returns the content of the file: JSON without NaN."""
     show: Function
-    """Takes the content of the file, returns what a row of the results holds."""
+    """Takes the content of the file, returns the fields that it adds to a row of the results (pipeline/report/rows.py)."""
 
 
 EVALUATIONS: dict[str, Evaluation] = {

@@ -23,7 +23,7 @@ from pipeline.models.model_section import SyntheticModel
 from pipeline.models.synthetic import FEATURES, NO_PARENT, GroundTruth, make_synthetic_model
 from pipeline.report.collect import collect
 from pipeline.report.page import write_report
-from pipeline.report.terminal import TRUTH_COLUMNS, results_table
+from pipeline.report.terminal import results_table
 from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import write_sae
 from pipeline.store.format import Layout
@@ -292,12 +292,12 @@ def test_the_study_is_whole_without_probes(finished: tuple[Plan, Workspace], tmp
     assert status.table().row_count == 2 + 2 * 3
     assert "40 known features" in describe(plan)
     results = collect(plan, workspace)
-    assert [row["arm"] for row in results["rows"]] == ["baseline", "full", "unweighted"]
-    for row, sae in zip(results["rows"], plan.saes, strict=True):
-        assert row["degenerate"] is None
-        assert 0 < row["fvu"] < 1
-        assert 0 <= row["bpcr"]["union"] <= 1
-        assert row["sparse_probing"] is row["llm_probing"] is None
+    assert [row.arm for row in results.rows] == ["baseline", "full", "unweighted"]
+    for row, sae in zip(results.rows, plan.saes, strict=True):
+        assert row.degenerate is None
+        assert 0 < row.at(("fvu",)) < 1
+        assert 0 <= row.at(("bpcr", "union")) <= 1
+        assert row.sparse_probing is row.llm_probing is None
         assert not (workspace.folder(sae.evaluation) / EVALUATIONS["sparse_probing"].file).exists()
         cfg = json.loads((workspace.folder(sae.artefact) / "cfg.json").read_text())
         assert cfg["metadata"]["model_name"] == "synthetic"
@@ -307,23 +307,23 @@ def test_the_study_is_whole_without_probes(finished: tuple[Plan, Workspace], tmp
     assert "nothing here says anything about a language model" in page
     assert "Sparse probing accuracy with k latents" not in page
     assert "the model itself</th>" not in page
-    assert [column.header for column in results_table(results).columns] == ["arm", "FVU", "L0", *TRUTH_COLUMNS]
+    titles = ["arm", "FVU", "L0", "found", "F1", "silent", "alone", "captured"]
+    assert [column.header for column in results_table(results).columns] == titles
 
 
 def test_recovery_is_measured_on_the_held_out_rows_and_the_features_behind_them(finished: tuple[Plan, Workspace]) -> None:
     plan, workspace = finished
     truth, store = open_synthetic_model(plan, workspace), ActivationStore(workspace.folder(plan.store))
     true_BT, x_BD = drawn(truth, store.layout, 2)
-    for sae, row in zip(plan.saes, collect(plan, workspace)["rows"], strict=True):
+    for sae, row in zip(plan.saes, collect(plan, workspace).rows, strict=True):
         recovery = Recovery(trained := open_sae(sae.artefact, workspace), truth)
         # In chunks, as the store is read: a matrix product of another shape may round another way.
         for rows_BD, rows_BT in zip(x_BD.split(512), true_BT.split(512), strict=True):
             recovery.update(trained.encode(rows_BD), rows_BT)
         expected = recovery.compute(plan.experiment.evaluate)
-        assert row["ground_truth"]["rows"] == expected["rows"] == 904
-        assert row["ground_truth"]["features"] == expected["features"]
-        assert row["ground_truth"]["pairs"] == expected["pairs"]
-        assert row["ground_truth"]["absorption"] == expected["absorption"]
+        assert expected["rows"] == 904
+        assert row.ground_truth
+        assert row.ground_truth.model_dump() == expected
         assert 0 < expected["features"]["all"]["max_cosine"] < 1
 
 
@@ -339,7 +339,7 @@ def test_a_dead_sae_is_degenerate_without_probes_too(finished: tuple[Plan, Works
     own.publish(dead.artefact, facts=manifest.facts)
     assert evaluate(plan, own).degenerate == {"baseline seed 0 layer 0": "no latent fires on any held-out row"}
     results = collect(plan, own)
-    assert results["rows"][0]["degenerate"] == "no latent fires on any held-out row"
+    assert results.rows[0].degenerate == "no latent fires on any held-out row"
     assert "degenerate: no latent fires" in Path(write_report(results, tmp_path)).read_text()
     assert results_table(results).row_count == 3
 

@@ -1,0 +1,139 @@
+"""What an entry of the table of metrics says, and how a row's values are read by it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from enum import StrEnum
+from typing import Any, Literal
+
+from pipeline.report.results import Row
+from pipeline.report.text import signed
+
+
+class Group(StrEnum):
+    """Metrics that stand together. Differences stand in this order."""
+
+    probing = "probing"
+    reconstruction = "reconstruction"
+    latents = "latents"
+    fidelity = "fidelity"
+    truth = "truth"
+    geometry = "geometry"
+    pairs = "pairs"
+    capture = "capture"
+    planted = "planted"
+    rates = "rates"
+    effort = "effort"
+
+
+HEADINGS: dict[Group, str] = {
+    Group.reconstruction: "Reconstruction",
+    Group.latents: "Latents",
+    Group.probing: "Sparse probing accuracy with k latents",
+    Group.truth: "True features",
+    Group.pairs: "Pairs",
+    Group.capture: "Pair capture (BPCR)",
+}
+"""The groups of the main table, in its order. Metrics of the other groups stand in the table of all SAEs only."""
+
+
+class Caveat(StrEnum):
+    """What must be alike in two arms before a difference makes one of them better."""
+
+    equal_l0 = "equal L0"
+    """More active latents improve the metric by themselves."""
+    same_latents = "same latents"
+    """The metric is taken on the baseline's pairs, which are meaningless once an index stands for another latent."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """An entry of the glossary."""
+
+    anchor: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A metric that the study was made to compare arms by."""
+
+    heading: str
+    worth: float | None = None
+    """A difference that would matter; the seeds it needs are given beside those for the one observed."""
+    not_for: tuple[str, ...] = ()
+    """Arms left out of this comparison."""
+
+
+@dataclass(frozen=True)
+class Brief:
+    """A column of the terminal's table."""
+
+    title: str
+    digits: int = 3
+    spread: bool = True
+    """Whether half the range over seeds is shown."""
+    of: tuple[str, ...] | None = None
+    """Path of the number that this one is a share of, shown behind it."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of results.csv: a value at a path in a row of results.json."""
+
+    path: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its heading in results.csv, and a metric's name in differences and comparisons."""
+        return "_".join(self.path)
+
+    def of(self, row: Row) -> Any:
+        """Its value in a row."""
+        return row.at(self.path)
+
+
+@dataclass(frozen=True)
+class Metric(Column):
+    """A column that the page shows as well."""
+
+    heading: str
+    term: Term
+    show: Callable[[float], str]
+    """How a value is written."""
+    group: Group
+    _: KW_ONLY
+    better: Literal["higher", "lower"] | None = None
+    compared: bool = True
+    """Whether differences between arms are taken."""
+    planned: Planned | None = None
+    """Without it, differences are exploratory."""
+    caveat: Caveat | None = None
+    brief: Brief | None = None
+
+    def of(self, row: Row) -> float | None:
+        """Its value in a row."""
+        return row.at(self.path)
+
+    def difference(self, value: float | None) -> str | None:
+        """A difference as the page writes it, with its sign."""
+        return None if value is None else signed(self.show(value))
+
+
+Family = Callable[[Sequence[str], Sequence[str]], Iterable[Column]]
+"""From the sizes of probes and the names of tasks to one column for each."""
+
+
+def by_arm(rows: Iterable[Row], column: Column) -> dict[str, list[float]]:
+    """The numbers of every arm in a column, in the order of the rows; arms without any are left out."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        value = column.of(row)
+        if value is not None:
+            values.setdefault(row.arm, []).append(value)
+    return values
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)

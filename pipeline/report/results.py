@@ -1,0 +1,348 @@
+"""The results of a study as frozen typed data: results.json is a dump of `Results`, which also reads it back.
+
+Numbers that only the table of metrics names (`metrics.METRICS`) are extra fields, so that a new one needs no field here.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from pipeline.study.recipe import TrainConfig
+
+Number = int | float
+"""Kept as the file has it: pydantic turns no int into a float here."""
+
+
+class Frozen(BaseModel):
+    """Data that nothing changes after it was collected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Numbers(Frozen, extra="allow"):
+    """Numbers by name; None where one is not defined."""
+
+    __pydantic_extra__: dict[str, Number | None]  # pyright: ignore[reportIncompatibleVariableOverride] - so pydantic types them
+
+
+class Measured(Numbers):
+    """Numbers by name, and why some of them are None."""
+
+    reason: str | None = None
+
+
+class Histogram(Frozen):
+    """`counts` [m] between `edges` [m + 1]."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class Density(Histogram):
+    """Latents by log10 of the share of rows on which they fire; `dead` of them never do."""
+
+    dead: int
+
+
+class CapturePoint(Frozen):
+    """Pair capture (union) at one place of a curve, beside both nulls."""
+
+    union: float | None
+    chance: float | None
+    random_tied: float | None
+
+
+class MaskPoint(CapturePoint):
+    """A point of the curve over the size of the mask."""
+
+    topk: float
+
+
+class PairsPoint(CapturePoint):
+    """A point of the curve over the number of pairs, `q` per live latent."""
+
+    q: float
+
+
+class Capture(Measured):
+    """Pair capture rates, and the curves around the K and q of the study."""
+
+    by_topk: tuple[MaskPoint, ...]
+    by_pairs: tuple[PairsPoint, ...]
+
+
+class Interference(Frozen):
+    """Interference on an SAE's own pairs and on those of its baseline (`fixed`)."""
+
+    own: Numbers | None
+    fixed: Numbers | None
+    reason: str | None
+
+
+class PlantedPairs(Frozen):
+    """Capture of planted pairs by kind, and the share of all pairs of live latents that the mask holds."""
+
+    correlated: Measured
+    parent_child: Measured
+    all: Measured
+    chance: float | None
+
+
+class Recovered(Frozen):
+    """What an SAE recovered of a synthetic model's features."""
+
+    rows: int
+    features: dict[str, Measured]
+    absorption: Measured
+    pairs: PlantedPairs
+    false_capture: Measured
+
+
+class Context(Frozen):
+    """A place in held-out text where a latent fires."""
+
+    strength: float
+    sequence: int
+    position: int
+    before: str
+    token: str
+    after: str
+
+
+class Example(Frozen):
+    """A latent and the texts on which it fires most, strongest first."""
+
+    latent: int
+    why: Literal["most captured", "least captured", "density"]
+    density: float
+    captured: int
+    pairs: int
+    contexts: tuple[Context, ...]
+
+
+class Examples(Frozen):
+    """The latents of one SAE that are shown, and why some or all are missing."""
+
+    latents: tuple[Example, ...]
+    reason: str | None
+
+
+class ExamplesOf(Examples):
+    """The same with the name of the SAE."""
+
+    arm: str
+    seed: int
+    layer: int
+
+
+Accuracies = dict[str, float]
+"""Probing accuracy by the number of latents that a probe reads, and `all`."""
+
+
+class Row(Frozen, extra="allow"):
+    """One evaluated SAE. A field is None where the SAE is degenerate or the study does not measure it."""
+
+    __pydantic_extra__: dict[str, JsonValue]  # pyright: ignore[reportIncompatibleVariableOverride] - so pydantic types them
+
+    arm: str
+    seed: int
+    layer: int
+    steps: int | None = None
+    """This and the next three are None for an SAE that was not trained here."""
+    tokens: int | None = None
+    resets: int | None = None
+    seconds: float | None = None
+    sae: str
+    """Key of its artefact."""
+    degenerate: str | None
+    """Why there is nothing to measure."""
+    fvu: float | None = None
+    cosine: float | None = None
+    l0: float | None = None
+    dead_fraction: float | None = None
+    max_decoder_cosine: float | None = None
+    density: Density | None = None
+    decoder_cosine: Histogram | None = None
+    loss: Measured | None = None
+    interference: Interference | None = None
+    sparse_probing: Accuracies | None = None
+    llm_probing: Accuracies | None = None
+    """The same probes on the model's own activations."""
+    sparse_probing_by_task: dict[str, Accuracies] | None = None
+    llm_probing_by_task: dict[str, Accuracies] | None = None
+    bpcr: Capture | None = None
+    ground_truth: Recovered | None = None
+    examples: Examples | None = Field(default=None, exclude=True)
+    """Shown of a few SAEs only, under `Results.examples`."""
+
+    def at(self, path: tuple[str, ...]) -> Any:
+        """The value at a path of field names; None where a part of it is None or missing."""
+        value: Any = self
+        for key in path:
+            value = _part(value, key)
+        return value
+
+
+def _part(value: Any, key: str) -> Any:
+    fields: Mapping[str, Any] = value or {}
+    if isinstance(value, BaseModel):
+        fields = vars(value) | (value.model_extra or {})
+    return fields.get(key)
+
+
+class Curve(Frozen):
+    """The training log of one SAE; None where a step's number was not finite."""
+
+    arm: str
+    seed: int
+    layer: int
+    step: tuple[int, ...]
+    fvu: tuple[float | None, ...]
+    l0: tuple[float | None, ...]
+    dead_fraction: tuple[float | None, ...]
+
+
+class Difference(Frozen):
+    """One arm minus another in one metric, over the seeds that both have. The fields are the columns of differences.csv."""
+
+    layer: int
+    metric: str
+    arm: str
+    reference: str
+    planned: bool
+    better: Literal["higher", "lower"] | None
+    seeds: int
+    difference: float | None
+    sd: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    bootstrap_low: float | None
+    bootstrap_high: float | None
+    l0_ratio: float | None
+    """Mean L0 of the arm over that of the reference, for metrics that more active latents improve by themselves."""
+    same_direction: float | None
+    """For metrics on the baseline's pairs: mean cosine to the baseline's latents, of the less similar of the two arms."""
+    tasks: int | None
+    tasks_higher: int | None
+    p_holm: float | None = None
+    """This and the rest are None unless the difference was planned."""
+    family: int | None = None
+    """Number of differences that p_holm is corrected for."""
+    seeds_for_this: int | None = None
+    seeds_for_worth: int | None = None
+    verdict: str | None = None
+
+
+class Arm(Frozen):
+    """One line of the tables: an arm, or the name of SAEs that others trained."""
+
+    arm: str
+    run: int | None
+    question: str | None
+    """What the arm's difference to `base` tells; None for SAEs that others trained, which are in no difference."""
+    base: str | None
+
+
+class Task(Frozen):
+    """A probing task: texts of several classes."""
+
+    name: str
+    classes: tuple[str, ...]
+    train_size: int
+    test_size: int
+
+
+class Model(Frozen):
+    """What the rows come from."""
+
+    name: str
+    facts: dict[str, JsonValue]
+
+
+class StoreFacts(Frozen):
+    """The activation store that all SAEs were trained from."""
+
+    key: str
+    rows: int
+    bytes: int
+    layers: tuple[int, ...]
+    context: int
+    d_in: int
+    seconds: float
+    corpus: str
+
+
+class Training(TrainConfig):
+    """The recipe of `full`, and on how many rows every SAE was measured."""
+
+    heldout_rows: int
+
+
+class Cost(Frozen):
+    """Seconds and bytes that the artefacts shown took."""
+
+    model_seconds: float
+    extract_seconds: float
+    train_seconds: float
+    evaluate_seconds: float
+    store_bytes: int
+
+
+class MadeOf(Frozen):
+    """What a report follows from: when it changes, the report is written again."""
+
+    version: str
+    description: str
+    arms: dict[str, tuple[str, str]]
+    """Question and base of every arm."""
+    evaluations: dict[str, str]
+    """Hash of the manifest of every evaluation, by path."""
+
+
+class Results(Frozen):
+    """Everything that a report shows."""
+
+    experiment: str
+    description: str
+    generated: str
+    """ISO time."""
+    version: str
+    made_of: MadeOf
+    is_demo: bool
+    is_synthetic: bool
+    model: Model
+    reported_llm_probing: Accuracies | None
+    """The model's own probing accuracy as the method's log reports it."""
+    store: StoreFacts
+    tasks: tuple[Task, ...]
+    training: Training
+    arms: tuple[Arm, ...]
+    k_values: tuple[int, ...]
+    rows: tuple[Row, ...]
+    curves: tuple[Curve, ...]
+    missing: tuple[str, ...]
+    """SAEs of the study that are not evaluated yet."""
+    examples: tuple[ExamplesOf, ...]
+    cost: Cost
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def probe_sizes(self) -> list[str]:
+        """The numbers of latents that probes may read, as rows name them."""
+        return [*map(str, self.k_values), "all"]
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers of the evaluated SAEs, in ascending order."""
+        return sorted({row.layer for row in self.rows})
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the evaluated SAEs, in ascending order."""
+        return sorted({row.seed for row in self.rows})
+
+    def of_layer(self, layer: int) -> list[Row]:
+        """The SAEs of one layer."""
+        return [row for row in self.rows if row.layer == layer]

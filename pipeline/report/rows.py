@@ -1,0 +1,80 @@
+"""What an evaluation's file contributes to a row of the results: one function for each entry of `EVALUATIONS`.
+
+Each takes the parsed file (docs/evaluation-files.md) and returns fields of `results.Row`; metrics are paths into them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+File = Mapping[str, Any]
+"""A parsed JSON file of an evaluation."""
+Fields = dict[str, Any]
+"""Fields of a row, before pydantic validates them."""
+
+RATES = ("row", "column", "union", "mutual", "chance", "lift", "kappa", "strength_weighted", "live", "pairs", "reason")
+
+
+def reconstruction(file: File) -> Fields:
+    """Every number and histogram, beside the SAE's name."""
+    return {name: value for name, value in file.items() if name not in ("rows", "explained_variance")}
+
+
+def ground_truth(file: File) -> Fields:
+    """The file as it is."""
+    return {"ground_truth": file}
+
+
+def capture(file: File) -> Fields:
+    """The rates with both nulls, at the K and q of the study and along both curves."""
+    null: File = file["null"]
+    permuted: File = file["permuted"] or {}
+
+    def curve(name: str, along: str) -> list[Fields]:
+        of_null = {point[along]: point["union"] for point in null[name]}
+        return [
+            {along: point[along], "union": point["union"], "chance": point["chance"], "random_tied": of_null[point[along]]}
+            for point in file[name]
+        ]
+
+    rates = {name: file[name] for name in RATES} | {"random_tied": null["union"]}
+    rates |= {"permuted": permuted.get("mean"), "permuted_std": permuted.get("std")}
+    rates |= {f"phi_{name}": file["phi"][name] for name in ("union", "chance", "lift")}
+    rates |= {"phi_random_tied": null["phi"]["union"]}
+    return {"bpcr": rates | {"by_topk": curve("by_topk", "topk"), "by_pairs": curve("by_pairs", "q")}}
+
+
+def interference(file: File) -> Fields:
+    """The file as it is."""
+    return {"interference": file}
+
+
+def loss(file: File) -> Fields:
+    """The losses in nats per token, and the share recovered against both ablations."""
+    kept = {name: file[name] for name in ("clean", "sae", "zero", "mean", "reason")}
+    return {"loss": kept | {f"recovered_{null}": file["recovered"][null] for null in ("zero", "mean")}}
+
+
+def examples(file: File) -> Fields:
+    """The file as it is."""
+    return {"examples": file}
+
+
+def sparse_probing(file: File) -> Fields:
+    """Accuracies by number of latents out of sae-bench's output: of the SAE and of the model itself, overall and by task."""
+    details = {detail["dataset_name"].removesuffix("_results"): detail for detail in file["eval_result_details"]}
+    return {
+        "sparse_probing": _by_k(file["eval_result_metrics"]["sae"], "sae"),
+        "llm_probing": _by_k(file["eval_result_metrics"]["llm"], "llm"),
+        "sparse_probing_by_task": {name: _by_k(detail, "sae") for name, detail in details.items()},
+        "llm_probing_by_task": {name: _by_k(detail, "llm") for name, detail in details.items()},
+    }
+
+
+def _by_k(metrics: Mapping[str, Any], who: str) -> dict[str, float]:
+    """`sae_top_5_test_accuracy` becomes `5`, `sae_test_accuracy` becomes `all`; what was not measured is left out."""
+    accuracies: dict[str, float] = {}
+    for name, value in metrics.items():
+        if name.startswith(f"{who}_") and value is not None:
+            k = name.removeprefix(f"{who}_").removesuffix("test_accuracy").removeprefix("top_").rstrip("_")
+            accuracies[k or "all"] = value
+    return accuracies
