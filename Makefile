@@ -1,5 +1,7 @@
-# make demo   install into .venv and run the demonstration study (about eight minutes the first time)
-# make test   install what the tests need and run them
+# make demo       install into .venv and run the demonstration study (about eight minutes the first time)
+# make test       lint, types and tests: what decides whether a change lands
+# make test-all   the same with the slow tests
+# make docs       build the documentation into site/
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.12 python3.11 python,$(if $(shell $(p) -c \
 	'import sys; print(1 if (3, 11) <= sys.version_info[:2] <= (3, 12) else "")' 2>/dev/null),$(p))))
@@ -12,24 +14,28 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(C
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
+# Otherwise pyright asks the network for a newer version of itself.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs clean
 
 demo: $(VENV)/installed
 	@$(BIN)/python flows.py demo
 
-test: $(VENV)/installed-test
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check --quiet .
+test: lint
 	@$(BIN)/python -m pytest
 
-test-all: $(VENV)/installed-test lint
+test-all: lint
 	@$(BIN)/python -m pytest -m ""
 
 lint: $(VENV)/installed-test
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/pyright
+
+docs: $(VENV)/installed-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 $(BIN)/python:
 	@$(if $(PYTHON),,echo "Python 3.11 or 3.12 was not found; name one with: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 2)
@@ -46,5 +52,10 @@ $(VENV)/installed-test: $(VENV)/installed
 	@$(PIP) --no-deps dictionary-learning  # only its trainer is compared with; its dependencies are language-model tools
 	@touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	@echo "installing what the documentation needs ..."
+	@$(PIP) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) workspace
+	rm -rf $(VENV) workspace site

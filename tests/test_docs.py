@@ -25,8 +25,8 @@ from pipeline.report.results import Results
 from pipeline.sae.formats import CONFIG
 from pipeline.store.codecs import CODECS
 from pipeline.study.arms import ARMS
+from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.origins import ORIGINS
-from pipeline.study.plan import RECONSTRUCTION
 from pipeline.study.status import Status
 from pipeline.texts.corpus import corpus_texts
 from pipeline.texts.files import READERS
@@ -47,12 +47,12 @@ def own(study: Study, tmp_path: Path) -> Workspace:
     return Workspace(shutil.copytree(study.workspace.root, tmp_path / "workspace"))
 
 
-def report(study: Study, workspace: Workspace) -> None:
+def write(study: Study, workspace: Workspace) -> None:
     write_report(collect(study.plan, workspace), workspace.report(study.experiment.name))
 
 
 def test_the_quickstart_runs(study: Study, own: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    report(study, own)
+    write(study, own)
     names: dict[str, Any] = {}
     for block in blocks("quickstart.md", "python"):
         code = block.replace('"demo"', repr(study.experiment.argument)).replace('"workspace"', repr(str(own.root)))
@@ -113,7 +113,10 @@ def test_a_source_of_saes_is_added(
     assert evaluate(plan, own).made == [theirs]
     assert Status(plan, own).next_command().startswith("next: dasae report ")
     ours = plan.saes[1]
-    measured = [json.loads(own.verified(sae.evaluation, RECONSTRUCTION).read_text())["fvu"] for sae in (ours, theirs)]
+    measured = [
+        json.loads(own.verified(sae.evaluation, EVALUATIONS["reconstruction"].file).read_text())["fvu"]
+        for sae in (ours, theirs)
+    ]
     assert measured[0] == measured[1]
     # Weights of its own, a key of its own.
     config = tmp_path / "layer2" / "theirs" / CONFIG
@@ -130,7 +133,7 @@ def test_a_metric_is_added(extended: None, study: Study, own: Workspace) -> None
     for artefact in [sae.evaluation for sae in study.plan.saes if sae.arm != "magnitude"]:
         shutil.rmtree(own.folder(artefact))
     evaluate(study.plan, own)
-    report(study, own)
+    write(study, own)
     results = read_results(study.experiment, own)
     baseline, full, older = results["dense_fraction"]
     assert 0 <= baseline <= 1

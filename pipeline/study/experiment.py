@@ -85,7 +85,7 @@ class Experiment(Section):
     def __copy__(self) -> Self:
         """What `model_copy` starts from. A copy with other fields must not keep the recipes of this one."""
         copied = super().__copy__()
-        copied.__dict__.pop("recipes", None)
+        vars(copied).pop("recipes", None)
         return copied
 
     @model_validator(mode="after")
