@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from pipeline.sae.export import to_saelens
 from small_store import filled, numbered
 from small_study import SMALL, Study
 
@@ -22,11 +21,15 @@ from pipeline.report.collect import collect
 from pipeline.report.final_info import final_info
 from pipeline.report.page import write_report
 from pipeline.report.results import Results
+from pipeline.sae.activations import ACTIVATIONS
+from pipeline.sae.finished import export_sae, open_sae
 from pipeline.sae.formats import CONFIG
 from pipeline.store.codecs import CODECS
 from pipeline.study.arms import ARMS
 from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.origins import ORIGINS
+from pipeline.study.penalties import PENALTIES
+from pipeline.study.plan import TRAINING_LOG
 from pipeline.study.status import Status
 from pipeline.texts.corpus import corpus_texts
 from pipeline.texts.files import READERS
@@ -71,7 +74,7 @@ def test_the_quickstart_runs(study: Study, own: Workspace, capsys: pytest.Captur
 @pytest.fixture
 def tables() -> Iterator[None]:
     """The tables that docs/extending.md adds to, afterwards as they were."""
-    dicts: list[dict[str, Any]] = [ARMS, ORIGINS, METRICS, READERS, CODECS]
+    dicts: list[dict[str, Any]] = [ARMS, ACTIVATIONS, PENALTIES, ORIGINS, EVALUATIONS, METRICS, READERS, CODECS]
     before, shown = [dict(table) for table in dicts], list(metrics.METRICS)
     yield
     for table, entries in zip(dicts, before, strict=True):
@@ -89,7 +92,7 @@ def extended(tables: None) -> None:
 
 
 def test_an_arm_is_added(extended: None, small_toml: Path) -> None:
-    (declared,) = blocks("extending.md", "toml")
+    declared, _ = blocks("extending.md", "toml")
     text = SMALL.replace('"full", "magnitude"]', '"full", "sparser", "sparser-late", "few-pairs"]')
     small_toml.write_text(text + declared)
     recipes = {sae.arm: sae.recipe for sae in make_plan(Experiment.load(str(small_toml))).to_train}
@@ -98,12 +101,42 @@ def test_an_arm_is_added(extended: None, small_toml: Path) -> None:
     assert (recipes["sparser-late"].resets.first, recipes["few-pairs"].contrast.topk) == (2000, 0.01)
 
 
+def test_an_activation_and_a_penalty_are_added(extended: None, own: Workspace, small_toml: Path, tmp_path: Path) -> None:
+    _, declared = blocks("extending.md", "toml")
+    small_toml.write_text(SMALL.replace('"full", "magnitude"]', '"full", "crowding", "absolute"]') + declared)
+    plan = make_plan(Experiment.load(str(small_toml)))
+    crowding, absolute = (next(sae for sae in plan.saes if sae.arm == arm) for arm in ("crowding", "absolute"))
+    assert train(plan, own).made == [crowding, absolute]
+    log = (own.folder(crowding.artefact) / TRAINING_LOG).read_text()
+    terms = [json.loads(line)["crowding"] for line in log.splitlines()]
+    assert all(term > 0 for term in terms)
+    sae, x_BD = open_sae(absolute.artefact, own), torch.randn(3, 64)
+    f_BF = sae.encode(x_BD)
+    torch.testing.assert_close(f_BF, ((x_BD - sae.b_dec_D) @ sae.W_enc_DF + sae.b_enc_F).abs())
+    with pytest.raises(BadInputError, match="SAELens does not know the architecture absolute"):
+        export_sae(own.folder(absolute.artefact), tmp_path / "exported")
+    assert evaluate(plan, own).made == [crowding, absolute]
+    assert [row.arm for row in collect(plan, own).rows] == ["baseline", "full", "crowding", "absolute"]
+
+
+def test_an_evaluation_is_added(extended: None, study: Study, own: Workspace) -> None:
+    full = next(sae for sae in study.plan.saes if sae.arm == "full")
+    shutil.rmtree(own.folder(full.evaluation))
+    assert evaluate(study.plan, own).made == [full]
+    write(study, own)
+    ranks = read_results(study.experiment, own)["rank_effective"]
+    expected = torch.linalg.svdvals(open_sae(full.artefact, own).W_dec_FD)
+    assert ranks[1] == pytest.approx(float(expected.sum() ** 2 / expected.square().sum()), rel=1e-5)
+    assert list(ranks.isna()) == [True, False, True]
+    assert '<div id="rank"><dt>Rank</dt>' in own.report("small").read("index.html").decode()
+
+
 def test_a_source_of_saes_is_added(
     extended: None, study: Study, own: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "layer2").mkdir()
-    to_saelens(own.folder(study.plan.saes[1].artefact), tmp_path / "layer2" / "theirs")
+    export_sae(own.folder(study.plan.saes[1].artefact), tmp_path / "layer2" / "theirs")
     plan = make_plan(study.experiment)
     assert plan.to_train == study.plan.to_train
     (theirs,) = plan.from_outside

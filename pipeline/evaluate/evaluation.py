@@ -168,9 +168,10 @@ def write_evaluations(on: Bench, folder: Path) -> None:
 
     Raises DegenerateSAEError, with the files before it written.
     """
-    for evaluation in EVALUATIONS.values():
-        if evaluation.needs <= on.layer.has:
-            _write(folder / evaluation.file, function(evaluation.compute)(on))
+    entries = [evaluation for evaluation in EVALUATIONS.values() if evaluation.needs <= on.layer.has]
+    functions = [function(evaluation.compute) for evaluation in entries]  # before any work: a name may be wrong
+    for evaluation, compute in zip(entries, functions, strict=True):
+        _write(folder / evaluation.file, compute(on))
     # Probing finds out where there is something to probe.
     if Need.probes not in on.layer.has and not on.once(measure_reconstruction).l0:
         raise DegenerateSAEError("no latent fires on any held-out row")

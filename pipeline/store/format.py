@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,10 @@ class Bits:
     name: str
     fill: int
     """All ones, which is a NaN in both dtypes: a row that was never written reads as NaN."""
+
+    def patterns(self, rows_RD: torch.Tensor) -> Integers:
+        """The bit patterns of contiguous rows on the CPU, in the same memory."""
+        return cast("Integers", rows_RD.view(self.view).numpy())
 
 
 BITS: dict[Dtype, Bits] = {

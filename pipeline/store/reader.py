@@ -117,8 +117,7 @@ class ActivationStore:
         bits = fmt.BITS[self.layout.dtype]
         if out is None:
             out = torch.empty(stop - start, self.layout.d_in, dtype=bits.torch_dtype)
-        patterns: fmt.Integers = out.view(bits.view).numpy()
-        self._read_rows(fmt.layer_array(layer), start, stop, patterns)
+        self._read_rows(fmt.layer_array(layer), start, stop, bits.patterns(out))
         return out
 
     def read_field(self, name: fmt.RowField, start: int, stop: int) -> fmt.Integers:

@@ -105,8 +105,7 @@ class ShardWriter:
             if rows_RD.dtype != bits.torch_dtype or rows_RD.shape != (written, layout.d_in) or written > stop - start:
                 raise TypeError(f"layer {layer}: got {rows_RD.dtype} {tuple(rows_RD.shape)}, the store holds {layout.dtype}")
             norms[layer] = _norms(rows_RD, layer, rows.fields.sequence)
-            patterns: fmt.Integers = rows_RD.contiguous().view(bits.view).numpy()
-            checks |= self._put(fmt.layer_array(layer), start, patterns)
+            checks |= self._put(fmt.layer_array(layer), start, bits.patterns(rows_RD.contiguous()))
         for name, dtype in fmt.ROW_FIELDS.items():
             checks |= self._put(name, start, getattr(rows.fields, name).astype(dtype, casting="same_kind"))
         commit = Commit(shard=shard, rows=written, files=checks, norms=norms)
@@ -123,9 +122,10 @@ class ShardWriter:
         """Encode the rows of one array and write their file; returns its name and checksum."""
         cast("zarr.Array[Any]", self.group[name])[start : start + len(values)] = values
         (made,) = [file for file in self.files if not file.endswith(fmt.ROOT)]
-        content: npt.NDArray[Any] = self.files.pop(made).as_numpy_array()
+        content = cast("fmt.Integers", self.files.pop(made).as_numpy_array())
         self.storage.write(made, content.data)
-        return {made: FileCheck(bytes=content.nbytes, crc32c=google_crc32c.value(content))}
+        checksum = cast("int", google_crc32c.value(content))  # google_crc32c has no types
+        return {made: FileCheck(bytes=content.nbytes, crc32c=checksum)}
 
 
 def _norms(rows_RD: torch.Tensor, layer: int, sequence_R: fmt.Integers) -> LayerNorms:

@@ -38,57 +38,25 @@ class Evaluation:
     compute: Function
     """Takes an SAE's `Bench` (pipeline/evaluate/bench.py), returns the content of the file: JSON without NaN."""
     show: Function
-    """Takes the content of the file, returns the fields that it adds to a row of the results (pipeline/report/rows.py)."""
+    """Takes the content of the file, returns fields of a row of the results (pipeline/report/rows.py)."""
 
 
 EVALUATIONS: dict[str, Evaluation] = {
-    evaluation.name: evaluation
-    for evaluation in (
-        Evaluation(
-            name="reconstruction",
-            file="reconstruction.json",
-            compute="pipeline.evaluate.reconstruction:compute",
-            show="pipeline.report.rows:reconstruction",
-        ),
-        Evaluation(
-            name="ground_truth",
-            file="ground_truth.json",
-            needs=frozenset({Need.truth}),
-            compute="pipeline.evaluate.recovery:compute",
-            show="pipeline.report.rows:ground_truth",
-        ),
-        Evaluation(
-            name="capture",
-            file="capture.json",
-            compute="pipeline.evaluate.capture:compute",
-            show="pipeline.report.rows:capture",
-        ),
-        Evaluation(
-            name="interference",
-            file="interference.json",
-            compute="pipeline.evaluate.interference:compute",
-            show="pipeline.report.rows:interference",
-        ),
-        # The next two do not need a model: without one their files say why they are empty.
-        Evaluation(
-            name="loss",
-            file="loss.json",
-            compute="pipeline.evaluate.loss:compute",
-            show="pipeline.report.rows:loss",
-        ),
-        Evaluation(
-            name="examples",
-            file="examples.json",
-            compute="pipeline.evaluate.examples:compute",
-            show="pipeline.report.rows:examples",
-        ),
-        Evaluation(
-            name="sparse_probing",
-            file="sparse_probing.json",
-            needs=frozenset({Need.probes}),
-            compute="pipeline.evaluate.sparse_probing:compute",
-            show="pipeline.report.rows:sparse_probing",
-        ),
+    name: Evaluation(
+        name=name,
+        file=f"{name}.json",
+        needs=frozenset(needs),
+        compute=f"pipeline.evaluate.{module}:compute",
+        show=f"pipeline.report.rows:{name}",
+    )
+    for name, module, needs in (
+        ("reconstruction", "reconstruction", ()),
+        ("ground_truth", "recovery", (Need.truth,)),
+        ("capture", "capture", ()),
+        ("interference", "interference", ()),
+        ("loss", "loss", ()),  # these two do not need a model: without one their files say why they are empty
+        ("examples", "examples", ()),
+        ("sparse_probing", "sparse_probing", (Need.probes,)),
     )
 }
 """By name, in the order in which they are computed."""
