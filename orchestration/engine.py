@@ -83,10 +83,10 @@ def stop_on_request(name: str | None) -> Generator[None]:
     if name is None:
         yield
         return
-    from distributed import Event, get_client
+    import distributed
 
     requested, finished = threading.Event(), threading.Event()
-    remote = Event(name, client=get_client())
+    remote = distributed.Event(name, client=distributed.get_client())
 
     def look() -> None:
         while not finished.wait(SECONDS_BETWEEN_LOOKS):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.report.page import write_report
 from pipeline.report.results import Results
 from pipeline.sae.activations import ACTIVATIONS
 from pipeline.sae.finished import export_sae, open_sae
-from pipeline.sae.formats import CONFIG
+from pipeline.sae.formats import read_sae, write_sae
 from pipeline.store.codecs import CODECS
 from pipeline.study.arms import ARMS
 from pipeline.study.evaluations import EVALUATIONS
@@ -151,9 +152,14 @@ def test_a_source_of_saes_is_added(
         for sae in (ours, theirs)
     ]
     assert measured[0] == measured[1]
+    results = collect(plan, own)
+    assert [row.arm for row in results.rows] == ["baseline", "full", "magnitude", "theirs"]
+    assert not any("theirs" in (difference.arm, difference.reference) for difference in results.differences)
+    write_report(results, own.report("small"))
     # Weights of its own, a key of its own.
-    config = tmp_path / "layer2" / "theirs" / CONFIG
-    config.write_text(config.read_text().replace('"d_in": 64', '"d_in": 32'))
+    folder = tmp_path / "layer2" / "theirs"
+    sae = read_sae(folder)
+    write_sae(replace(sae, W_enc_DF=sae.W_enc_DF[:32], W_dec_FD=sae.W_dec_FD[:, :32], b_dec_D=sae.b_dec_D[:32]), folder, {})
     (changed,) = make_plan(study.experiment).from_outside
     assert changed.artefact.key != theirs.artefact.key
     assert train(make_plan(study.experiment), own).failed == {

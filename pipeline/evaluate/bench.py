@@ -23,7 +23,7 @@ from pipeline.store.documents import Documents
 from pipeline.store.reader import ActivationStore
 from pipeline.study.evaluations import Need
 from pipeline.study.plan import Plan
-from pipeline.study.planned import PlannedSAE
+from pipeline.study.planned import PlannedSAE, TrainedSAE
 from pipeline.study.sections import EvaluateConfig
 from pipeline.study.study_model import open_synthetic_model, study_model
 
@@ -126,7 +126,8 @@ class Bench(Shared):
         """The SAE of the arm `baseline` with the same seed and layer."""
         artefact, workspace = self.planned.baseline, self.layer.workspace
         if artefact is None:
-            return Missing("the study has no arm `baseline`")
+            from_here = isinstance(self.planned, TrainedSAE)
+            return Missing("the study has no arm `baseline`" if from_here else "its latents are not those of `baseline`")
         try:
             if workspace.manifest(artefact) is None:
                 return Missing("the arm `baseline` of this seed is not trained")

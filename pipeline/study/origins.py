@@ -4,7 +4,6 @@ The first source is training by an arm. SAEs of any other source are evaluated a
 in no paired difference.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +13,7 @@ from typing import Any
 
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
-from pipeline.errors import BadInputError
+from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.study.arms import NAME
 from pipeline.study.experiment import Experiment
 from pipeline.study.planned import PlannedSAE, TrainedSAE
@@ -137,13 +136,13 @@ class Brought:
 def bring(saes: Iterable[PlannedSAE], experiment: Experiment, workspace: Workspace) -> Brought:
     """Put SAEs that others trained into the workspace, unless they are there."""
     brought = Brought()
-    for sae in saes:
+    for sae in [sae for sae in saes if workspace.manifest(sae.artefact) is None]:
         with workspace.lock(sae.artefact) as folder:
             if workspace.manifest(sae.artefact):
-                continue
+                continue  # another process was faster
             try:
                 _publish(sae, folder, experiment, workspace)
-            except BadInputError as error:
+            except (BadInputError, CorruptArtefactError) as error:
                 shutil.rmtree(folder)
                 brought.failed[str(sae)] = str(error)
             else:
@@ -152,7 +151,7 @@ def bring(saes: Iterable[PlannedSAE], experiment: Experiment, workspace: Workspa
 
 
 def _publish(sae: PlannedSAE, folder: Path, experiment: Experiment, workspace: Workspace) -> None:
-    from pipeline.sae.formats import CONFIG, WEIGHTS  # loads torch
+    from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae  # loads torch
 
     write = ORIGINS[sae.origin].write
     assert write is not None
@@ -160,7 +159,10 @@ def _publish(sae: PlannedSAE, folder: Path, experiment: Experiment, workspace: W
     shutil.rmtree(folder)  # what an interrupted attempt left
     folder.mkdir()
     write(sae, folder)
-    d_in = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["d_in"]
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise BadInputError(f"its source {sae.origin!r} has no {name}; add it or remove the SAE")
+    d_in = read_sae(folder).d_in
     if d_in != experiment.model.d_in:
         raise BadInputError(f"it reads rows of {d_in} numbers, the model's rows have {experiment.model.d_in}; remove it")
     facts = {"origin": sae.origin, "seconds": round(time.monotonic() - started, 1)}

@@ -58,7 +58,12 @@ def test_the_hash_of_a_large_file_is_remembered_until_the_file_changes(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(identity, "LARGE", 5)
     hashed: list[Path] = []
-    monkeypatch.setattr(identity, "sha256_file", lambda path: hashed.append(path) or sha256(path.read_bytes()))
+
+    def noted(path: Path) -> str:
+        hashed.append(path)
+        return sha256(path.read_bytes())
+
+    monkeypatch.setattr(identity, "sha256_file", noted)
     small, large = tmp_path / "small", tmp_path / "large"
     small.write_text("1234")
     large.write_text("12345")

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import Flow
 from prefect.client.schemas.objects import State
+from small_study import Study
 
 import flows
 from orchestration import artifacts, parameters
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("temporary_server")
 
 
 @pytest.fixture
-def finished(study, tmp_path: Path) -> str:
+def finished(study: Study, tmp_path: Path) -> str:
     """A copy of the small study's workspace, to be changed at will."""
     return str(shutil.copytree(study.workspace.root, tmp_path / "finished"))
 
@@ -31,12 +33,12 @@ def manifests(workspace: str) -> dict[str, int]:
     return {str(path.parent.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
 
 
-def rows(workspace: str) -> dict[str, dict]:
+def rows(workspace: str) -> dict[str, dict[str, Any]]:
     results = json.loads((Path(workspace) / "reports" / "small" / "results.json").read_text())
     return {row["arm"]: row for row in results["rows"]}
 
 
-def run(flow, toml: Path, workspace: str, **options) -> State:
+def run(flow: Flow[..., Any], toml: Path, workspace: str, **options: Any) -> State[Any]:
     return flow(str(toml), workspace, **options, return_state=True)
 
 
@@ -57,7 +59,7 @@ def test_ablation_goes_from_nothing_to_the_report(small_toml: Path, tmp_path: Pa
     assert set(rows(workspace)) == {"baseline", "full", "magnitude"}
 
 
-def test_each_stage_makes_what_it_misses(study, small_toml: Path, finished: str):
+def test_each_stage_makes_what_it_misses(study: Study, small_toml: Path, finished: str):
     everything = set(manifests(finished))
     dataset = next(iter(study.plan.probes.values()))
     for path in (dataset.path, "saes", "evaluations"):
@@ -69,14 +71,14 @@ def test_each_stage_makes_what_it_misses(study, small_toml: Path, finished: str)
 
 
 @pytest.mark.parametrize("flow", [flows.extract, flows.train, flows.evaluate, flows.ablation], ids=lambda flow: flow.name)
-def test_a_flow_without_anything_to_do_is_cached(flow, small_toml: Path, finished: str):
+def test_a_flow_without_anything_to_do_is_cached(flow: Flow[..., Any], small_toml: Path, finished: str):
     before = manifests(finished)
     state = run(flow, small_toml, finished)
     assert (state.name, state.is_completed()) == ("Cached", True)
     assert manifests(finished) == before
 
 
-def test_a_deleted_sae_and_its_evaluation_are_made_again_and_nothing_else(study, small_toml: Path, finished: str):
+def test_a_deleted_sae_and_its_evaluation_are_made_again_and_nothing_else(study: Study, small_toml: Path, finished: str):
     before = manifests(finished)
     full = next(sae for sae in study.plan.saes if sae.arm == "full")
     shutil.rmtree(Path(finished) / full.artefact.path)
@@ -86,7 +88,7 @@ def test_a_deleted_sae_and_its_evaluation_are_made_again_and_nothing_else(study,
     assert {path for path in after if after[path] != before[path]} == set(made)
 
 
-def test_only_the_chosen_arms_are_trained_and_evaluated(study, small_toml: Path, finished: str):
+def test_only_the_chosen_arms_are_trained_and_evaluated(study: Study, small_toml: Path, finished: str):
     for kind in ("saes", "evaluations"):
         shutil.rmtree(Path(finished) / kind)
     chosen = next(sae for sae in study.plan.saes if sae.arm == "magnitude")
@@ -176,7 +178,7 @@ def test_nothing_new_means_that_the_report_is_not_written_again(small_toml: Path
     assert "that asks something else" in page.read_text()
 
 
-def test_a_run_that_finds_everything_done_loads_no_torch(study, finished: str, tmp_path: Path):
+def test_a_run_that_finds_everything_done_loads_no_torch(study: Study, finished: str, tmp_path: Path):
     toml = study.workspace.root.parent / "small.toml"
     flows.ablation(str(toml), finished)
     code = f"""
@@ -195,7 +197,9 @@ assert not {{"torch", "matplotlib", "scipy", "transformers"}} & set(sys.modules)
     ("flow", "kinds"),
     [(flows.extract, {"models", "stores", "probes"}), (flows.train, {"saes"}), (flows.evaluate, {"evaluations"})],
 )
-def test_force_makes_one_stage_again_and_touches_no_other(flow, kinds: set[str], small_toml: Path, finished: str):
+def test_force_makes_one_stage_again_and_touches_no_other(
+    flow: Flow[..., Any], kinds: set[str], small_toml: Path, finished: str
+):
     before = manifests(finished)
     assert run(flow, small_toml, finished, force=True).name == "Completed"
     after = manifests(finished)
@@ -203,7 +207,7 @@ def test_force_makes_one_stage_again_and_touches_no_other(flow, kinds: set[str],
     assert {path.split("/")[0] for path in after if after[path] != before[path]} == kinds
 
 
-def test_force_keeps_what_was_not_chosen(study, small_toml: Path, finished: str):
+def test_force_keeps_what_was_not_chosen(study: Study, small_toml: Path, finished: str):
     before = manifests(finished)
     chosen = next(sae for sae in study.plan.saes if sae.arm == "magnitude")
     assert flows.train(str(small_toml), finished, arms=["magnitude"], force=True) == [chosen.artefact.path]
@@ -218,7 +222,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return emitted
 
 
-def test_only_fresh_activations_are_announced(study, small_toml: Path, finished: str, events: list[dict[str, Any]]):
+def test_only_fresh_activations_are_announced(study: Study, small_toml: Path, finished: str, events: list[dict[str, Any]]):
     flows.extract(str(small_toml), finished)
     shutil.rmtree(Path(finished) / next(iter(study.plan.probes.values())).path)
     flows.extract(str(small_toml), finished)
@@ -266,7 +270,7 @@ def test_trouble_with_files_is_tried_again_and_nothing_else_is(
         assert len(tries) == expected, raised
 
 
-def test_damage_to_one_sae_costs_the_others_nothing(study, small_toml: Path, finished: str):
+def test_damage_to_one_sae_costs_the_others_nothing(study: Study, small_toml: Path, finished: str):
     shutil.rmtree(Path(finished) / "evaluations")
     full = next(sae for sae in study.plan.saes if sae.arm == "full")
     weights = Path(finished) / full.artefact.path / "sae_weights.safetensors"
@@ -310,13 +314,15 @@ def test_a_run_leaves_its_results_on_prefect_s_pages(small_toml: Path, finished:
     assert by_key["small-train-3-saes"]["data"] == 100.0
 
 
-def test_work_that_takes_long_to_begin_is_shown_too(study, small_toml: Path, finished: str, monkeypatch: pytest.MonkeyPatch):
+def test_work_that_takes_long_to_begin_is_shown_too(
+    study: Study, small_toml: Path, finished: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(artifacts, "SECONDS_BETWEEN_LINES", -1.0)
     shutil.rmtree(Path(finished) / "stores")  # packing reports no tokens until a sequence is full
     assert run(flows.extract, small_toml, finished).is_completed()
 
 
-def test_a_run_s_name_says_experiment_arms_and_key(study, small_toml: Path):
+def test_a_run_s_name_says_experiment_arms_and_key(study: Study, small_toml: Path):
     chosen = {"experiment": str(small_toml), "arms": ["full", "baseline"], "seeds": [0], "layer": 2}
     assert (
         parameters.name_of("train", chosen) == f"train small · full, baseline · seeds 0 · layer 2 · {study.plan.store.key}"

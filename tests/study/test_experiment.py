@@ -104,7 +104,7 @@ def with_own_arms(small_toml: Path, declared: str, arms: str) -> Path:
 def test_an_experiment_declares_arms_of_its_own(small_toml: Path) -> None:
     arms = '["full", "strong", "strong-no-resets"]'
     experiment = Experiment.load(str(with_own_arms(small_toml, OWN_ARMS, arms)))
-    full, strong, neither = (sae.recipe for sae in make_plan(experiment).saes)
+    full, strong, neither = (sae.recipe for sae in make_plan(experiment).to_train)
     assert full == experiment.train
     expected = full.model_dump()
     expected["contrast"]["coefficient"], expected["l1"] = 0.5, 0.05

@@ -198,7 +198,7 @@ def test_a_mistake_is_answered_in_one_line(
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
     # What it will take is announced before an extraction, and is no part of the answer.
-    monkeypatch.setattr("pipeline.extract.extraction.describe", lambda plan: "announced")
+    monkeypatch.setattr("pipeline.extract.extraction.describe", lambda *_: "announced")
     words = mistake.words.replace("FINISHED", str(study.workspace.root)).replace("BROKEN", str(broken))
     before = files_below(tmp_path), files_below(broken), files_below(Path(study.workspace.root))
     monkeypatch.setattr(sys, "argv", ["dasae", *words.split()])
