@@ -25,7 +25,7 @@ def heldout_sequences(store: ActivationStore, shards: list[int], tokens: int) ->
     """
     offsets = store.whole("row_offsets")
     start = int(np.searchsorted(offsets, store.row_range(shards[0])[0]))
-    enough = int(np.searchsorted(offsets, offsets[start] + tokens))
+    enough = int(np.searchsorted(offsets, int(offsets[start]) + tokens))
     complete = int(np.searchsorted(offsets, store.layout.rows, side="right")) - 1
     stop = min(enough, complete)
     tokens_SL = torch.from_numpy(store.whole("tokens")[start:stop]).long()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.artefacts.identity import canonical_json
 from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError, PipelineError
+from pipeline.runtime.linalg import vector_norm
 from pipeline.store import format as fmt
 from pipeline.store.format import ShardRows
 
@@ -63,9 +64,9 @@ def commit_name(shard: int) -> str:
 def activation_norms(rows_RD: torch.Tensor) -> torch.Tensor:
     """||x|| of every activation x, float64 [R], summed in float32."""
     # In parts, because a whole shard in float32 would take twice its memory.
-    norm_R = torch.cat([torch.linalg.vector_norm(part_RD.float(), dim=1) for part_RD in torch.split(rows_RD, 1024)]).double()
+    norm_R = torch.cat([vector_norm(part_RD.float(), dim=1) for part_RD in torch.split(rows_RD, 1024)]).double()
     overflown = (~norm_R.isfinite()).nonzero().squeeze(1)  # norms above 1.8e19, and rows that are not finite
-    norm_R[overflown] = torch.linalg.vector_norm(rows_RD[overflown].double(), dim=1)
+    norm_R[overflown] = vector_norm(rows_RD[overflown].double(), dim=1)
     return norm_R
 
 
