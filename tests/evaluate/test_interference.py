@@ -10,7 +10,7 @@ from pipeline.evaluate.interference import relative, same_direction
 from pipeline.evaluate.pairs import CrossTerms, SimilarPairs, pair_blocks
 from pipeline.sae.sae import SAE
 from pipeline.study.penalties import Contrast
-from pipeline.train.losses import contrastive
+from pipeline.train.contrast import contrastive
 
 
 def random_sae(seed: int, latents: int) -> SAE:
