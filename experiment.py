@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises BadInputError."""
-        raise BadInputError(f"{message}; say: python experiment.py --out_dir=run_3")
+        raise BadInputError(f"{message}; use: python experiment.py --out_dir=run_3")
 
 
 def run_arm(out_dir: Path) -> bool:
@@ -54,7 +54,7 @@ def run_arm(out_dir: Path) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 when every SAE is sound, 1 when one is not or a stage failed, 2 for bad input."""
+    """Run one arm. Returns 0 when every SAE is sound, 1 when one is not or a stage failed, 2 for bad input."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out_dir", type=Path, required=True, help="run_0 to run_10; final_info.json is written there")
     return run(lambda: int(run_arm(parser.parse_args(arguments).out_dir)))

@@ -1,8 +1,8 @@
 """The Prefect flows: extract, train, evaluate, and ablation, which is all three and the report.
 
 Each makes only what is missing: a run that finds everything done ends as Cached. `orchestration/` has the tasks, `pipeline/`
-the stages. `python flows.py demo` runs a study at once, without a server of its own. Prefect builds its forms from a flow's
-own signature and docstring; that is why `train` and `evaluate` repeat theirs.
+the stages. `python flows.py demo` runs a whole study at once and needs no running server. Prefect builds its forms from a
+flow's own signature and docstring; that is why `train` and `evaluate` repeat theirs.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def _study(
 
 
 def _anywhere(workspace: Workspace) -> Workspace:
-    """The same workspace with an absolute path: tasks and automations may run in another folder."""
+    """The same workspace with an absolute path, because tasks and automations may run in another folder."""
     return workspace if workspace.remote else Workspace(workspace.local.resolve())
 
 

@@ -1,7 +1,7 @@
-"""How the stages run under Prefect: tasks, engines, states. The flows are in `flows.py`."""
+"""Runs the stages under Prefect: tasks, engines, states. The flows are in `flows.py`."""
 
 import os
 
-# Prefect reads both when it is imported. One alone leaves some telemetry on.
+# Prefect reads both when it is imported. Either alone leaves some telemetry on.
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")

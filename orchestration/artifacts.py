@@ -1,4 +1,4 @@
-"""What a flow shows on Prefect's pages: progress, the table of results, the comparison, a link to the report.
+"""Shows a flow run's progress, table of results, comparison and link to the report on Prefect's pages.
 
 A failure here never ends a run: training takes hours, and a server may be away for a minute.
 """
@@ -78,7 +78,7 @@ class ProgressPage:
 
 
 def quietly(log: "Logger | LoggerAdapter[Any]", action: Callable[[], Any]) -> Any:
-    """Do something that a run can go on without. An error becomes a line in the log, and None is returned."""
+    """Call `action` and return its result; log an error and return None instead of raising it."""
     try:
         return action()
     except Exception as error:
@@ -87,7 +87,7 @@ def quietly(log: "Logger | LoggerAdapter[Any]", action: Callable[[], Any]) -> An
 
 
 def show_results(results: "Results") -> None:
-    """The table of the SAEs, and the planned comparisons as an image."""
+    """Show the table of the SAEs, and the planned comparisons as an image."""
     log = get_run_logger()
     experiment, description = results.experiment, results.description
     table = _table(results)
@@ -101,7 +101,7 @@ def show_results(results: "Results") -> None:
 
 
 def show_report(experiment: str, page: str) -> None:
-    """A link to the report, for browsers on the machine that made it or with the same disk."""
+    """Show a link to the report. It works in a browser on the machine that made the report, or one that shares its disk."""
     link = page if page.startswith(SCHEME) else Path(page).resolve().as_uri()
     description = f"The report of {experiment}, one self-contained page: `{page}`"
     key = slug(experiment, "report")
@@ -112,7 +112,7 @@ def show_report(experiment: str, page: str) -> None:
 
 
 def _table(results: "Results") -> list[dict[str, Any]]:
-    """A line per SAE: the metrics of the main table that every study has."""
+    """One row per SAE: FVU, L0, dead latents, probing scores and pair capture."""
     from pipeline.report.columns import Column
     from pipeline.report.metrics import DEAD, FVU, L0, UNION
 

@@ -1,4 +1,4 @@
-"""Where tasks run: one after the other in the flow's own process, or in parallel on Dask's workers."""
+"""Runs tasks: one after the other in the flow's own process, or in parallel on Dask's workers."""
 
 import threading
 from collections.abc import Generator, Sequence
@@ -45,7 +45,7 @@ class Dask:
         self.workers = max(1, len(runner.client.scheduler_info(n_workers=-1)["workers"]))
 
     def run(self, task: Task[..., Any], calls: Sequence[dict[str, Any]]) -> list[State[Any]]:
-        """As many calls at a time as there are workers. Another worker repeats the call of a lost one."""
+        """As many calls at a time as there are workers. If a worker is lost, another one repeats its call."""
         futures = [self.runner.submit(task, parameters | {"stop": self.stop}) for parameters in calls]
         for future in futures:
             future.wait()
@@ -79,7 +79,7 @@ def engine(config: RunConfig) -> Generator[Engine]:
 
 @contextmanager
 def stop_on_request(name: str | None) -> Generator[None]:
-    """On a Dask worker, stop when the flow sets the event of this name: SIGTERM only reaches the flow itself."""
+    """On a Dask worker, stop when the flow sets the event `name`: SIGTERM reaches only the flow. None: not on a worker."""
     if name is None:
         yield
         return

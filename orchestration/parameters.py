@@ -1,4 +1,4 @@
-"""The parameters of the flows, typed so that Prefect shows a form and refuses invalid values before a run exists."""
+"""Types the parameters of the flows, so that Prefect shows a form and refuses invalid values before a run exists."""
 
 import tomllib
 from contextlib import suppress
@@ -33,16 +33,16 @@ Arm = Annotated[str, Field(json_schema_extra={"enum": [*known_arms()]})]
 Seed = Annotated[int, Field(ge=0)]
 Layer = Annotated[int, Field(ge=0)]
 ALL: list[Any] = []
-"""Nothing chosen. Prefect's form shows an empty list as a plain field; None needs a switch first."""
+"""The empty list means all. Prefect's form shows an empty list at once, but None only behind a switch."""
 
 
 def run_name() -> str:
-    """Name of a flow run: its flow, experiment, arms, seeds and layer, and the key of the activation store."""
+    """Name of the current flow run: its flow, experiment, arms, seeds and layer, and the key of the activation store."""
     return name_of(str(flow_run.flow_name), flow_run.parameters)
 
 
 def name_of(flow: str, parameters: dict[str, Any]) -> str:
-    """The same from a flow's name and parameters."""
+    """Name of a run of `flow` with these parameters."""
     chosen: list[str] = []
     if arms := parameters.get("arms"):
         chosen.append(", ".join(arms) if len(arms) <= MOST_NAMED else f"{len(arms)} arms")

@@ -50,9 +50,9 @@ def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # 
 
 
 def stage_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """A task whose runs are named by the template `name`, and which is retried, with growing delays, after `may_pass`.
+    """Make a function a task: runs are named by the template `name`, and errors that `may_pass` are retried.
 
-    Results stay in memory: Prefect stores none, so nothing is pickled to disk.
+    Delays between retries grow. Results stay in memory: Prefect stores none, so nothing is pickled to disk.
     """
 
     def decorate(function: Callable[P, R]) -> Task[P, R]:

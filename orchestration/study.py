@@ -1,4 +1,4 @@
-"""A study as Prefect tasks: each stage is cut into pieces that can fail, be retried and run in parallel."""
+"""Runs a study as Prefect tasks: cuts each stage into pieces that can fail, be retried and run in parallel."""
 
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
@@ -26,7 +26,7 @@ ACTIVATIONS_READY = "activations.ready"
 """Event: an activation store was filled. `prefect.yaml` starts training on it."""
 
 Failures = dict[str, str]
-"""What failed, by name, and why."""
+"""The reason of each failure, by the name of what failed."""
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def write_page(plan: Plan, workspace: Workspace) -> None:
 
 @dataclass(kw_only=True)
 class Study:
-    """The part of a study that a flow run is about, its workspace, where its tasks run, and their results so far."""
+    """One flow run: the part of the study that it makes, its workspace, where its tasks run, and their results so far."""
 
     plan: Plan
     workspace: Workspace

@@ -1,7 +1,7 @@
-"""The direction-aware contrastive SAE study: extract once, train every arm, evaluate, compare.
+"""A bench for sparse autoencoders: extract activations once, train every arm of a study on them, evaluate, compare.
 
-This module exports what a notebook needs (docs/quickstart.md). To read the code, start at `pipeline.study.plan`, what a
-study consists of, or `pipeline.cli`, what a user can do with it.
+This module exports what a notebook needs (docs/quickstart.md). To read the code, start at `pipeline.study.plan`, which lists
+what a study consists of, or at `pipeline.cli`, which has the commands.
 """
 
 import os

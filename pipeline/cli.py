@@ -50,7 +50,7 @@ ForceOption = Annotated[
 StoreArgument = Annotated[str, typer.Argument(metavar="PATH", help="Folder or s3:// URL of a store.")]
 PROGRAM = "dasae"
 UsageError: Any = typer.BadParameter.__base__
-"""Raised by Typer for an invalid command line; it exports only this subclass."""
+"""Base of the errors that Typer raises for an invalid command line. Typer exports only the subclass BadParameter."""
 
 
 class Format(StrEnum):
@@ -144,7 +144,9 @@ def report(
     """Write the comparison of the arms, or of two experiments: a page, and the same as JSON and CSV."""
     plan, beside = plan_of(experiment), plan_of(other) if other else None
     if beside and beside.experiment.name == plan.experiment.name:
-        raise BadInputError(f"{experiment} and {other} are one experiment, or two files of one name: name another one")
+        raise BadInputError(
+            f"{experiment} and {other} are one experiment, or two files of the same name; choose another one"
+        )
     opened = open_workspace(workspace)
     if beside:
         _report_both(plan, beside, opened)
@@ -291,7 +293,7 @@ def _command_line() -> int:
         code = app(prog_name=PROGRAM, standalone_mode=False)
     except UsageError as error:
         message = " ".join(error.format_message().split()).replace("Value error, ", "")
-        if message:  # empty where the command is missing: then Typer has shown the help
+        if message:  # empty if no command was given: Typer has then shown the help
             command = error.ctx.command_path if error.ctx else PROGRAM
             complain(f"{message[0].lower()}{message[1:].rstrip('.')}; see {command} --help")
         return 2

@@ -1,4 +1,4 @@
-"""All errors that are raised on purpose. A message is one line: what is wrong, and what to do about it."""
+"""Defines all errors that are raised on purpose. A message is one line: what is wrong, and what to do about it."""
 
 
 class PipelineError(Exception):
@@ -36,6 +36,6 @@ class DegenerateSAEError(PipelineError):
 
 
 class InterruptedRunError(PipelineError):
-    """The process stopped on request, at a point from which the same command goes on."""
+    """The process stopped on request and saved its work. The same command resumes it."""
 
     exit_code = 143

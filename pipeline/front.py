@@ -1,4 +1,4 @@
-"""What the three commands share (`dasae`, `flows.py`, `experiment.py`): errors in one line, the workspace, the plan.
+"""Shared by the commands `dasae`, `flows.py` and `experiment.py`: opens the workspace, makes the plan, shows errors.
 
 Heavy imports stand inside the functions, so that `dasae --help` answers at once.
 """
@@ -40,7 +40,7 @@ def complain(message: str) -> None:
 
 
 def open_workspace(place: str | None = None) -> "Workspace":
-    """The workspace at a folder or `s3://` URL; without one, where DASAE_WORKSPACE says, or else in `workspace`."""
+    """The workspace at a folder or `s3://` URL; by default the one that DASAE_WORKSPACE names, or else `workspace`."""
     from pipeline.artefacts.workspace import Workspace
 
     return Workspace(os.environ.get(WORKSPACE_VARIABLE, DEFAULT_WORKSPACE) if place is None else place)

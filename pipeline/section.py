@@ -1,4 +1,4 @@
-"""The strict base class of all sections of an experiment, types of fields, and what of a section is hashed."""
+"""Defines the base class of all sections of an experiment, field types they share, and which fields are hashed."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -18,10 +18,10 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 
 @dataclass(frozen=True)
 class Before:
-    """Marks a field that was added later: `activation: Annotated[Activation, Before("relu")] = "relu"`.
+    """Marks a field that was added later: `activation: Annotated[str, Before("relu")] = "relu"`.
 
-    `value` is what the field would have been before it existed. At that value it is left out of the hashed inputs, so the
-    artefacts that exist keep their keys. It stays as it is when the default changes.
+    `value` says how the code behaved before the field existed. A field at that value is left out of the hashed inputs, so
+    existing artefacts keep their keys. When the default changes, `value` must not.
     """
 
     value: Any
@@ -55,7 +55,7 @@ def _plain(value: Any) -> Any:
 
 
 def needs_commit(repository: str, given: str | None) -> str:
-    """The message for a Hub repository that is declared without a commit."""
+    """The end of the message for a Hub repository that is declared without a commit."""
     return (
         f"needs `revision`, the 40 hexadecimal digits of a commit, not {given!r}; "
         f"https://huggingface.co/{repository}/commits/main lists them"

@@ -75,7 +75,7 @@ def test_a_missing_sae_is_trained_for_it(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: --out_dir; say: python experiment.py --out_dir=run_3"),
+        ([], "the following arguments are required: --out_dir; use: python experiment.py --out_dir=run_3"),
         (["--out_dir=run_11"], "--out_dir run_11: its name must be one of run_0, run_1"),
         (["--out_dir=run_03"], "its name must be one of"),
         (["--out_dir=."], "its name must be one of"),

@@ -1,1 +1,1 @@
-"""Where bytes live: storage, identity, manifests, the workspace."""
+"""Stores and identifies artefacts: storage, keys, manifests, the workspace."""

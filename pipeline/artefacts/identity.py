@@ -1,4 +1,4 @@
-"""Keys and fingerprints: hashes of the canonical JSON of values, and of the content of files."""
+"""Computes keys and fingerprints: hashes of the canonical JSON of values, and of the content of files."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ from pipeline.errors import PipelineError
 
 KEY_LENGTH = 12
 LARGE = 2**26
-"""Bytes of a file from which its hash is cached."""
+"""Bytes from which on a file's hash is cached."""
 SETTLED = 2.0
-"""Seconds after a change of a file, from which a second change is certain to get another time stamp."""
+"""Seconds that a file must be unchanged before its hash is cached: two quick changes can get the same time stamp."""
 
 
 def canonical_json(value: Any) -> str:
@@ -51,7 +51,7 @@ def fingerprint(files: Iterable[tuple[str, Path]]) -> str:
 
 
 def _known_sha256(path: Path) -> str:
-    """`sha256_file`, cached for large files: every command needs them, and hashing a corpus of 100 GB takes minutes.
+    """`sha256_file`, cached for large files: every command needs the hash, and hashing a corpus of 100 GB takes minutes.
 
     A cached hash is valid while the file's path, inode, size and times are the same. Among them is the time of the inode's
     last change, which no program can set.

@@ -1,4 +1,4 @@
-"""Artefacts, and their manifests: inputs, files with checksums, parents, facts, library versions."""
+"""Defines artefacts and their manifests: inputs, files with checksums, parents, facts, library versions."""
 
 import re
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Artefact:
 
     @property
     def name(self) -> str:
-        """Folder name: the label in characters that every file system allows, then the key."""
+        """Folder name: the label, reduced to characters that every file system allows, then the key."""
         safe = re.sub(r"[^a-z0-9._]+", "-", self.label.lower()).strip("-.")[:80]
         return f"{safe}-{self.key}"
 
@@ -52,7 +52,7 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """The record of a finished artefact: what it is, and from what, where and when it was made."""
+    """The record of a finished artefact: what it is, what it was made from, where and when."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""Storage: a local folder or a prefix of an object store, behind one small set of operations.
+"""Reads and writes files in a local folder or a prefix of an object store, by one small set of operations.
 
 Names are relative, with forward slashes. A write is atomic, and durable when it returns.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Buffers = list[npt.NDArray[np.uint8]]
-    """Memory to fill, in turn."""
+    """Memory to fill, one buffer after the other."""
 
 SCHEME = "s3://"
 # obstore's default is to retry for three minutes before it reports an error.
@@ -36,10 +36,10 @@ LASTING = {"NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesN
 
 
 class Storage(Protocol):
-    """The operations of either kind of storage."""
+    """The operations that LocalStorage and ObjectStorage share."""
 
     parallel_reads: int
-    """Reads in flight that give the best throughput."""
+    """Number of parallel reads that gives the best throughput."""
 
     def read(self, name: str) -> bytes:
         """All of a file. Raises FileNotFoundError."""
@@ -203,7 +203,7 @@ def explained(path: Path) -> Generator[None]:
     except OSError as error:
         lasting = isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError)
         raise (PipelineError if lasting else StorageError)(
-            f"{path} cannot be written: {error.strerror}; once that is put right, the same command goes on"
+            f"{path} cannot be written: {error.strerror}; solve that, then run the same command again"
         ) from error
 
 
@@ -319,9 +319,12 @@ class ObjectStorage:
 
 
 def _reason(message: str) -> str:
+    """The cause of an object store's error, in a few words."""
     if code := re.search(r"<Code>(\w+)</Code>", message):
         return code[1]
-    if "/latest/api/token" in message or "/latest/meta-data" in message:  # where a machine at Amazon finds them
+    if (
+        "/latest/api/token" in message or "/latest/meta-data" in message
+    ):  # the URLs where a machine in AWS asks for its credentials
         return NO_CREDENTIALS
     if "error sending request" in message:
         return "the object store cannot be reached"

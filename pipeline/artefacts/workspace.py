@@ -1,4 +1,4 @@
-"""The workspace: one folder for each artefact, named by a label and a hash of everything that determines its bytes.
+"""Keeps artefacts in a workspace: one folder each, named by a label and a hash of everything that determines its bytes.
 
 An artefact exists when its `manifest.json` does, which is written last and atomically. A folder without one is unfinished
 work that its stage may resume or overwrite. The workspace is a folder or a prefix of an object store. On an object store,
@@ -54,10 +54,10 @@ class Workspace:
         return self.place(f"reports/{experiment}")
 
     def manifest(self, artefact: Artefact) -> Manifest | None:
-        """The manifest of a finished artefact whose parents have not changed since; None when it is still to be made.
+        """The manifest of a finished artefact; None when it does not exist or is stale, because a parent has changed.
 
-        Raises CorruptArtefactError when the files are not as the manifest says, and BadInputError when it is the manifest of
-        another artefact.
+        Raises CorruptArtefactError when a file is missing or has another size than in the manifest, and BadInputError when
+        the manifest is another artefact's.
         """
         storage = self.storage(artefact)
         manifest = read_manifest(storage, _remedy(artefact, storage))
@@ -101,8 +101,8 @@ class Workspace:
     def verified(self, artefact: Artefact, name: str, manifest: Manifest | None = None) -> Path:
         """Path on this machine of one file of a finished artefact, after comparing its hash with the manifest's.
 
-        Pass the `manifest` where it was just read. Raises MissingArtefactError for a file that the artefact does not have,
-        and CorruptArtefactError for one that has changed.
+        Pass `manifest` if it was just read, to save reading it again. Raises MissingArtefactError for a file that the
+        artefact does not have, and CorruptArtefactError for one that has changed.
         """
         manifest = manifest or self.manifest(artefact)
         path = self.folder(artefact) / name
@@ -170,8 +170,8 @@ class Workspace:
         """Write the manifest, after which the artefact exists. Call it with the lock held and every file complete.
 
         `files` are the paths to record, relative to the folder; by default all files of the folder on this machine. On an
-        object store, files of that folder are copied there first. `parents` is what `fingerprints` returned before they were
-        read.
+        object store, files of that folder are copied there first. `parents` is what `fingerprints` returned before the
+        parents were read.
         """
         folder, storage = self.folder(artefact), self.storage(artefact)
         if files is None:
@@ -229,6 +229,6 @@ def _scratch(url: str) -> Path:
 
 
 def _remedy(artefact: Artefact, storage: Storage) -> str:
-    if artefact.kind in ("stores", "probes"):  # too large to be made again for one file
+    if artefact.kind in ("stores", "probes"):  # too large to be made again because of one file
         return "repair it with `dasae extract EXPERIMENT --deep`"
     return f"delete {storage} and run the same command again"

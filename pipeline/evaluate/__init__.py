@@ -1,1 +1,1 @@
-"""Stage 3: evaluate finished SAEs, by the table in `pipeline.study.evaluations`."""
+"""Stage 3: evaluates finished SAEs, by the table in `pipeline.study.evaluations`."""

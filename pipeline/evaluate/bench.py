@@ -1,4 +1,4 @@
-"""What evaluations can ask for: of the layer, shared by all its SAEs, and of the SAE on the bench. Each is made once."""
+"""Gives evaluations their inputs, each made once: of one SAE (`Bench`), and of a layer for all its SAEs (`LayerBench`)."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -32,13 +32,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Missing:
-    """Stands where a study lacks something that an evaluation can do without; its file says why."""
+    """Takes the place of what a study lacks and an evaluation can do without. `reason` goes into the evaluation's file."""
 
     reason: str
 
 
 class Shared:
-    """Results that several evaluations use."""
+    """Remembers results that several evaluations use."""
 
     def __init__(self) -> None:
         self._results: dict[Callable[..., Any], Any] = {}
@@ -71,7 +71,7 @@ class LayerBench(Shared):
 
     @cached_property
     def has(self) -> frozenset[Need]:
-        """What this study has of what only some have."""
+        """The needs of evaluations that this study meets."""
         source = Need.truth if isinstance(self.experiment.model, SyntheticModel) else Need.model
         return frozenset({source, Need.probes} if self.tasks.documents else {source})
 
@@ -102,13 +102,13 @@ class ProbeScores:
 
 
 class Bench(Shared):
-    """One SAE, on the bench of its layer."""
+    """One SAE, with all that an evaluation can read of it; `layer` has what the SAEs of the layer share."""
 
     def __init__(self, layer: LayerBench, planned: PlannedSAE, sae: SAE, scores: ProbeScores):
         super().__init__()
         self.layer, self.planned, self.sae, self.scores = layer, planned, sae, scores
         self.latents = Latents(sae, layer.rows)
-        """On held-out rows."""
+        """Its latents on held-out rows."""
 
     @property
     def config(self) -> EvaluateConfig:

@@ -1,4 +1,4 @@
-"""The bidirectional pair capture rate: of the pairs that fire together most, how many does the top-K mask select?
+"""Measures the bidirectional pair capture rate: of the pairs that fire together most, the share that the top-K mask selects.
 
 Defined in docs/method.md, "Pair capture". The rate says how well the mask aims at co-firing pairs. It is no score: it must
 fall when the penalty works.
@@ -19,7 +19,7 @@ from pipeline.sae.sae import SAE
 from pipeline.study.sections import EvaluateConfig
 
 NULL_SEED = 1_000_003
-"""Seed of the random SAE, far from the small numbers that seed training: it must not be how a trained SAE began."""
+"""Seed of the random SAE. Training has small seeds; one of those would give the directions that a trained SAE began with."""
 TOPK_CURVE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """K of the curve over masks."""
 PAIRS_CURVE = (0.25, 0.5, 1.0, 2.0, MOST_PAIRS)
@@ -87,7 +87,7 @@ class Capture:
         self.topk = TopK(W_dec_FD[cofiring.live_N], (*TOPK_CURVE, config.capture_topk))
 
     def compute(self) -> dict[str, Any]:
-        """What docs/evaluation-files.md lists for `capture.json`, without `null`."""
+        """The content of `capture.json` (docs/evaluation-files.md), without `null`."""
         config, by_strength = self.config, self.cofiring.by_strength
         result = {"live": self.n, **self._rates(by_strength), "strength_weighted": None}
         permuted = None
@@ -186,5 +186,5 @@ def measure_random_capture(on: Bench) -> Capture:
 
 
 def compute(on: Bench) -> dict[str, Any]:
-    """What docs/evaluation-files.md lists for `capture.json`."""
+    """The content of `capture.json` (docs/evaluation-files.md)."""
     return on.once(measure_capture).compute() | {"null": measure_random_capture(on).compute()}

@@ -1,4 +1,4 @@
-"""The evaluation stage: probes the model itself once per layer, then computes the table of evaluations for every SAE."""
+"""Runs the evaluation stage: probes the model itself once per layer, then computes every evaluation for every SAE."""
 
 import json
 import time
@@ -30,7 +30,7 @@ STOPPED = "stopped on request; evaluation goes on with the same command"
 
 @dataclass(kw_only=True)
 class Evaluated:
-    """What a run of the stage did."""
+    """The outcome of one run of the stage."""
 
     made: list[PlannedSAE] = field(default_factory=list[PlannedSAE])
     degenerate: dict[str, str] = field(default_factory=dict[str, str])
@@ -70,7 +70,7 @@ def unmeasured(plan: Plan, workspace: Workspace) -> list[PlannedSAE]:
 
 
 def _is_there(sae: PlannedSAE, workspace: Workspace) -> bool:
-    """Whether an SAE exists, even a damaged one, which fails alone when it is loaded."""
+    """True if an SAE exists. A damaged one counts: it fails when it is loaded, and the others go on."""
     try:
         return workspace.manifest(sae.artefact) is not None
     except CorruptArtefactError:
@@ -110,9 +110,9 @@ def probe_model(bench: LayerBench) -> dict[str, Accuracies]:
 def evaluate_together(
     bench: LayerBench, group: list[PlannedSAE], model_scores: Mapping[str, Accuracies], advance: Advance
 ) -> dict[str, str]:
-    """Evaluate SAEs that are probed side by side, holding the locks of all until the last is published.
+    """Evaluate SAEs that are probed side by side. Their locks are held until the last is published.
 
-    Returns those with damaged files, and how they are damaged.
+    Returns the SAEs with damaged files, each with the damage.
     """
     workspace = bench.workspace
     with ExitStack() as locks:
@@ -133,7 +133,7 @@ def evaluate_together(
         scores = bench.tasks.of_saes([sae for _, sae in saes])
         seconds_each = (time.monotonic() - started) / max(1, len(saes))
         if stop_requested().is_set():
-            raise InterruptedRunError(STOPPED)  # before everything else is computed in vain
+            raise InterruptedRunError(STOPPED)  # now: some scores may be missing, and the rest takes long
         for (planned, sae), scored in zip(saes, scores, strict=True):
             on = Bench(bench, planned, sae, ProbeScores(model=model_scores, sae=scored))
             _evaluate(on, parents, seconds_each)
@@ -164,15 +164,15 @@ def _evaluate(on: Bench, parents: Mapping[str, str], probing_seconds: float) -> 
 
 @torch.no_grad()
 def write_evaluations(on: Bench, folder: Path) -> None:
-    """Compute the table of evaluations in order, each into its file; those that need what the study lacks are left out.
+    """Compute the evaluations in the order of their table, each into its file, except those whose needs the study lacks.
 
-    Raises DegenerateSAEError, with the files before it written.
+    Raises DegenerateSAEError; the files of earlier evaluations are written by then.
     """
     entries = [evaluation for evaluation in EVALUATIONS.values() if evaluation.needs <= on.layer.has]
     functions = [function(evaluation.compute) for evaluation in entries]  # before any work: a name may be wrong
     for evaluation, compute in zip(entries, functions, strict=True):
         _write(folder / evaluation.file, compute(on))
-    # Probing finds out where there is something to probe.
+    # In a study with probe texts, probing has already refused such an SAE.
     if Need.probes not in on.layer.has and not on.once(measure_reconstruction).l0:
         raise DegenerateSAEError("no latent fires on any held-out row")
 

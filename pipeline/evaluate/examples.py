@@ -1,4 +1,4 @@
-"""A few latents of an SAE and the texts on which they fire most: to look at, not to measure."""
+"""Picks a few latents of an SAE and the texts on which they fire most: to look at, not to measure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ TOKENS_AROUND = 12
 
 @dataclass(frozen=True, kw_only=True)
 class LatentStatistics:
-    """What the choice of latents depends on."""
+    """The numbers by which the shown latents are chosen."""
 
     density_F: torch.Tensor
     """Share of held-out rows on which each latent fires."""
     pairs_F: torch.Tensor
-    """Of the pairs that fire together most, how many each latent is in."""
+    """Number of pairs in Q, those that fire together most, that each latent is in."""
     captured_F: torch.Tensor
-    """Of those, how many the top-K mask holds."""
+    """Number of those pairs that the top-K mask holds."""
 
 
 def choose(seen: LatentStatistics) -> dict[int, str]:
@@ -64,7 +64,7 @@ class HeldoutText:
         )
 
     def examples(self, latents: Iterable[torch.Tensor], seen: LatentStatistics) -> list[dict[str, Any]]:
-        """What docs/evaluation-files.md lists for `latents` in `examples.json`, from chunks [B, F] of all held-out rows."""
+        """The `latents` of `examples.json` (docs/evaluation-files.md), from chunks [B, F] of all held-out rows."""
         chosen = choose(seen)
         f_Rm = torch.cat([f_BF[:, list(chosen)] for f_BF in latents])
         return [
@@ -105,7 +105,7 @@ class HeldoutText:
 
 
 def compute(on: Bench) -> dict[str, Any]:
-    """What docs/evaluation-files.md lists for `examples.json`."""
+    """The content of `examples.json` (docs/evaluation-files.md)."""
     if Need.model not in on.layer.has:
         return {"latents": [], "reason": "a synthetic model reads no text"}
     seen = on.once(measure_reconstruction)

@@ -1,4 +1,4 @@
-"""The held-out rows of a layer, and one SAE's latents on them, encoded once."""
+"""Reads the held-out rows of a layer, and encodes one SAE's latents on them once for all evaluations."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ BYTES_PER_FIRING = 2 * 8 + 4
 
 @dataclass(frozen=True)
 class HeldoutRows:
-    """The held-out rows of a layer, chunk by chunk: float32 [B, D], unscaled. Every loop reads them anew."""
+    """The held-out rows of a layer, chunk by chunk: float32 [B, D], unscaled. Every loop reads the store again."""
 
     store: ActivationStore
     layer: int

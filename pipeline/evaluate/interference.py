@@ -1,4 +1,4 @@
-"""How much of a reconstruction is cross terms of latents that point the same way (docs/method.md, "Interference")."""
+"""Measures the share of a reconstruction that is cross terms of latents with similar directions (docs/method.md)."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from pipeline.evaluate.reconstruction import measure_reconstruction
 
 
 def compute(on: Bench) -> dict[str, Any]:
-    """What docs/evaluation-files.md lists for `interference.json`."""
+    """The content of `interference.json` (docs/evaluation-files.md)."""
     pairs, reconstructed = on.once(measure_pairs), float(on.once(measure_reconstruction).reconstructed)
     fixed, reason = None, None
     if isinstance(on.baseline, Missing):
@@ -25,10 +25,10 @@ def compute(on: Bench) -> dict[str, Any]:
 
 
 def relative(terms: CrossTerms, reconstructed: float) -> dict[str, Any]:
-    """Sums over pairs relative to `reconstructed`, the sum over rows of ||x^ - b_dec||^2, which has terms 2 C_ij a_i a_j.
+    """Sums over pairs relative to `reconstructed`, the sum over rows of ||x^ - b_dec||^2.
 
-    interference: the share of these terms that the pairs have. co_activation: the same without the cosines C_ij. None where
-    nothing is reconstructed.
+    interference: the pairs' terms 2 C_ij a_i a_j of that sum, as a share of it. co_activation: the same without the cosines
+    C_ij. None where nothing is reconstructed.
     """
     return {
         "pairs": terms.count,

@@ -1,4 +1,4 @@
-"""The language model's own loss with an SAE's reconstructions in place of its residual stream."""
+"""Measures the language model's loss with an SAE's reconstructions in place of its residual stream."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -14,11 +14,11 @@ from pipeline.store.reader import ActivationStore
 from pipeline.study.evaluations import Need
 
 SEQUENCES_AT_ONCE = 4
-"""The logits are the largest tensor: of 4 sequences of 128 tokens, with Gemma's vocabulary of 256,000, they take 0.5 GB."""
+"""Bounds the logits, the largest tensor: 0.5 GB for 4 sequences of 128 tokens with Gemma's vocabulary of 256,000."""
 
 
 def heldout_sequences(store: ActivationStore, shards: list[int], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first sequences all of whose rows are in `shards`, as many as hold `tokens` rows.
+    """The first sequences all of whose rows are in `shards`, the last of the store: enough sequences to hold `tokens` rows.
 
     Returns their tokens, int64 [S, L], and which of them are rows of the store, bool [S, L]: special tokens are not, nor
     those that `store.max_norm` left out.
@@ -66,7 +66,7 @@ class SplicedLoss:
         return self._loss(lambda x_SLD: self.mean_D.to(x_SLD).expand_as(x_SLD))
 
     def compute(self, sae: SAE) -> dict[str, Any]:
-        """Every key of `loss.json`."""
+        """The content of `loss.json` for an SAE of this layer."""
         spliced = self._loss(lambda x_SLD: sae.decode(sae.encode(x_SLD.cpu())).to(x_SLD))
         recovered: dict[str, float | None] = {}
         reasons: list[str] = []
@@ -112,7 +112,7 @@ def spliced_loss(layer: LayerBench) -> SplicedLoss | Missing:
 
 
 def compute(on: Bench) -> dict[str, Any]:
-    """What docs/evaluation-files.md lists for `loss.json`."""
+    """The content of `loss.json` (docs/evaluation-files.md)."""
     spliced = on.layer.once(spliced_loss)
     if isinstance(spliced, Missing):
         values = dict.fromkeys(("sequences", "tokens", "clean", "sae", "zero", "mean"))

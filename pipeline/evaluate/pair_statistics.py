@@ -1,4 +1,4 @@
-"""One round through all pairs of an SAE's latents, for every evaluation that needs them."""
+"""Goes through all pairs of an SAE's latents once, for every evaluation that needs them."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from pipeline.evaluate.reconstruction import measure_reconstruction
 
 @dataclass(frozen=True, kw_only=True)
 class PairStatistics:
-    """What the round measures."""
+    """The sums of one pass over the pairs."""
 
     cofiring: CofiringPairs
     own: CrossTerms

@@ -1,4 +1,4 @@
-"""Statistics of pairs of latents: which fire together most, and how strong pairs with similar directions are together.
+"""Measures pairs of latents: which pairs fire together most, and how strongly those with similar directions do.
 
 Pairs are counted a block of latents at a time: of 16,384 latents, one float32 matrix of all pairs takes 1 GB.
 """
@@ -12,11 +12,11 @@ from pipeline.sae.sae import SAE
 from pipeline.study.sections import EvaluateConfig
 
 BLOCK_BYTES = 64 * 2**20
-"""Of each float32 matrix [b, F]: of 16,384 latents, 1,024 are a block; up to 4,096 latents are one."""
+"""Size of a block's float32 matrix [b, F]: b is 1,024 of 16,384 latents, and all of up to 4,096."""
 MOST_PAIRS = 4.0
-"""Pairs kept that fire together most, times the number of live latents."""
+"""How many pairs that fire together most are kept, as a multiple of the number of live latents."""
 ROUNDING = 1e-6
-"""Thresholds get this tolerance, so that the k-th pair stays selected in whichever block its cosine is rounded."""
+"""Thresholds are lowered by this: a cosine rounds differently in another block, but the k-th pair must stay selected."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class TopPairs:
 
 
 class CofiringPairs:
-    """The pairs of live latents that fire together most. `update` with every block of pairs.
+    """The pairs of live latents that fire together most. Call `update` with every block of pairs.
 
     `fired_F` are the firings of each latent on `rows` rows; with `live_firings` of them it is live. Of pairs that fire
     together on `joint_firings` rows or more, MOST_PAIRS times the number of live latents are kept by each of two scores: by
@@ -142,7 +142,7 @@ class SimilarPairs:
 
 
 class CrossTerms:
-    """Sums over the similar pairs of one decoder, of what an SAE does on them. `update` with every block of pairs."""
+    """Sums of an SAE's cross terms over `pairs`, its own or another SAE's. Call `update` with every block of pairs."""
 
     def __init__(self, sae: SAE, pairs: SimilarPairs):
         self.sae, self.pairs = sae, pairs

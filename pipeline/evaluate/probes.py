@@ -1,4 +1,4 @@
-"""The probes of sae-bench, with its arithmetic and its random numbers, for several SAEs at once.
+"""Trains the probes of sae-bench, with its arithmetic and its random numbers, for several SAEs at once.
 
 `sae_bench.evals.sparse_probing.probe_training` defines them, and tests/evaluate/test_probes.py compares bit for bit. Its
 training loop draws from torch's global state, so that two SAEs cannot be probed at once. It also measures a training
@@ -33,7 +33,7 @@ _one_fit = threading.Lock()
 
 @dataclass(frozen=True)
 class Split:
-    """The documents of one split: their features, all classes below each other."""
+    """The documents of one split: the features of all classes in one matrix."""
 
     features_SF: torch.Tensor
     of_class: dict[str, torch.Tensor]
@@ -49,7 +49,8 @@ class Split:
     def problem(self, name: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows [M] of a balanced problem, a class against as many documents of others, and whether each is of the class.
 
-        As `prepare_probe_data`: the same number of every other class, of those as many as the class has, all shuffled.
+        As `prepare_probe_data`: draw equally many documents from every other class, keep as many of them as the class has,
+        and shuffle the whole.
         """
         positive, others = self.of_class[name], [rows for key, rows in self.of_class.items() if key != name]
         each = math.ceil(len(positive) / len(others))

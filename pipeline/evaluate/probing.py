@@ -1,4 +1,4 @@
-"""Sparse probing as sae-bench does it: features of documents, then probes on them, in its order of random numbers.
+"""Probes as sae-bench does: pools documents into features, trains probes on them, draws random numbers in its order.
 
 F features: latents, or the d_in values of the residual stream itself.
 """

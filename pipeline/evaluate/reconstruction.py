@@ -1,4 +1,4 @@
-"""How well an SAE reconstructs held-out rows, how many latents that takes, and how its decoder directions lie."""
+"""Measures how well an SAE reconstructs held-out rows, how many latents fire, and the cosines of its decoder directions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,12 @@ from pipeline.evaluate.pairs import blocks_of
 from pipeline.sae.sae import SAE
 
 DENSITY_EDGES = [quarter / 4 for quarter in range(-24, 1)]
-"""log10 of the share of rows on which a latent fires; rarer latents count into the first bin."""
+"""Bins of log10 of the share of rows on which a latent fires; rarer latents count into the first bin."""
 COSINE_EDGES = [twentieth / 20 for twentieth in range(-20, 21)]
 
 
 class Reconstruction:
-    """Sums over rows, so that every ratio is a ratio of sums, never a mean of ratios. `update`, then `compute`."""
+    """Sums over rows, so that every ratio is one of sums, never a mean of ratios. Call `update`, then `compute`."""
 
     def __init__(self, sae: SAE):
         self.sae = sae
@@ -25,7 +25,7 @@ class Reconstruction:
         self.squared_error = torch.zeros((), dtype=torch.float64)
         self.squared_norm = torch.zeros((), dtype=torch.float64)
         self.reconstructed = torch.zeros((), dtype=torch.float64)
-        """Of ||x^ - b_dec||^2."""
+        """Sum over rows of ||x^ - b_dec||^2."""
         self.cosine = torch.zeros((), dtype=torch.float64)
         self.sum_D = torch.zeros(d_in, dtype=torch.float64)
         self.fired_F = torch.zeros(d_sae, dtype=torch.int64)
@@ -91,7 +91,7 @@ def measure_reconstruction(on: Bench) -> Reconstruction:
 
 
 def compute(on: Bench) -> dict[str, Any]:
-    """What docs/evaluation-files.md lists for `reconstruction.json`."""
+    """The content of `reconstruction.json` (docs/evaluation-files.md)."""
     return on.once(measure_reconstruction).compute()
 
 

@@ -1,4 +1,4 @@
-"""How much of a synthetic model's truth an SAE recovered (docs/method.md, "Synthetic features").
+"""Measures which of a synthetic model's features an SAE recovered (docs/method.md, "Synthetic features").
 
 A feature's best latent is the one whose decoder direction has the largest cosine to it. The feature is recovered when that
 cosine exceeds MATCH and the latent is live.
@@ -20,7 +20,7 @@ MATCH = 0.8
 
 
 class Recovery:
-    """Counts of where latents and true features fire. `update` with rows, then `compute`."""
+    """Counts where latents and true features fire. Call `update` with rows, then `compute`."""
 
     def __init__(self, sae: SAE, truth: GroundTruth):
         self.truth = truth
@@ -169,7 +169,7 @@ class Recovery:
 
 
 def compute(on: Bench) -> dict[str, Any]:
-    """What `Recovery.compute` says, on the held-out rows and the features that they were drawn from."""
+    """The content of `ground_truth.json` (docs/evaluation-files.md)."""
     truth, layout = on.layer.truth, on.layer.store.layout
     recovery = Recovery(on.sae, truth)
     true_chunks = (f_BT for shard in on.layer.heldout_shards for f_BT, _ in truth.draw(layout, shard))

@@ -1,4 +1,4 @@
-"""`sparse_probing.json`: the probe scores of an SAE and of the model itself, in the JSON schema of SAEBench."""
+"""Puts the probe scores of an SAE and of the model itself into SAEBench's JSON schema: `sparse_probing.json`."""
 
 import time
 import uuid
@@ -14,7 +14,7 @@ from pipeline.study.plan import Plan
 
 
 def compute(on: Bench) -> dict[str, Any]:
-    """The file's content. Raises DegenerateSAEError for an SAE that cannot be probed."""
+    """The content of `sparse_probing.json`. Raises DegenerateSAEError for an SAE that cannot be probed."""
     return saebench_output(on.scores.model, on.scores.sae.result(), eval_config(on.layer.plan), on.sae_config)
 
 

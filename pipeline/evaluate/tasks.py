@@ -1,4 +1,4 @@
-"""The probe tasks of one layer: the scores of the model itself, and of several SAEs at once.
+"""Runs the probe tasks of one layer, on the model itself and on several SAEs at once.
 
 Each SAE has one thread and its own random numbers, so that its scores do not depend on the SAEs beside it. torch uses no
 threads of its own meanwhile: with operations this small, its threads mostly wait for each other.
@@ -48,7 +48,10 @@ class ProbeTasks:
             return probing.probe(self._features(None), self.k_values, self.seed)
 
     def of_saes(self, saes: Sequence[SAE]) -> list[Future[dict[str, probing.Accuracies]]]:
-        """Scores by data set of SAEs probed side by side, all finished. A degenerate SAE's raises DegenerateSAEError."""
+        """Probe SAEs side by side; returns when all are done, for each SAE a future of its scores by data set.
+
+        The future of a degenerate SAE raises DegenerateSAEError.
+        """
         stop = stop_requested()
 
         def scores(sae: SAE) -> dict[str, probing.Accuracies]:

@@ -59,7 +59,7 @@ def shares(work: Work, parts: int) -> list[Work]:
 
 
 class Extraction:
-    """The stage in steps, which several processes can share. The model is opened when it is first needed."""
+    """The stage in steps. Several processes can share the step `write`. The model is opened when it is first needed."""
 
     def __init__(self, plan: Plan, workspace: Workspace):
         self.plan, self.workspace = plan, workspace
@@ -73,11 +73,11 @@ class Extraction:
         return [model] if model and _make_model(self.plan, model, self.workspace) else []
 
     def prepare(self, *, deep: bool = False) -> Work:
-        """Lay out each store, or mend it, and return what is left to do. With `deep`, compare every checksum first."""
+        """Lay out each store or repair it; return the shards that are missing. With `deep`, compare every checksum first."""
         model = self.plan.experiment.model
         if not fmt.is_laid_out(self.workspace.storage(self.plan.store)):
             if isinstance(model, HuggingFaceModel):
-                check_available(model)  # an estimate is of no use for a model that cannot be loaded
+                check_available(model)  # before the estimate, which is of no use for a model that cannot be loaded
             print(describe(self.plan), file=sys.stderr)
         work: Work = {}
         for path, artefact in self.stores.items():
@@ -101,7 +101,7 @@ class Extraction:
             self.seconds[path] += time.monotonic() - started
 
     def finish(self, paths: Sequence[str], seconds: Mapping[str, float] | None = None) -> list[Artefact]:
-        """Publish stores whose shards are all committed; `seconds` is what others spent on each. Returns the stores."""
+        """Publish stores whose shards are all committed, and return them. `seconds` is the time others spent on each."""
         for path in paths:
             spent = self.seconds[path] + (seconds or {}).get(path, 0.0)
             fill.publish(self.stores[path], self.workspace, spent)
@@ -141,7 +141,7 @@ class Extraction:
 
 
 def _make_model(plan: Plan, model: Artefact, workspace: Workspace) -> bool:
-    """Make the study's own model if it is missing; returns whether it was."""
+    """Make the study's own model if it is missing; returns True if this call made it."""
     if workspace.manifest(model):
         return False
     with workspace.lock(model) as folder:

@@ -1,4 +1,4 @@
-"""Fills one store: mends what is there, claims and commits shards that processes share, publishes the manifest."""
+"""Fills one store: repairs damage, claims shards among several processes, commits them, publishes the manifest."""
 
 import secrets
 import sys
@@ -23,11 +23,11 @@ from pipeline.store.verify import damages, store_norms
 from pipeline.store.writer import ShardWriter, commit_name
 
 SECONDS_BETWEEN_LOOKS = 0.5
-"""How long to wait before looking again whether other processes have finished their shards."""
+"""Pause between checks whether other processes have finished their shards."""
 
 
 def mend(artefact: Artefact, workspace: Workspace, *, deep: bool = False) -> bool:
-    """Take back what is damaged in a store, so that it is made again; True if the store is finished and undamaged.
+    """Discard what is damaged in a store, so that it is made again; True if the store is finished and undamaged.
 
     Call this with the store's lock held. With `deep`, every checksum is compared. Raises BadInputError when the folder holds
     another unfinished store.
@@ -50,7 +50,7 @@ def mend(artefact: Artefact, workspace: Workspace, *, deep: bool = False) -> boo
         if damage.shard is not None:
             storage.delete(commit_name(damage.shard))
         elif damage.file != MANIFEST:
-            # The layout is then written anew. It has the same bytes, so committed shards stay valid.
+            # Without its root, the layout is written anew. It has the same bytes, so committed shards stay valid.
             storage.delete(fmt.ROOT)
     return finished and not found
 
@@ -69,7 +69,7 @@ class Filling:
     claim: ExitStack
     """Holds the claim on the shard in hand."""
     writing: Future[None] | None = None
-    """The shard handed over last, while it is being written."""
+    """Ends when the shard handed over last is written."""
 
     def claimed(self) -> Iterator[int]:
         """Claim missing shards and yield each, until all are committed, by this process or by others.
@@ -122,9 +122,9 @@ class Filling:
 
 @contextmanager
 def filling(artefact: Artefact, workspace: Workspace, writer: ShardWriter, shards: Collection[int]) -> Generator[Filling]:
-    """Fill missing shards of a laid-out store. Any number of processes may do this at once: they share the shards.
+    """Fill missing shards of a laid-out store. Any number of processes may do this at once and divide the shards.
 
-    In the block, take shards from `claimed` and hand the rows of each to `commit`. SIGTERM is trapped meanwhile.
+    In the block, take shards from `claimed` and hand the rows of each to `commit`. SIGTERM is trapped inside the block.
     """
     with (
         progress(f"extract {artefact.label}", len(shards) * writer.layout.shard_rows, "tokens") as advance,

@@ -1,4 +1,4 @@
-"""Lays out new stores of text: which tokens they hold, in which layout, before any forward pass."""
+"""Prepares new stores of text: reads and tokenizes the texts, and fixes the layout, before any forward pass."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -73,7 +73,7 @@ def store_layout(
     provenance: Mapping[str, Any],
     classes: tuple[str, ...] = (),
 ) -> fmt.Layout:
-    """The layout of any store of a study. `max_norm` applies to shuffled rows only: documents keep all of theirs."""
+    """The layout of any store of a study. `max_norm` applies to shuffled rows only; rows in document order are all kept."""
     return fmt.Layout(
         rows=rows,
         shard_rows=config.shard_rows,

@@ -1,4 +1,4 @@
-"""Reads a text of the user's own as extraction reads a corpus: its tokens, and their activations for the study's SAEs."""
+"""Reads any text as extraction reads a corpus: returns its tokens and their activations, for the study's SAEs."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Runs the model over the tokens of one shard and puts the shard's rows in order."""
+"""Makes the rows of one shard: runs the model over their tokens and puts the rows in the store's order."""
 
 import numpy as np
 import torch

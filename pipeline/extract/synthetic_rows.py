@@ -1,6 +1,7 @@
 """Makes the store of a synthetic model: its tokens and layout, and the rows of any shard, drawn from known features.
 
-The store has the same arrays as the store of a text. Its tokens mean nothing: BOS begins a sequence, DRAWN is every row.
+The store has the same arrays as the store of a text. Its tokens mean nothing: BOS begins each sequence, and DRAWN is the
+token of every row.
 """
 
 import numpy as np

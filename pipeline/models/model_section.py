@@ -1,4 +1,4 @@
-"""The section [model] of an experiment, which says whose activations are studied."""
+"""Defines the section [model] of an experiment: the model whose activations are studied."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -72,7 +72,7 @@ class SyntheticModel(Section):
     min_probability: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Probability with which the least frequent feature fires."""
     zipf_exponent: PositiveFloat = 1.0
-    """Probabilities between the two fall with the rank to the power of minus this."""
+    """Between the two, the probability of the feature of rank r falls as r to the power of -zipf_exponent."""
     magnitude_std: Annotated[float, Field(ge=0, le=0.25)] = 0.2
     """Standard deviation of the strength of a firing feature; the mean is 1."""
     parents: Annotated[int, Field(ge=0)] = 16
@@ -80,7 +80,7 @@ class SyntheticModel(Section):
     children: PositiveInt = 3
     """Children of each parent."""
     correlated_pairs: Annotated[int, Field(ge=0)] = 32
-    """Pairs of features that fire together more often than by chance, or less often if `correlation` is negative."""
+    """Pairs of features that fire together more often than by chance; less often if `correlation` is negative."""
     correlation: Annotated[float, Field(gt=-1, lt=1)] = 0.8
     """Correlation of two normal variables; each feature of a pair fires when its variable exceeds a threshold."""
     similarity: Annotated[float, Field(ge=0, lt=1)] = 0.4

@@ -1,7 +1,7 @@
 """Plants the true features of a synthetic model, saves them, and draws the rows of any shard from them.
 
-`sae_lens.synthetic` draws which features fire and how strongly. Its configuration would choose children and correlated pairs
-at random; here they are chosen explicitly, so that each is known. Shapes: P correlated pairs.
+`sae_lens.synthetic` draws which features fire and how strongly. Its own configuration would choose children and correlated
+pairs at random; here they are chosen explicitly, so that each is known.
 """
 
 import math
@@ -49,7 +49,7 @@ class GroundTruth:
     @classmethod
     def plant(cls, config: SyntheticModel) -> Self:
         """The features of a configuration; equal configurations give equal tensors."""
-        with importing_sae_bench():  # sae_bench imports sae_lens too, whose checks must be off then
+        with importing_sae_bench():  # sae-bench imports sae_lens too, and needs its checks to be off
             from sae_lens.synthetic import zipfian_firing_probabilities
 
         parents, children, pairs = config.parents, config.children, config.correlated_pairs

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.errors import BadInputError
 
-# transformers is imported through that module, which first makes its import safe.
+# From there, because that module hides a broken torchvision before it imports transformers.
 from pipeline.models.language import quiet_transformers, transformers
 from pipeline.models.model_section import TinyModel
 from pipeline.runtime.progress import progress
@@ -24,7 +24,7 @@ SPECIALS = ("<pad>", "<eos>", "<bos>", "<unk>")
 PAD, EOS, BOS, UNK = range(4)
 
 SHORTEST_CONTEXT = 128
-"""Fewest positions of a model, even if it is trained on shorter sequences."""
+"""Least number of positions of a model, even if it is trained on shorter sequences."""
 HELDOUT = 0.02
 """Fraction of the sequences, the last ones, that the model is never trained on."""
 WARMUP = 0.05
@@ -122,7 +122,7 @@ def architecture(config: TinyModel, context: int) -> transformers.Gemma2Config:
 
 
 def unigram_entropy(sequences_SL: Tensor) -> float:
-    """Entropy of the tokens' frequencies in nats, without BOS, which is given: the loss of a model that knows only these."""
+    """Entropy of the tokens' frequencies in nats, without BOS: the loss of a model that knows only them."""
     counts = torch.bincount(sequences_SL[:, 1:].flatten()).double()
     frequencies = counts[counts > 0] / counts.sum()
     return -(frequencies * frequencies.log()).sum().item()

@@ -20,9 +20,9 @@ from pipeline.study.planned import PlannedSAE, TrainedSAE
 from pipeline.texts.text_sections import CorpusConfig, FilesCorpus
 
 TRAINING_FACTS = ("steps", "tokens", "resets", "seconds")
-"""What a row takes from the manifest of an SAE that was trained here."""
+"""Fields of a row that come from the manifest of an SAE trained here."""
 CURVES = ("step", "fvu", "l0", "dead_fraction")
-"""What a curve takes from the training log."""
+"""Fields of a curve that come from the training log."""
 EXAMPLES_OF = ("full", "baseline")
 """Arms whose latents the report shows; the first arm's in a study with neither."""
 
@@ -171,7 +171,7 @@ def _cost(plan: Plan, evaluated: list[PlannedSAE], seen: "_Seen") -> Cost:
 
 
 class _Seen:
-    """Artefacts of a workspace, each looked at once."""
+    """Reads artefacts of a workspace; each manifest once."""
 
     def __init__(self, workspace: Workspace):
         self.workspace = workspace
@@ -187,7 +187,7 @@ class _Seen:
         """The manifest of an artefact that must be there, because something was made from it."""
         manifest = self.manifest(artefact)
         if manifest is None:
-            raise MissingArtefactError(f"{self.workspace.storage(artefact)} is not there; run again the stage that makes it")
+            raise MissingArtefactError(f"{self.workspace.storage(artefact)} does not exist; run its stage again")
         return manifest
 
     def text(self, artefact: Artefact, name: str) -> str:

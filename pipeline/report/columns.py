@@ -1,4 +1,4 @@
-"""What an entry of the table of metrics says, and how a row's values are read by it."""
+"""Defines what an entry of the table of metrics consists of, and reads its values from rows."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -10,7 +10,7 @@ from pipeline.report.text import signed
 
 
 class Group(StrEnum):
-    """Metrics that stand together. Differences stand in this order."""
+    """The groups that metrics stand in, in the order in which differences are listed."""
 
     probing = "probing"
     reconstruction = "reconstruction"
@@ -37,10 +37,10 @@ HEADINGS: dict[Group, str] = {
 
 
 class Caveat(StrEnum):
-    """What must be alike in two arms before a difference makes one of them better."""
+    """A condition on two arms without which a difference gets no verdict of better or worse."""
 
     equal_l0 = "equal L0"
-    """More active latents improve the metric by themselves."""
+    """The metric improves by itself when more latents fire."""
     same_latents = "same latents"
     """The metric is taken on the baseline's pairs, which are meaningless once an index stands for another latent."""
 
@@ -56,11 +56,11 @@ class Term:
 
 @dataclass(frozen=True)
 class Planned:
-    """A metric that the study was made to compare arms by."""
+    """Marks a metric by which the study was planned to compare arms."""
 
     heading: str
     worth: float | None = None
-    """A difference that would matter; the seeds it needs are given beside those for the one observed."""
+    """A difference that would matter. The verdict says how many seeds it would need, and how many the observed one would."""
     not_for: tuple[str, ...] = ()
     """Arms left out of this comparison."""
 
@@ -72,9 +72,9 @@ class Brief:
     title: str
     digits: int = 3
     spread: bool = True
-    """Whether half the range over seeds is shown."""
+    """True if half the range over seeds is shown."""
     of: tuple[str, ...] | None = None
-    """Path of the number that this one is a share of, shown behind it."""
+    """Path of the number that this one is a share of. The table shows both: `.45 of 12`."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Metric(Column):
     _: KW_ONLY
     better: Literal["higher", "lower"] | None = None
     compared: bool = True
-    """Whether differences between arms are taken."""
+    """True if differences between arms are taken."""
     planned: Planned | None = None
     """Without it, differences are exploratory."""
     caveat: Caveat | None = None
@@ -121,7 +121,7 @@ class Metric(Column):
 
 
 Family = Callable[[Sequence[str], Sequence[str]], Iterable[Column]]
-"""From the sizes of probes and the names of tasks to one column for each."""
+"""Makes the columns that depend on the study, from its sizes of probes and the names of its tasks."""
 
 
 def by_arm(rows: Iterable[Row], column: Column) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from pipeline.study.plan import Plan
 
 
 def made_of(plan: Plan, workspace: Workspace) -> MadeOf:
-    """What a report follows from: the program, the words of the experiment, and the evaluations as they are now."""
+    """All that a report depends on: the program's version, the experiment's texts, and the evaluations as they are now."""
     evaluations = {sae.evaluation.path: workspace.fingerprint(sae.evaluation.path) for sae in plan.saes}
     known = arms_of(plan.experiment.arms)
     return MadeOf(
@@ -22,7 +22,7 @@ def made_of(plan: Plan, workspace: Workspace) -> MadeOf:
 
 
 def is_current(plan: Plan, workspace: Workspace) -> bool:
-    """Whether the report in the workspace shows all that is evaluated."""
+    """True if the report in the workspace shows all that is evaluated."""
     place = workspace.report(plan.experiment.name)
     try:
         written = json.loads(place.read("results.json"))

@@ -1,4 +1,4 @@
-"""Differences between the arms of one layer: how certain they are, and what the planned ones mean in words.
+"""Computes the differences between arms of one layer, how certain they are, and a verdict on each planned one.
 
 Planned are the metrics that say so in their entry (`metrics.METRICS`), of every arm against the arm it changes
 (`study.arms.Arm.base`). Every other difference is exploratory: it has an interval, but no verdict.
@@ -102,7 +102,7 @@ def _l0_ratio(pairs: Sequence[Pair]) -> float | None:
 
 
 def _same_direction(pairs: Sequence[Pair]) -> float | None:
-    """How far the indices of the less similar of two arms still stand for the baseline's latents."""
+    """Mean cosine to the baseline's latents of the same index, of the less similar of the two arms."""
     return min(_means(pairs, SAME_DIRECTION), default=None)
 
 
@@ -119,7 +119,7 @@ def _tasks(pairs: Sequence[Pair], metric: Metric) -> list[float]:
 
 
 def _judged(entries: Sequence[Difference], metric: Metric) -> list[Difference]:
-    """The entries of one metric, the planned ones corrected for being many and put into words."""
+    """The entries of one metric; the planned ones get p values corrected for their number, and verdicts."""
     tested = [entry.p for entry in entries if entry.planned and entry.p is not None]
     corrected = iter(holm(tested))
     judged: list[Difference] = []
@@ -158,7 +158,7 @@ def _verdict(entry: Difference, metric: Metric) -> str:
 
 
 def _not_told(entry: Difference, metric: Metric) -> str:
-    """The verdict on a difference that chance explains as well."""
+    """The verdict on a difference that is not significant."""
     lone = ""
     if entry.p is not None and entry.p < ALPHA:
         lone = " Alone it would count as one; among these comparisons it does not."
@@ -173,13 +173,13 @@ def _seeds(needed: int | None) -> str:
     return "more than 1,000" if needed is None else f"about {count(needed)}"
 
 
-def told(entry: Difference) -> bool:
-    """Whether a planned difference is significant after correction."""
+def is_significant(entry: Difference) -> bool:
+    """True if a planned difference is significant after correction."""
     return entry.p_holm is not None and entry.p_holm < ALPHA
 
 
 def summary(entries: Iterable[Difference]) -> str:
-    """What the planned differences of a layer come to, in a sentence."""
+    """How many planned differences of a layer are significant, in a sentence."""
     planned = [entry for entry in entries if entry.planned]
     if not planned:
         return "No comparison was planned of the arms in this study."
@@ -187,4 +187,4 @@ def summary(entries: Iterable[Difference]) -> str:
     seeds = max(entry.seeds for entry in planned)
     if seeds < 2:
         return f"None of the {number} can be decided: it takes at least two seeds of both arms."
-    return f"Of the {number}, {sum(map(told, planned)) or 'none'} can be told from seed noise, at {seeds} seeds."
+    return f"Of the {number}, {sum(map(is_significant, planned)) or 'none'} can be told from seed noise, at {seeds} seeds."

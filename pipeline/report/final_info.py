@@ -1,4 +1,4 @@
-"""What `experiment.py` leaves in a run's folder: every metric of one arm, over its seeds."""
+"""Builds `final_info.json`, which `experiment.py` writes into a run's folder: every metric of one arm, over its seeds."""
 
 from statistics import stdev
 from typing import Any

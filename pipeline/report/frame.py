@@ -1,4 +1,4 @@
-"""The numbers of a report as a data frame, for a notebook."""
+"""Reads the tables of a report as data frames, for a notebook."""
 
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -28,6 +28,6 @@ def read_results(
         raise MissingArtefactError(
             f"{report}/{table}.csv does not exist yet; make it with: dasae report {experiment.argument}"
         ) from None
-    # A key of 12 hexadecimal digits could pass for a number; and by default pandas may be off in a number's last digit.
+    # A key of 12 hexadecimal digits can look like a number. By default pandas may read a number wrong in its last digit.
     exact: Any = {"dtype": {"sae": str}, "float_precision": "round_trip"}
     return cast("pd.DataFrame", pd.read_csv(BytesIO(content), **exact))  # its overloads do not know round_trip

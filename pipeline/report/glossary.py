@@ -1,4 +1,4 @@
-"""The terms of the glossary that belong to no single metric; the others stand in the entries of `metrics.METRICS`."""
+"""Holds the terms of the glossary that belong to no single metric. The others are in the entries of `metrics.METRICS`."""
 
 from pipeline.report.columns import Term
 
@@ -17,15 +17,15 @@ PROBING = Term(
 INTERFERENCE = Term(
     "interference",
     "Interference",
-    "The share of a reconstruction that is cross terms of latents with similar directions: on the pairs that the penalty "
-    "would select in the baseline of the same seed, which are the same for all arms, or on each SAE’s own. No unit; lower "
-    "means that similar latents overlap less. Co-firing is the same without the cosines.",
+    "The share of a reconstruction that is cross terms of latents with similar directions. It is taken on the pairs that "
+    "the penalty would select in the baseline of the same seed, which are the same for all arms, or on each SAE’s own. No "
+    "unit; lower means that similar latents overlap less. Co-firing is the same without the cosines.",
 )
 MASKS = Term(
     "masks",
     "BPCR, row, column, mutual",
-    "The same share where the pair must be among the most similar as seen from the first latent, from the second, or from "
-    "both; from 0 to 1, not a score.",
+    "BPCR where a pair of latents counts only if it is among the most similar as seen from its first latent, from its "
+    "second, or from both; from 0 to 1, not a score.",
 )
 FOUND = Term(
     "found",
@@ -38,14 +38,15 @@ SILENT = Term(
     "silent",
     "Silent",
     "Absorption: of the rows on which a child’s latent fires, the share on which its parent’s is silent; lower is better. "
-    "Silent alone is the same share of the rows on which the parent is active without a child, which the latent misses "
-    "anyway.",
+    "Silent alone is the same share of the rows on which the parent fires without a child; it says what the "
+    "latent misses anyway.",
 )
 PLANTED = Term(
     "planted",
     "Planted pairs, false capture",
-    "Planted pairs of which both features have a latent of their own, and how many of them the mask captures, beside "
-    "chance. False capture: of the pairs that the penalty pushes hardest, the share that was not planted. Not scores.",
+    "The number of planted pairs of which both features have a latent of their own; the share of them that the mask "
+    "captures, beside chance. False capture: of the pairs that the penalty pushes hardest, the share that was not planted. "
+    "Not scores.",
 )
 
 GENERAL = (

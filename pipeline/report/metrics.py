@@ -1,4 +1,4 @@
-"""The table of metrics: one entry each, from which page, glossary, files and terminal take their columns."""
+"""Holds the table of metrics. Page, glossary, files and terminal take their columns from its entries."""
 
 from collections.abc import Iterator, Sequence
 
@@ -200,7 +200,7 @@ METRICS: list[Column | Family] = [
         three,
         Group.pairs,
         better="lower",
-        # Chosen by what they do in the baseline, the pairs would favour or harm that arm.
+        # The pairs were chosen in the baseline; a comparison with it would be biased.
         planned=Planned("Interference on the baseline’s pairs", not_for=("baseline",)),
         caveat=Caveat.same_latents,
     ),
@@ -353,11 +353,11 @@ METRICS: list[Column | Family] = [
     Metric(("ground_truth", "false_capture", "rate"), "false capture", PLANTED, three, Group.planted, compared=False),
     probing_by_task,
 ]
-"""In the order of results.csv, where an entry that is added stands last."""
+"""In the order of results.csv. An entry that a script appends becomes its last column."""
 
 
 def columns(results: Results) -> list[Column]:
-    """The columns of a study's results.csv, whichever of them its SAEs have."""
+    """The columns of a study's results.csv, also those that none of its SAEs has a value for."""
     ks, tasks = results.probe_sizes, [task.name for task in results.tasks]
     found = [column for entry in METRICS for column in ([entry] if isinstance(entry, Column) else entry(ks, tasks))]
     return [column for column in found if results.is_synthetic or column.path[0] != "ground_truth"]
@@ -371,5 +371,5 @@ def measured(results: Results) -> list[Metric]:
 
 
 def compared(results: Results) -> list[Metric]:
-    """Those of them whose differences between arms are taken."""
+    """The measured metrics whose differences between arms are taken."""
     return [metric for metric in measured(results) if metric.compared]

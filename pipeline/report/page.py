@@ -128,7 +128,7 @@ def _layer(results: Results, layer: int) -> Layer:
         not_drawn=[arm for arm in arms if arm not in by_arm(rows, FVU)],
         plots={
             "forest": _forest(f"forest-{layer}", results, entries),
-            "probing": plots.probing_by_k(f"probing-{layer}", rows, arms, results.k_values),
+            "probing": plots.probing_by_k(f"probing-{layer}", rows, arms, results.probe_sizes),
             "sparsity": plots.fvu_against_l0(f"sparsity-{layer}", rows, arms),
             "curves": plots.learning_curves(f"curves-{layer}", curves, arms),
             "capture": latent_plots.pair_capture(f"capture-{layer}", rows, arms),

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from pipeline.report.columns import Column, by_arm, mean
-from pipeline.report.differences import told
+from pipeline.report.differences import is_significant
 from pipeline.report.drawing import (
     COLOURS,
     EMPHASISED,
@@ -32,15 +32,14 @@ from pipeline.report.drawing import (
     svg,
 )
 from pipeline.report.metrics import FVU, L0
-from pipeline.report.results import Curve, Difference, Row
+from pipeline.report.results import Curve, Difference, Row, model_accuracies
 
 CURVE_POINTS = 150
 
 
 @mpl.rc_context(STYLE)
-def probing_by_k(name: str, rows: Sequence[Row], arms: Sequence[str], k_values: Sequence[int]) -> Markup | None:
-    """Probing accuracy of each arm by the number of latents, over the model's own line."""
-    ks = [*map(str, k_values), "all"]
+def probing_by_k(name: str, rows: Sequence[Row], arms: Sequence[str], ks: Sequence[str]) -> Markup | None:
+    """Probing accuracy of each arm by the number of latents `ks`, beside the model's own."""
     accuracy = [by_arm(rows, Column(("sparse_probing", k))) for k in ks]
     drawn = [arm for arm in arms if all(arm in values for values in accuracy)]
     if not drawn:
@@ -51,7 +50,7 @@ def probing_by_k(name: str, rows: Sequence[Row], arms: Sequence[str], k_values: 
     figure, (above, below) = panels((310, 230))
     description = ["Line chart of probing accuracy by the number of latents, mean over seeds."]
     ends: list[End] = []
-    model = next((row.llm_probing for row in rows if row.llm_probing), None)
+    model = model_accuracies(rows)
     if model:
         line = [model[k] for k in ks]
         above.plot(line, color=COLOURS["ink"], linewidth=1.4, linestyle=(0, (5, 3)), zorder=3)
@@ -99,7 +98,7 @@ def fvu_against_l0(name: str, rows: Sequence[Row], arms: Sequence[str]) -> Marku
         l0, fvu = by_arm(drawn, L0)[arm], by_arm(drawn, FVU)[arm]
         handles += axes.plot(l0, fvu, linestyle="none", zorder=4 if style.emphasised else 3, label=arm, **look(style, 8))
         description.append(f"{arm}: L0 {mean(l0):.1f}, FVU {mean(fvu):.3f}.")
-    axes.set_xlabel("L0, latents active per token (fewer is sparser)")
+    axes.set_xlabel("L0, latents that fire per token (fewer is sparser)")
     axes.set_title("FVU (lower is more faithful)")
     axes.margins(0.08)
     side_legend(axes, handles)
@@ -108,7 +107,7 @@ def fvu_against_l0(name: str, rows: Sequence[Row], arms: Sequence[str]) -> Marku
 
 @mpl.rc_context(STYLE)
 def forest(name: str, entries: Sequence[Difference], headings: Mapping[str, str], arms: Sequence[str]) -> Markup | None:
-    """Planned differences with their intervals, a panel for each metric of `headings`; filled where one can be told."""
+    """Planned differences with their intervals, a panel for each metric of `headings`; a filled mark is significant."""
     drawn = {metric: [entry for entry in entries if entry.metric == metric and entry.seeds] for metric in headings}
     drawn = {metric: found for metric, found in drawn.items() if found}
     if not drawn:
@@ -143,7 +142,7 @@ def _draw_difference(axes: Axes, y: int, entry: Difference, style: ArmStyle) -> 
     if entry.low is not None and entry.high is not None:
         axes.hlines(y, entry.low, entry.high, color=style.colour, linewidth=1.6, zorder=2)
     mark: dict[str, Any] = look(style, 7) | {
-        "markerfacecolor": style.colour if told(entry) else COLOURS["paper"],
+        "markerfacecolor": style.colour if is_significant(entry) else COLOURS["paper"],
         "markeredgecolor": style.colour,
         "markeredgewidth": 1.4,
     }
@@ -160,7 +159,7 @@ def learning_curves(name: str, curves: Sequence[Curve], arms: Sequence[str]) -> 
     description = ["Two line charts over training steps, mean over seeds."]
     panes: tuple[tuple[Axes, Literal["fvu", "l0"], str], ...] = (
         (above, "fvu", "FVU (log scale)"),
-        (below, "l0", "L0, latents active per token (log scale)"),
+        (below, "l0", "L0, latents that fire per token (log scale)"),
     )
     for axes, field, title in panes:
         ends: list[End] = []

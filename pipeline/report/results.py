@@ -1,9 +1,9 @@
-"""The results of a study as frozen typed data: results.json is a dump of `Results`, which also reads it back.
+"""Defines the results of a study as frozen typed data: results.json is a dump of `Results`, which also reads it back.
 
 Numbers that only the table of metrics names (`metrics.METRICS`) are extra fields, so that a new one needs no field here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pipeline.study.recipe import TrainConfig
 
 Number = int | float
-"""Kept as the file has it: pydantic turns no int into a float here."""
+"""As the file has it: pydantic keeps an int an int in this union."""
 
 
 class Frozen(BaseModel):
@@ -90,7 +90,7 @@ class PlantedPairs(Frozen):
 
 
 class Recovered(Frozen):
-    """What an SAE recovered of a synthetic model's features."""
+    """Which of a synthetic model's features an SAE recovered: the content of `ground_truth.json`."""
 
     rows: int
     features: dict[str, Measured]
@@ -154,7 +154,7 @@ class Row(Frozen, extra="allow"):
     resets: int | None = None
     seconds: float | None = None
     sae: str
-    """Key of its artefact."""
+    """Key of the SAE's artefact."""
     degenerate: str | None
     """Why there is nothing to measure."""
     fvu: float | None = None
@@ -182,6 +182,11 @@ class Row(Frozen, extra="allow"):
         for key in path:
             value = _part(value, key)
         return value
+
+
+def model_accuracies(rows: Iterable[Row]) -> Accuracies | None:
+    """The model's own probing accuracy, which all rows of a layer repeat; None where it was not measured."""
+    return next((row.llm_probing for row in rows if row.llm_probing), None)
 
 
 def _part(value: Any, key: str) -> Any:
@@ -221,7 +226,7 @@ class Difference(Frozen):
     bootstrap_low: float | None
     bootstrap_high: float | None
     l0_ratio: float | None
-    """Mean L0 of the arm over that of the reference, for metrics that more active latents improve by themselves."""
+    """Mean L0 of the arm over that of the reference, for metrics that improve by themselves when more latents fire."""
     same_direction: float | None
     """For metrics on the baseline's pairs: mean cosine to the baseline's latents, of the less similar of the two arms."""
     tasks: int | None
@@ -241,7 +246,7 @@ class Arm(Frozen):
     arm: str
     run: int | None
     question: str | None
-    """What the arm's difference to `base` tells; None for SAEs that others trained, which are in no difference."""
+    """The question that the arm's difference to `base` answers; None for SAEs that others trained, which are in none."""
     base: str | None
 
 
@@ -255,7 +260,7 @@ class Task(Frozen):
 
 
 class Model(Frozen):
-    """What the rows come from."""
+    """The model that the rows come from."""
 
     name: str
     facts: dict[str, JsonValue]
@@ -291,7 +296,7 @@ class Cost(Frozen):
 
 
 class MadeOf(Frozen):
-    """What a report follows from: when it changes, the report is written again."""
+    """All that a report depends on: when it changes, the report is written again."""
 
     version: str
     description: str

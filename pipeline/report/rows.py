@@ -1,4 +1,4 @@
-"""What an evaluation's file contributes to a row of the results: one function for each entry of `EVALUATIONS`.
+"""Turns the files of an evaluation into fields of a row of the results: one function for each entry of `EVALUATIONS`.
 
 Each takes the parsed file (docs/evaluation-files.md) and returns fields of `results.Row`; metrics are paths into them.
 """
@@ -15,7 +15,7 @@ RATES = ("row", "column", "union", "mutual", "chance", "lift", "kappa", "strengt
 
 
 def reconstruction(file: File) -> Fields:
-    """Every number and histogram, beside the SAE's name."""
+    """Its numbers and histograms, as fields of the row itself."""
     return {name: value for name, value in file.items() if name not in ("rows", "explained_variance")}
 
 

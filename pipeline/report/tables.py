@@ -1,4 +1,4 @@
-"""What stands in the tables of the page: numbers written out, or the reason why there is none."""
+"""Fills the tables of the page: with numbers as text, or with the reason why there is none."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pipeline.report.columns import HEADINGS, Group, Metric, Term, by_arm, mean
 from pipeline.report.glossary import GENERAL
 from pipeline.report.metrics import FVU, L0, UNION, columns, compared, measured
-from pipeline.report.results import Accuracies, Difference, Results, Row, Task
+from pipeline.report.results import Accuracies, Difference, Results, Row, Task, model_accuracies
 from pipeline.report.text import p_value, signed, three
 
 Columns = list[tuple[str, list[Metric]]]
@@ -17,7 +17,7 @@ Texts = list[str | None]
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table: a number and its spread, or over `span` columns the reason why there is none."""
+    """A cell of a table: a number and its spread, or the reason why there is none, over `span` columns."""
 
     text: str | None
     spread: str | None = None
@@ -143,14 +143,14 @@ def _cell(metric: Metric, values: Sequence[float]) -> Cell:
 
 def model_line(results: Results, rows: Sequence[Row]) -> Texts:
     """The language model's own probing accuracy, under the main table's columns."""
-    ours = _llm_probing(rows)
+    ours = model_accuracies(rows) or {}
     metrics = [metric for _, group in main_columns(results) for metric in group]
     return [_three(ours, metric.path[-1]) if metric.group == Group.probing else None for metric in metrics]
 
 
 def reported_lines(results: Results, rows: Sequence[Row]) -> list[tuple[str, Texts]]:
-    """The model's accuracies by number of latents, those that the method's log reports for it, and the differences."""
-    reported, ours = results.reported_llm_probing, _llm_probing(rows)
+    """The model's own accuracies: as measured, as the method's log reports them, and the differences."""
+    reported, ours = results.reported_llm_probing, model_accuracies(rows)
     if not reported or not ours:
         return []
     ks = results.probe_sizes
@@ -159,10 +159,6 @@ def reported_lines(results: Results, rows: Sequence[Row]) -> list[tuple[str, Tex
         ("reported", [_three(reported, k) for k in ks]),
         ("difference", [signed(three(ours[k] - reported[k])) if k in ours and k in reported else None for k in ks]),
     ]
-
-
-def _llm_probing(rows: Sequence[Row]) -> Accuracies:
-    return next((row.llm_probing for row in rows if row.llm_probing), Accuracies())
 
 
 def _three(accuracies: Accuracies, k: str) -> str | None:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from pipeline.report.columns import Group, Metric, mean
 from pipeline.report.metrics import columns
-from pipeline.report.results import Results, Row
+from pipeline.report.results import Results, Row, model_accuracies
 
 
 def results_table(results: Results) -> Table:
@@ -32,7 +32,7 @@ def results_table(results: Results) -> Table:
         for arm in dict.fromkeys(row.arm for row in rows):
             sound = [row for row in rows if row.arm == arm and not row.degenerate]
             table.add_row(arm, *(_cell(metric, sound) for metric in metrics) if sound else ["degenerate"])
-        llm = next((row.llm_probing for row in rows if row.llm_probing), None)
+        llm = model_accuracies(rows)
         if llm:
             cells = [_short(llm[metric.path[-1]], 3) if metric.group == Group.probing else "" for metric in metrics]
             table.add_row("the model", *cells, style="italic")

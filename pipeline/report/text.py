@@ -1,4 +1,4 @@
-"""How the report writes numbers, times and names."""
+"""Writes numbers, times and names as the report shows them."""
 
 from datetime import UTC, datetime
 

@@ -1,6 +1,6 @@
 """Compares two studies: their settings, and the arms and metrics that both have.
 
-Each study's own differences between arms can stand beside the other's; levels only where both rest on the same store.
+Differences between arms, taken within each study, can always be compared; levels only where both have the same store.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class Line(Frozen):
     seeds_b: int
     level_difference: float | None
     reference: str | None
-    """The arm that `arm` changes. The rest are each study's own differences to it, with 95 % intervals."""
+    """The arm that `arm` changes. Then come each study's own differences to it, with 95 % intervals."""
     difference_a: float | None
     low_a: float | None
     high_a: float | None
@@ -55,20 +55,21 @@ class Setting(Frozen):
 
 
 class Comparison(Frozen):
-    """What two studies have in common: comparison.json."""
+    """Two studies side by side; the content of comparison.json."""
 
     a: str
     b: str
     same_store: bool
     same_model: bool
     is_demo: bool
-    """Whether one of the two is."""
+    """True if one of the two is; so too for `is_synthetic`."""
     is_synthetic: bool
     settings: tuple[Setting, ...]
     """Those that differ first."""
     layers: tuple[tuple[int, int], ...]
     """The layers of both that stand beside each other."""
     only_a: tuple[str, ...]
+    """Arms that only the first study has."""
     only_b: tuple[str, ...]
     lines: tuple[Line, ...]
 
@@ -80,7 +81,7 @@ def compare(a: Results, b: Results) -> Comparison:
     metrics = _shared_metrics(a, b)
     if not arms or not metrics:
         what = "arm" if not arms else "metric"
-        raise BadInputError(f"{a.experiment} and {b.experiment} have no {what} in common, there is nothing to compare")
+        raise BadInputError(f"{a.experiment} and {b.experiment} have no {what} in common; compare two that share one")
     layers = _layers(a, b)
     return Comparison(
         a=a.experiment,

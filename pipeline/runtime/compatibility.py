@@ -1,4 +1,4 @@
-"""Workarounds for other packages: broken imports, checks that fail, needless logs, slow memory."""
+"""Works around faults of other packages: broken imports, checks that fail, needless logs, slow memory."""
 
 import importlib
 import sys
@@ -21,7 +21,7 @@ def avoid_broken_torchvision() -> None:
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         sys.modules["torchvision"] = None  # pyright: ignore[reportArgumentType]  # None marks a module as missing
-        # If transformers was imported before, it has cached that torchvision is there.
+        # If transformers was imported before, it has cached that torchvision exists.
         remembered = sys.modules.get("transformers.utils.import_utils")
         for name in ("is_torchvision_available", "is_torchvision_v2_available"):
             if remembered:
@@ -49,8 +49,8 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory for the next tensor instead of returning it to the kernel. Does nothing without glibc.
 
     A forward pass allocates and frees tensors of tens of megabytes all the time. By default glibc maps each one anew and the
-    kernel clears its pages, which makes a small model 1.24 to 1.31 times slower (measured). The process stays at its peak
-    size.
+    kernel clears its pages, which makes a small model 1.24 to 1.31 times slower (measured). In exchange, the process keeps
+    its largest size.
     """
     import ctypes
     import platform

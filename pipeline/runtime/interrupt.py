@@ -1,6 +1,6 @@
-"""Requests to stop: SIGTERM, which schedulers send before they kill, or an event that the caller sets.
+"""Receives requests to stop: SIGTERM, which schedulers send before they kill, or an event that the caller sets.
 
-Work that is asked to stop commits what it has in hand, then raises InterruptedRunError.
+A stage that is asked to stop saves the work in hand, then raises InterruptedRunError.
 """
 
 import signal
@@ -14,7 +14,7 @@ _request: ContextVar[threading.Event | None] = ContextVar("request", default=Non
 
 
 def stop_requested() -> threading.Event:
-    """A stop event set by the caller (`stop_when`), for stages without partial state; SIGTERM is not trapped."""
+    """The caller's stop event (`stop_when`), or an event that is never set. For stages that SIGTERM may simply kill."""
     return _request.get() or threading.Event()
 
 

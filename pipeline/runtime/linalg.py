@@ -1,4 +1,4 @@
-"""Functions of torch.linalg with the types that torch leaves out, which strict type checking needs."""
+"""Wraps functions of torch.linalg to give them static types, which torch leaves out."""
 
 from typing import cast
 

@@ -9,7 +9,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that are free for tensors on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    # Linux counts the cache that it would give up. Other systems do not say, so assume half of all memory.
+    # MemAvailable includes caches that Linux would give up. Other systems have no such file; assume half of all memory.
     try:
         with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))

@@ -1,4 +1,4 @@
-"""Shows the progress of long work: a live bar on a terminal, a line every few seconds in a log, and any other watcher."""
+"""Shows the progress of long work: as a live bar on a terminal, or as a line every few seconds in a log."""
 
 import sys
 import time
@@ -14,14 +14,14 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Advance(Protocol):
-    """Report `amount` more units of work, and a short remark such as the current loss, shown until the next one."""
+    """Reports `amount` more units of work, and a short remark such as the current loss, shown until the next remark."""
 
     def __call__(self, amount: int = 1, remark: str = "") -> None:
         """Report progress."""
 
 
 class Watch(Protocol):
-    """Is told of progress besides the terminal: entered when the work begins, left when it ends."""
+    """Shows progress in another place than the terminal: a context, entered when work begins and left when it ends."""
 
     def __call__(self, title: str, total: int, unit: str) -> AbstractContextManager[Advance]:
         """Begin."""

@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""Limits torch to one thread."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

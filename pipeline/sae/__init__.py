@@ -1,1 +1,1 @@
-"""What is trained and used: the finished SAE and its formats."""
+"""The finished SAE: its activation functions, its format on disk, finding and exporting it."""

@@ -1,7 +1,7 @@
-"""The activation functions of SAEs: which latents fire in training, which fire afterwards, and what SAELens calls them.
+"""The table of activation functions of SAEs: each in training, in a finished SAE, and by its name in SAELens.
 
-Training, evaluation, the training log, the random null and the export all go through an entry of ACTIVATIONS. torch is not
-imported before one is called: an experiment that names an activation is validated without it.
+Training, evaluation, the training log, the random null and the export all use an entry of ACTIVATIONS. torch is imported
+only when one is called, because an experiment that names an activation must be validated without torch.
 """
 
 from abc import ABC, abstractmethod
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 class Activation(ABC):
-    """From pre-activations [B, F] to latents [B, F]. A latent fires where it is above 0.
+    """Maps pre-activations [B, F] to latents [B, F]. A latent fires where it is above 0.
 
-    a(c x) = c a(x) for c > 0, because decoder norms are folded into the encoder (`SAE.folded`).
+    It must satisfy a(c x) = c a(x) for c > 0: `SAE.folded` folds decoder norms into the encoder.
     """
 
     architecture: ClassVar[str]
     """What `cfg.json` calls an SAE with this activation."""
     in_saelens: ClassVar[bool] = False
-    """Whether that is SAELens' own name for the same function. Other SAEs cannot be exported to it."""
+    """Whether SAELens has the same function under that name. Without it, an SAE cannot be exported."""
 
     @abstractmethod
     def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
@@ -32,11 +32,11 @@ class Activation(ABC):
 
 
 class ClosedForm(Activation):
-    """An activation whose gradient `train/gradients.py` needs no autograd for."""
+    """An activation with its backward pass in closed form, so that `pipeline.train.gradients` needs no autograd."""
 
     @abstractmethod
     def in_training_(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
-        """`in_training`, written over its argument."""
+        """`in_training`, in place: the result overwrites the argument."""
 
     @abstractmethod
     def backward_(self, gradient_BF: "torch.Tensor", f_BF: "torch.Tensor") -> None:
@@ -54,7 +54,7 @@ class ReLU(ClosedForm):
         return pre_BF.relu()
 
     def in_training_(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
-        """`in_training`, written over its argument."""
+        """`in_training`, in place: the result overwrites the argument."""
         return pre_BF.relu_()
 
     def backward_(self, gradient_BF: "torch.Tensor", f_BF: "torch.Tensor") -> None:
@@ -66,7 +66,7 @@ class ReLU(ClosedForm):
 
 RELU = ReLU()
 ACTIVATIONS: dict[str, Activation] = {"relu": RELU}
-"""The values of `train.activation`."""
+"""By the value of `train.activation`."""
 
 
 def known_activation(name: str) -> str:

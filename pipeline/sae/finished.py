@@ -1,4 +1,4 @@
-"""Finished SAEs: found by path or name, verified, then read or exported."""
+"""Finds a finished SAE by path or name, verifies its files, and loads or exports it."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def find(sae: str, workspace: Workspace) -> Path:
     """
     if (Path(sae) / MANIFEST).is_file():
         return Path(sae)
-    # <label>-<key>, and no key holds a dash.
+    # A folder's name is <label>-<key>, and a key has no dash.
     labels = {name: name.rpartition("-")[0] for name in workspace.finished("saes")}
     found = [name for name, label in labels.items() if sae in (name, label)]
     if not found:
@@ -36,8 +36,8 @@ def find(sae: str, workspace: Workspace) -> Path:
 def load_sae(sae: Path | str, workspace: Workspace) -> SAE:
     """A finished SAE, verified, by its folder's path, its folder's name or its label.
 
-    It reads unscaled activations, float32 [..., D]; latents [..., F] are in their unit. Raises BadInputError when there is
-    no such SAE or more than one, CorruptArtefactError when its files are not those of its manifest.
+    The SAE takes unscaled activations, float32 [..., D]; its latents [..., F] are in the same unit. Raises BadInputError
+    when there is no such SAE or more than one, CorruptArtefactError when its files are not those of its manifest.
     """
     return read_sae(_verified(find(str(sae), workspace)))
 
@@ -58,7 +58,7 @@ def export_sae(sae: Path, target: Path) -> None:
 
 
 def _verified(folder: Path) -> Path:
-    """The folder, if it holds an SAE whose files are those of its manifest."""
+    """The folder itself. Raises BadInputError if it holds no SAE, CorruptArtefactError if a file was changed."""
     manifest = _manifest(LocalStorage(folder))
     if manifest.kind != "saes":
         raise BadInputError(f"{folder} is no SAE: its manifest says {manifest.kind}")

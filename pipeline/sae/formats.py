@@ -1,4 +1,4 @@
-"""SAEs on disk: SAELens' `cfg.json` and `sae_weights.safetensors`, as this package keeps them and as SAELens loads them."""
+"""Writes and reads SAEs in SAELens' format: `cfg.json` and `sae_weights.safetensors`."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ WEIGHTS = "sae_weights.safetensors"
 
 
 def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Write the two files into a folder, so that `sae_lens.SAE.load_from_disk` reads them if it knows the architecture."""
+    """Write the two files into a folder, which `sae_lens.SAE.load_from_disk` reads if SAELens knows the architecture."""
     config = {
         "architecture": sae.activation.architecture,
         "d_in": sae.d_in,
@@ -55,10 +55,10 @@ def read_sae(folder: Path) -> SAE:
 
 
 def to_saelens(source: Path, target: Path, name: str) -> None:
-    """Write the SAE in the folder `source` into `target` for `sae_lens.SAE.load_from_disk`, all of it or nothing.
+    """Write the SAE in the folder `source` into `target`, for `sae_lens.SAE.load_from_disk`. The write is atomic.
 
-    The metadata names the artefact it comes from, `name`. Raises BadInputError when `target` holds something already or when
-    SAELens has no architecture for the activation.
+    `name` is the artefact's name, for the metadata. Raises BadInputError when `target` exists and is not an empty folder,
+    and when SAELens has no architecture for the activation.
     """
     sae = read_sae(source)
     if not sae.activation.in_saelens:

@@ -1,4 +1,4 @@
-"""The finished SAE: four tensors, an activation, encode and decode."""
+"""Defines the finished SAE: four tensors and an activation, which encode and decode rows."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -48,10 +48,10 @@ class SAE:
         scale: float,
         activation: Activation = RELU,
     ) -> Self:
-        """The same function of unscaled activations, with unit decoder rows.
+        """An SAE from weights trained on scaled activations: the same function of unscaled ones, with unit decoder rows.
 
-        The arguments are weights trained on activations times `scale`. A latent becomes its strength f ||w|| in the units of
-        the activations, so that latents of different arms can be compared. Rows of norm 0 stay 0.
+        The weights were trained on activations times `scale`. A latent f with decoder norm ||w|| becomes f ||w|| / `scale`,
+        in the unit of the activations, so that latents of different arms can be compared. Rows of norm 0 stay 0.
         """
         norm_F = vector_norm(W_dec_FD, dim=1)
         return cls(

@@ -1,7 +1,7 @@
 """Streams the rows of a store, in order or shuffled: random chunks fill a buffer, random rows of it make the batches.
 
 The chunks of a buffer come from different shards, and each shard's rows were shuffled when they were written. So a batch
-has about as many rows of one document as an independent draw from all rows of those shards (docs/store-format.md,
+has about as many rows of one document as if it were drawn independently from all rows of those shards (docs/store-format.md,
 "Shuffling").
 """
 
@@ -21,7 +21,7 @@ from pipeline.store import format as fmt
 from pipeline.store.reader import ActivationStore
 
 BATCHES_AHEAD = 1
-"""Batches that wait for the caller, besides the one being made."""
+"""Finished batches in the queue, besides the one being made."""
 
 Bounds = tuple[int, int]
 """First row of a chunk and one past its last."""
@@ -70,7 +70,7 @@ def rows_in_order(store: ActivationStore, layer: int, shards: Sequence[int]) -> 
 
 @dataclass(frozen=True)
 class _Order:
-    """Which chunks fill each buffer, and in which order the rows of a buffer are taken."""
+    """The order of a stream: which chunks fill each buffer, and in which order its rows are taken."""
 
     chunks: list[Bounds]
     buffer_chunks: int

@@ -1,4 +1,4 @@
-"""The codecs of a store's rows. Imports neither zarr nor torch, which reading an experiment file must not wait for."""
+"""The table of codecs of a store's rows. Imports neither zarr nor torch: an experiment must be validated without them."""
 
 from collections.abc import Callable
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""Shows a store in tables: what was extracted from which model and texts, how many rows and bytes, how large the norms."""
+"""Describes a store in tables: the model and texts behind it, its numbers of rows and bytes, and the norms of its rows."""
 
 import json
 from collections.abc import Iterator
@@ -39,6 +39,7 @@ def store_info(store: ActivationStore) -> Iterator[Table]:
     if store.commits:
         norms = Table("layer", "RMS norm", "median norm", "largest norm", "massive rows", box=box.SIMPLE_HEAD)
         for layer in layout.layers:
-            of = store_norms(store.commits, layer)
-            norms.add_row(str(layer), f"{of.rms:.4g}", f"{of.median:.4g}", f"{of.max:.4g}", f"{of.massive:,}")
+            of_layer = store_norms(store.commits, layer)
+            numbers = (f"{of_layer.rms:.4g}", f"{of_layer.median:.4g}", f"{of_layer.max:.4g}", f"{of_layer.massive:,}")
+            norms.add_row(str(layer), *numbers)
         yield norms

@@ -1,7 +1,7 @@
 """Reads chunks of a sharded Zarr array straight into the caller's buffer, without zarr-python.
 
-zarr-python reads the same files (a test compares both) at several times the cost: it reads a shard's index on every call,
-and copies a chunk once per codec. Here each index is read once, and the kernel copies a raw chunk once.
+zarr-python reads the same files (a test compares both), but takes several times as long: it reads a shard's index on every
+call, and copies a chunk once per codec. Here each index is read once, and the kernel copies a raw chunk once.
 """
 
 import json

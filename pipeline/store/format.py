@@ -159,7 +159,7 @@ def layer_array(layer: int) -> str:
 
 
 def create(storage: Storage, new: NewStore) -> None:
-    """Lay out an empty store with all its tokens. Its shards can then be filled in any order.
+    """Write an empty store: its metadata and all its tokens. Its shards can then be filled in any order.
 
     The root's `zarr.json` is written last: a folder without it is not laid out yet. Equal arguments write equal files, so
     several processes may do this at once.

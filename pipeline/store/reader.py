@@ -1,4 +1,4 @@
-"""Reads a store: checks that every file of every committed shard is there when opened, and every chunk when read."""
+"""Reads a store. Opening it checks that all files exist and have their sizes; reading checks the checksum of every chunk."""
 
 import math
 from collections.abc import Iterable
@@ -54,7 +54,7 @@ class ActivationStore:
 
     def _commits(self, partial: bool) -> dict[int, Commit]:
         records = self.storage.sizes(fmt.COMMITS)
-        sizes = self.storage.sizes()  # second, so that it has the files of a shard that is committed in between
+        sizes = self.storage.sizes()  # listed second, so that it includes the files of a shard that is committed in between
         names = {shard: commit_name(shard) for shard in range(self.layout.shards)}
         there = {shard: name for shard, name in names.items() if name in records}
         if not partial and len(there) < len(names):

@@ -45,9 +45,9 @@ class StoreNorms:
 
 
 def recorded_files(storage: Storage) -> dict[str, FileRecord]:
-    """The files in a finished store's manifest, which has all but the shards' data; {} for an unfinished store.
+    """The files that a finished store's manifest lists: all but the shards' data. {} for an unfinished store.
 
-    Raises CorruptArtefactError when there is a manifest that cannot be read.
+    Raises CorruptArtefactError for a manifest that cannot be read.
     """
     manifest = read_manifest(storage, fmt.REMEDY)
     return manifest.files if manifest else {}
@@ -59,7 +59,7 @@ def damages(storage: Storage, *, deep: bool) -> list[Damage]:
     A shard without a commit record is damage only in a finished store, which has a manifest.
     """
     committed = storage.sizes(fmt.COMMITS)
-    sizes = storage.sizes()  # second, so that it has the files of a shard that is committed in between
+    sizes = storage.sizes()  # listed second, so that it includes the files of a shard that is committed in between
     found: dict[str, Damage] = {}
     everything = chain(
         _unlike_manifest(storage, sizes, deep), _in_layout(storage, sizes, deep), _in_shards(storage, committed, sizes, deep)
@@ -70,6 +70,7 @@ def damages(storage: Storage, *, deep: bool) -> list[Damage]:
 
 
 def _unlike_manifest(storage: Storage, sizes: dict[str, int], deep: bool) -> Iterator[Damage]:
+    """Files that differ from their record in the manifest."""
     try:
         files = recorded_files(storage)
     except CorruptArtefactError:
@@ -85,6 +86,7 @@ def _unlike_manifest(storage: Storage, sizes: dict[str, int], deep: bool) -> Ite
 
 
 def _in_layout(storage: Storage, sizes: dict[str, int], deep: bool) -> Iterator[Damage]:
+    """Damage to what `format.create` wrote: metadata, tokens, documents."""
     try:
         layout = fmt.read_layout(storage)
     except CorruptArtefactError:
@@ -102,6 +104,7 @@ def _in_layout(storage: Storage, sizes: dict[str, int], deep: bool) -> Iterator[
 
 
 def _in_shards(storage: Storage, committed: dict[str, int], sizes: dict[str, int], deep: bool) -> Iterator[Damage]:
+    """Files of committed shards that differ from their record in the commit."""
     try:
         layout = fmt.read_layout(storage)
     except CorruptArtefactError:

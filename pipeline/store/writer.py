@@ -18,7 +18,7 @@ from pipeline.store import format as fmt
 from pipeline.store.format import ShardRows
 
 MASSIVE = 10.0
-"""Multiple of the median norm above which an activation is massive: an attention sink (Sun et al. 2024), not a meaning."""
+"""Multiple of the median norm above which an activation is massive: an attention sink (Sun et al. 2024)."""
 
 
 class FileCheck(BaseModel):
@@ -111,7 +111,7 @@ class ShardWriter:
             checks |= self._put(name, start, getattr(rows.fields, name).astype(dtype, casting="same_kind"))
         commit = Commit(shard=shard, rows=written, files=checks, norms=norms)
         record = canonical_json(json.loads(commit.model_dump_json())).encode()
-        # `create` never replaces a record: the first of two writers wins. Equal machines wrote the same bytes anyway.
+        # `create` never replaces a record: of two writers the first wins. On equal machines both wrote the same bytes.
         if not self.storage.create(commit_name(shard), record) and self.storage.read(commit_name(shard)) != record:
             self.storage.delete(commit_name(shard))  # it vouches for the other writer's files, which are now overwritten
             raise CorruptArtefactError(

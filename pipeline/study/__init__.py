@@ -1,1 +1,1 @@
-"""An experiment, its arms, and the plan of artefacts that follows from them."""
+"""Reads an experiment and its arms, and plans the artefacts that the study needs."""

@@ -1,4 +1,4 @@
-"""The ablation arms: each changes a few fields of a recipe and asks one question.
+"""Defines the ablation arms and resolves their recipes. An arm changes a few fields of a recipe and asks one question.
 
 The arms in `ARMS` exist in every experiment; `[arms.NAME]` in an experiment file declares more.
 """
@@ -20,13 +20,14 @@ class Arm:
     """One row of the ablation table."""
 
     question: str
-    """What the difference to `base` (for `full`: to `no-contrast`) answers."""
+    """The question that the difference to `base` (for `full`: to `no-contrast`) answers."""
     diff: Mapping[str, Any]
-    """Fields of TrainConfig that differ from `base`. `contrast.topk` is a field of a section; None removes a section."""
+    """Fields of TrainConfig that differ from `base`, such as `resets`, or `contrast.topk` inside a section. None removes a
+    section."""
     base: str = "full"
     """The arm that it changes."""
     run: int | None = None
-    """Number of the run in the method's original plan; None for an arm that was not in it."""
+    """Number of this arm's run in the method's original plan; None for an arm that was not in it."""
 
 
 ARMS: dict[str, Arm] = {
@@ -118,9 +119,9 @@ ARMS: dict[str, Arm] = {
 }
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,19}")
-"""A name is part of a folder's name, stands between commas after --arms, and labels plots with room for 20 letters."""
+"""Form of an arm's name: it must suit a folder, the comma-separated list after --arms, and a plot label of 20 letters."""
 SHARED = ("d_sae", "steps", "batch_size", "heldout_shards", "data_seed", "buffer_chunks")
-"""Fields that no arm changes. Arms are comparable because all have the same size and see the same batches."""
+"""Fields that no arm may change: arms are comparable only if all have the same size and see the same batches."""
 
 
 def arms_of(own: Mapping[str, ArmConfig]) -> dict[str, Arm]:
@@ -130,10 +131,7 @@ def arms_of(own: Mapping[str, ArmConfig]) -> dict[str, Arm]:
 
 
 class Recipes:
-    """The recipe of every arm of an experiment, each resolved once, when it is first asked for.
-
-    Built from the experiment's recipe `full` and the arms of its own.
-    """
+    """The recipe of every arm, by name. Each is resolved on first use, from `full` and the declared arms `own`."""
 
     def __init__(self, full: TrainConfig, own: Mapping[str, ArmConfig] | None = None):
         self.full = full
@@ -153,19 +151,19 @@ class Recipes:
         base, diff = self.arms[arm].base, self.arms[arm].diff
         where = f"arms.{arm}" if arm in self.own else f"arm {arm!r}"
         fields = self[base].model_dump()
-        # Kinds first: what else is said of a section is then a field of that kind.
+        # A section's kind comes first, because it empties the section; the other changes then fill the new one.
         for path, value in sorted(diff.items(), key=lambda item: not item[0].endswith(".kind")):
             section, _, field = path.rpartition(".")
             if not section:
                 fields[field] = value
             elif path == f"{section}.kind":
-                fields[section] = {"kind": value}  # a section of another kind takes over nothing
+                fields[section] = {"kind": value}  # fields of the old kind do not carry over
             elif fields.get(section, {}) is None:
                 raise BadInputError(f"{where} changes {path}, but {base!r} has no {section}")
             elif isinstance(fields.get(section), dict):
                 fields[section][field] = value
             else:
-                fields[section] = {field: value}  # no section of that name: the validation below says so
+                fields[section] = {field: value}  # no such section: the validation below reports it
         try:
             return TrainConfig.model_validate(fields, strict=True)
         except ValidationError as error:
@@ -173,7 +171,10 @@ class Recipes:
 
 
 def check(study: Collection[str], recipes: Recipes) -> None:
-    """Raises BadInputError when an arm of the experiment's own is invalid, or two arms of the `study` are the same SAE."""
+    """Check the arms that an experiment declares, and the names in `study`, which are the arms that it trains.
+
+    Raises BadInputError for an invalid arm, for an arm whose L0 cannot be matched, and for two arms with the same recipe.
+    """
     _check_own(recipes)
     if recipes.full.match_l0:
         raise BadInputError("train.match_l0: only an arm can be matched to another; set it in [arms.NAME]")

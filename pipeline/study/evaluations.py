@@ -1,7 +1,7 @@
-"""The table of evaluations: what is computed of every SAE, into which file, and how the report shows it.
+"""The table of evaluations: what is computed for every SAE, into which file, and how the report shows it.
 
-An entry names functions of the stages as "module:function", because the study lies below the stages and a plan must not wait
-for torch. A script that adds an entry may give the functions themselves.
+An entry names its functions as "module:function": this package may not import the stages, and a plan must not wait for
+torch. A script that adds an entry may give the functions themselves.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from pkgutil import resolve_name
 from typing import Any
 
 Function = str | Callable[..., Any]
-"""A function, or where it is: "module:function"."""
+"""A function, or its name as "module:function"."""
 
 
 class Need(StrEnum):
-    """What only some studies have. Held-out rows, latents and pairs of latents are in every study and need no mention."""
+    """Data that only some studies have. Every study has held-out rows and latents, so these need no entry."""
 
     probes = "probes"
     """Labelled texts."""
@@ -54,7 +54,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         ("ground_truth", "recovery", (Need.truth,)),
         ("capture", "capture", ()),
         ("interference", "interference", ()),
-        ("loss", "loss", ()),  # these two do not need a model: without one their files say why they are empty
+        ("loss", "loss", ()),  # without a model, these two write a file that says why it is empty
         ("examples", "examples", ()),
         ("sparse_probing", "sparse_probing", (Need.probes,)),
     )

@@ -1,7 +1,7 @@
-"""An experiment: a whole study, declared in one TOML file and validated here.
+"""Reads an experiment, which declares a whole study in one TOML file, and checks that its sections agree.
 
-`study.sections` says where each section is defined. A field that determines an artefact's bytes is hashed into its key
-(`study.plan`).
+`pipeline.study.sections` says where each section is defined. Fields that determine an artefact's bytes are hashed into its
+key (`pipeline.study.plan`).
 """
 
 import json
@@ -33,7 +33,7 @@ class Experiment(Section):
     """A whole study."""
 
     name: str
-    """File name without `.toml`; names the report."""
+    """File name without `.toml`; the report's folder has the same name."""
     argument: str
     """The name or path that the user gave; messages that suggest a command repeat it."""
     description: str
@@ -44,7 +44,7 @@ class Experiment(Section):
     probes: ProbesConfig = Field(default_factory=_default_probes)
     train: TrainConfig
     arms: dict[str, ArmConfig] = Field(default_factory=dict[str, ArmConfig])
-    """Arms beside the built-in ones, by name. `study.arms` says which arms are trained."""
+    """Arms that the experiment adds to the built-in ones, by name. The field `study.arms` lists the arms to train."""
     study: StudyConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     run: RunConfig = RunConfig()
@@ -83,7 +83,7 @@ class Experiment(Section):
         return Recipes(self.train, self.arms)
 
     def __copy__(self) -> Self:
-        """What `model_copy` starts from. A copy with other fields must not keep the recipes of this one."""
+        """`model_copy` calls this. The copy may get another `train`, so it must not keep the cached recipes."""
         copied = super().__copy__()
         vars(copied).pop("recipes", None)
         return copied

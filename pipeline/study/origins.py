@@ -1,7 +1,7 @@
-"""Where the SAEs of a study come from: a table of sources, and bringing an SAE from its source into the workspace.
+"""Lists the sources of a study's SAEs, and copies SAEs that others trained into the workspace.
 
-The first source is training by an arm. SAEs of any other source are evaluated and shown like those, but never trained and
-in no paired difference.
+The first source is training here, by an arm. SAEs from any other source are evaluated and shown in the same way, but they
+are not trained here and appear in no paired difference.
 """
 
 import shutil
@@ -20,16 +20,16 @@ from pipeline.study.planned import PlannedSAE, TrainedSAE
 
 SAE_FORMAT = 2
 EVALUATION_FORMAT = 4
-"""Raised when a change of code changes the bytes of such an artefact."""
+"""Format numbers. Increase one when a change of code changes the bytes of such an artefact."""
 
 TRAINED = "trained"
 BASELINE = "baseline"
-"""The arm on whose pairs every arm is measured."""
+"""The arm whose pairs of latents every arm is measured on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Basis:
-    """What all SAEs of a study stand on: the experiment, its activation store and the keys of its probe stores."""
+    """What all SAEs of a study share: the experiment, its activation store and the keys of its probe stores."""
 
     experiment: Experiment
     store: Artefact
@@ -38,8 +38,9 @@ class Basis:
     def outside(self, origin: str, name: str, *, layer: int, content: Any) -> PlannedSAE:
         """An SAE that others trained on the residual stream after `layer`.
 
-        `origin` is its source's name in `ORIGINS`; `name` is what the study calls it; `content` determines its weights, such
-        as a hash of its files, or a repository and its commit. Raises BadInputError for a name that cannot be a folder's.
+        `origin` is the name of its source in `ORIGINS`. `name` is what the study calls it. `content` identifies its weights:
+        a hash of its files, or a repository and its commit. Raises BadInputError for a name that an arm could not
+        have.
         """
         if not NAME.fullmatch(name):
             raise BadInputError(f"{origin}: name {name!r} must be at most 20 lower-case letters, digits, '.', '_' or '-'")
@@ -48,7 +49,7 @@ class Basis:
             label=name,
             inputs={"format": SAE_FORMAT, "origin": origin, "layer": layer, "content": content},
         )
-        # The key of a trained SAE says which rows are held out. This one was not trained on them and does not know.
+        # The key of an SAE that is trained here covers which rows are held out; the key of this one does not.
         rows = {"store": self.store.key, "heldout_shards": self.experiment.train.heldout_shards}
         evaluation = self.evaluation(name, sae, None, rows)
         return PlannedSAE(origin=origin, arm=name, seed=0, layer=layer, artefact=sae, evaluation=evaluation)
@@ -72,7 +73,7 @@ class Basis:
         )
 
     def _trained_artefact(self, arm: str, seed: int, layer: int, matched_to: TrainedSAE | None = None) -> Artefact:
-        # The other arm's name in `match_l0` says nothing of its recipe; its key does.
+        # `match_l0` is only a name; the key of the SAE that it names, added below, covers that SAE's recipe.
         recipe = self.experiment.recipes[arm].canonical(without=("match_l0",))
         inputs = {"format": SAE_FORMAT, "store": self.store.key, "layer": layer, "recipe": recipe, "seed": seed}
         if matched_to:
@@ -82,7 +83,7 @@ class Basis:
     def evaluation(
         self, label: str, sae: Artefact, baseline: Artefact | None, rows: Mapping[str, Any] | None = None
     ) -> Artefact:
-        """The evaluation of an SAE; `rows` says which rows are held out where the SAE's key does not."""
+        """The evaluation of an SAE; pass `rows`, which rows are held out, if the SAE's key does not cover it."""
         inputs = {
             "format": EVALUATION_FORMAT,
             "sae": sae.key,
@@ -99,10 +100,10 @@ class Origin:
     """A source of SAEs."""
 
     plan: Callable[[Basis], Iterable[PlannedSAE]]
-    """All SAEs of a study that come from it. Reads files if it must, and makes nothing."""
+    """Returns all SAEs of a study that come from this source. May read files; makes nothing."""
     write: Callable[[PlannedSAE, Path], object] | None = None
-    """Writes `cfg.json` and `sae_weights.safetensors` of one of them, in SAELens' format, into an empty folder.
-    None for SAEs that the training stage makes, in lockstep."""
+    """Writes one of these SAEs into an empty folder, in SAELens' format: `cfg.json` and `sae_weights.safetensors`. None for
+    SAEs that the training stage makes."""
 
 
 def _trained(basis: Basis) -> Iterable[PlannedSAE]:
@@ -111,11 +112,11 @@ def _trained(basis: Basis) -> Iterable[PlannedSAE]:
 
 
 ORIGINS: dict[str, Origin] = {TRAINED: Origin(plan=_trained)}
-"""By name; a plan asks them in this order."""
+"""By name, in the order in which a plan lists their SAEs."""
 
 
 def planned(basis: Basis) -> list[PlannedSAE]:
-    """All SAEs of a study. Raises BadInputError where two of a layer have one name and seed."""
+    """All SAEs of a study. Raises BadInputError when two have the same name, seed and layer."""
     saes = [sae for origin in ORIGINS.values() for sae in origin.plan(basis)]
     first: dict[str, PlannedSAE] = {}
     for sae in saes:
@@ -126,15 +127,15 @@ def planned(basis: Basis) -> list[PlannedSAE]:
 
 @dataclass(kw_only=True)
 class Brought:
-    """What came of bringing SAEs from outside."""
+    """The outcome of `bring`."""
 
     made: list[PlannedSAE] = field(default_factory=list[PlannedSAE])
     failed: dict[str, str] = field(default_factory=dict[str, str])
-    """SAE that cannot be used, and why."""
+    """SAEs that cannot be used, and why."""
 
 
 def bring(saes: Iterable[PlannedSAE], experiment: Experiment, workspace: Workspace) -> Brought:
-    """Put SAEs that others trained into the workspace, unless they are there."""
+    """Put SAEs that others trained into the workspace, unless they are there already."""
     brought = Brought()
     for sae in [sae for sae in saes if workspace.manifest(sae.artefact) is None]:
         with workspace.lock(sae.artefact) as folder:

@@ -1,7 +1,7 @@
-"""The penalties on pairs of latents that an arm may train with: how each is declared, and where it is computed.
+"""The table of penalties on pairs of latents: the section that declares each, and the class that computes it.
 
-An entry names its term as "module:class", because the study is a floor below training and an experiment must be validated
-without torch. A class itself does as well.
+An entry names that class as "module:class": this package may not import training, and an experiment must be validated
+without torch. A script that adds an entry may give the class itself.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from pipeline.section import Dtype, Fraction, Section
 
 
 class PenaltySection(Section):
-    """[train.penalty]: the penalty of an arm, by its kind. A kind with more fields has a subclass in PENALTIES."""
+    """[train.penalty]: a penalty of another kind than the contrast. A kind with more fields has a subclass in PENALTIES."""
 
     kind: str
     """A key of PENALTIES."""
@@ -25,17 +25,18 @@ class PenaltySection(Section):
 
 
 class Contrast(Section):
-    """[train.contrast]: pairs of latents that point the same way and fire together (docs/method.md, "The loss")."""
+    """[train.contrast]: penalises latents that point the same way and fire together (docs/method.md, "The loss")."""
 
     coefficient: PositiveFloat = 0.1
     """Weight c of the penalty."""
     by: Literal["direction", "magnitude"] = "direction"
-    """`direction`: pairs by cosine, norms inside the strength detached. `magnitude`: pairs by dot product, norms trained."""
+    """`direction`: similarity is the cosine, and decoder norms get no gradient. `magnitude`: similarity is the dot product,
+    and they do."""
     topk: Fraction = 0.1
-    """K: a latent's most similar fraction of the others that counts as pointing the same way."""
+    """K: fraction of the other latents, the most similar ones, that count as pointing the same way as a latent."""
     select: Literal["union", "row", "mutual"] = "union"
-    """`union`: in the top K of either latent; `row`: of the first; `mutual`: of both. The loss of `row` is the mean of the
-    other two."""
+    """Which pairs count: those in the top K of either latent (`union`), of the first (`row`) or of both (`mutual`). The loss
+    of `row` is the mean of the other two."""
     weighted: bool = True
     """Weight each pair by how strongly both fire; without it, every selected pair counts the same."""
     every: PositiveInt = 1
@@ -45,8 +46,8 @@ class Contrast(Section):
     precision: Dtype = "float32"
     """Dtype of the products of latents and decoder rows. Similarities, which select the pairs, are always float32."""
     literal: bool = False
-    """The penalty as first written down: summed over rows and ordered pairs with the diagonal, norms multiplied into the
-    encoder. Kept to be shown, not used: it is expected to degenerate."""
+    """The penalty as first written down: a sum over rows and over ordered pairs, the diagonal included, with decoder norms
+    multiplied into the encoder. Kept for comparison only: it is expected to degenerate."""
 
     @property
     def kind(self) -> str:
@@ -67,25 +68,26 @@ class Penalty:
     """One entry of PENALTIES."""
 
     section: type[Section]
-    """What is declared of it: Contrast, or a subclass of PenaltySection."""
+    """The section that declares it: Contrast, PenaltySection or a subclass of that."""
     term: str | Callable[..., Any]
-    """The subclass of `train.penalty.PenaltyTerm` that computes it, or where it is: "module:class"."""
+    """The subclass of `pipeline.train.penalty.PenaltyTerm` that computes it, or its name as "module:class"."""
 
 
 PENALTIES: dict[str, Penalty] = {
     "contrast": Penalty(section=Contrast, term="pipeline.train.contrast:ContrastTerm"),
     "literal": Penalty(section=Contrast, term="pipeline.train.literal:LiteralTerm"),
 }
-"""By kind. `[train.contrast]` declares the first two, `[train.penalty]` any other."""
+"""By kind. [train.contrast] declares the first two, [train.penalty] any other."""
 
 
 def declared_penalty(value: Any) -> Any:
-    """[train.penalty] as its kind's section. Raises ValueError for a kind that is not in PENALTIES."""
+    """Parse [train.penalty] into the section of its kind. Raises ValueError for a kind that is not in PENALTIES."""
     if not isinstance(value, dict):
         return value
     declared = cast("dict[str, object]", value)
     kinds = {kind: entry.section for kind, entry in PENALTIES.items() if issubclass(entry.section, PenaltySection)}
     kind = declared.get("kind")
     if kind not in kinds:
-        raise ValueError(f"penalty.kind: should be one of {', '.join(kinds) or 'none yet'}, got {kind!r}")
+        known = ", ".join(kinds) or "none: PENALTIES has no kind besides the contrast"
+        raise ValueError(f"penalty.kind: {kind!r} is unknown; known kinds are {known}")
     return kinds[str(kind)].model_validate(declared, strict=True)

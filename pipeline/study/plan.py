@@ -1,7 +1,7 @@
-"""What a study consists of: from an experiment to the artefacts it needs, and their keys. Reads files, makes nothing.
+"""Plans a study: lists the artefacts that an experiment needs, with their keys. Reads files, makes nothing.
 
-`inputs` of an artefact hold everything that determines its bytes, except times (seconds in manifests, the pace in a training
-log). A change of code that changes bytes must raise the format number of that artefact.
+The `inputs` of an artefact hold everything that determines its bytes, except measured times (seconds in manifests, tokens
+per second in a training log). A change of code that changes bytes must raise the format number of that artefact.
 """
 
 from collections.abc import Iterable
@@ -27,13 +27,13 @@ STORE_FORMAT = 2
 PROBES_FORMAT = 2
 
 MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
-"""Files of a model's folder that are hashed: configuration, weights, and every form of tokenizer."""
+"""Suffixes of the files that are hashed in a model's folder: configuration, weights, and every form of tokenizer."""
 
 MOST_NAMED = 4
-"""Arms that a title names; of more it gives the number."""
+"""A title names up to this many arms; of more, it gives only the number."""
 
 TRAINING_LOG = "training.jsonl"
-"""The log inside the artefact of an SAE that is trained here, which the report reads."""
+"""The training log in the artefact of an SAE that is trained here. The report reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,9 @@ class Plan:
     """The model that this study makes, trained or synthetic; None when it comes from elsewhere."""
     store: Artefact
     probes: dict[str, Artefact]
-    """Documents store of each probe data set, by the name that reports give it."""
+    """The store of each probe data set, by the data set's name in reports."""
     llm_probing: dict[int, Artefact]
-    """Probing results of the model itself, by layer; empty in a study without probe texts."""
+    """Results of probing the model's own activations, by layer; empty in a study without probe texts."""
     saes: tuple[PlannedSAE, ...]
     """By layer, arm and seed."""
 
@@ -64,7 +64,7 @@ class Plan:
 
     @property
     def trained(self) -> list[Artefact]:
-        """What the training stage makes, or brings in from outside."""
+        """What the training stage makes or copies in from outside."""
         return [sae.artefact for sae in self.saes]
 
     @property
@@ -92,7 +92,7 @@ def make_plan(
 ) -> Plan:
     """The plan of an experiment, or of the part of it that `arms`, `seeds` and `layers` pick.
 
-    Raises BadInputError for an arm, seed or layer that is not part of the study, and for texts that are not there.
+    Raises BadInputError for an arm, seed or layer that is not part of the study, and for texts that do not exist.
     """
     model = _model(experiment)
     identity = {"key": model.key} if model else _external_model(experiment)

@@ -1,4 +1,4 @@
-"""One SAE of a study: what every SAE has, and what an SAE has besides that is trained here."""
+"""Describes one SAE of a study: any SAE, and one that is trained here."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class PlannedSAE:
     """An SAE that is evaluated and shown, wherever it comes from. Its artefact holds it in SAELens' format."""
 
     origin: str
-    """Where it comes from: a name in `study.origins.ORIGINS`."""
+    """Name of its source in `pipeline.study.origins.ORIGINS`."""
     arm: str
     """The arm that trains it; for an SAE that others trained, the name that the study gives it."""
     seed: int
@@ -20,8 +20,8 @@ class PlannedSAE:
     artefact: Artefact
     evaluation: Artefact
     baseline: Artefact | None = None
-    """The SAE on whose pairs of latents this one is measured: the arm `baseline` with the same seed and layer. None in a
-    study without that arm, and for an SAE that others trained, whose latents do not correspond to the baseline's."""
+    """The SAE whose pairs of latents this one is measured on: the arm `baseline` with the same seed and layer. None in a
+    study without that arm, and for an SAE that others trained, because its latents do not correspond to the baseline's."""
 
     def __str__(self) -> str:
         return f"{self.arm} seed {self.seed} layer {self.layer}"
@@ -33,4 +33,4 @@ class TrainedSAE(PlannedSAE):
 
     recipe: TrainConfig
     matched_to: "TrainedSAE | None" = None
-    """The SAE of the same seed and layer whose L0 this one is matched to; the plan need not hold it."""
+    """The SAE whose L0 this one is matched to, of the same seed and layer. It need not be in the plan."""

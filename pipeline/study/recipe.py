@@ -1,6 +1,6 @@
-"""The recipe of one SAE: the section [train] of an experiment, and [arms.NAME], which changes fields of it.
+"""Defines the recipe of an SAE: the section [train] of an experiment, and [arms.NAME], which changes fields of it.
 
-Every field is hashed into the key of the SAEs that it makes (`study/plan.py`).
+Every field is hashed into the keys of the SAEs (`pipeline.study.origins`).
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -31,7 +31,7 @@ class Resets(Section):
 
 
 class TrainConfig(Section):
-    """The recipe of one SAE. This is the arm `full`; the other arms are diffs of it (`pipeline.study.arms`)."""
+    """The recipe of one SAE. [train] is the recipe of the arm `full`; the other arms change it (`pipeline.study.arms`)."""
 
     d_sae: Annotated[int, Field(ge=4)]
     """F, number of latents."""
@@ -39,9 +39,9 @@ class TrainConfig(Section):
     batch_size: PositiveInt = 2048
     """B, rows per step."""
     activation: Annotated[str, AfterValidator(known_activation), Before("relu")] = "relu"
-    """Which latents fire: a key of `sae.activations.ACTIVATIONS`."""
+    """The activation function: a key of `pipeline.sae.activations.ACTIVATIONS`."""
     precision: Dtype = "float32"
-    """Dtype of the operands of matrix products. Weights, sums of gradients and Adam stay float32."""
+    """Dtype of the operands of matrix products. Weights, summed gradients and Adam's state stay float32."""
     learning_rate: PositiveFloat = 3e-4
     lr_warmup: Annotated[int, Field(ge=0)] = 500
     """Steps over which the learning rate rises from 0."""
@@ -52,7 +52,7 @@ class TrainConfig(Section):
     l1_warmup: Annotated[int, Field(ge=0)] = 500
     """Steps over which the sparsity weight rises from 0."""
     match_l0: str | None = None
-    """Arm whose L0 this one is matched to. A search finds the sparsity weight; it begins at `l1`."""
+    """Arm whose L0 this one is matched to. A search that begins at `l1` finds the sparsity weight."""
     decoder_norm: Literal["free", "unit"] = "free"
     """`unit` keeps the rows of W_dec at norm 1, as in the vanilla baseline."""
     contrast: Contrast | None = Contrast()
@@ -64,11 +64,11 @@ class TrainConfig(Section):
     data_seed: Seed = 0
     """Seed of the batch order. All arms and seeds share it, so they are compared on the same batches."""
     buffer_chunks: PositiveInt = 32
-    """Chunks of different shards from which shuffled batches are drawn."""
+    """Chunks in the shuffle buffer that batches are drawn from."""
 
     @property
     def only_penalty(self) -> Contrast | PenaltySection | None:
-        """The contrast or the other penalty, whichever there is."""
+        """The contrast or the penalty of another kind, whichever is set."""
         return self.contrast or self.penalty
 
     @model_validator(mode="after")
@@ -92,13 +92,13 @@ class TrainConfig(Section):
 
 
 class ArmConfig(Section):
-    """An arm that the experiment declares. It writes its changes as in [train], such as `contrast.coefficient = 0.5`."""
+    """An arm that the experiment declares. Its changes are written as in [train], such as `contrast.coefficient = 0.5`."""
 
-    # The other fields are those of the recipe. `study.arms.Recipes` validates them.
+    # The other fields are those of the recipe. `Recipes` in pipeline.study.arms validates them.
     model_config = ConfigDict(extra="allow")
 
     question: Annotated[str, Field(min_length=1)]
-    """What the difference to the arm `base` answers, in a sentence; shown in the report."""
+    """The question that the difference to the arm `base` answers, in a sentence; shown in the report."""
     base: Annotated[str, Field(alias="from")] = "full"
     """The arm that it changes: a built-in arm or one declared above. The key in the file is `from`."""
 

@@ -1,18 +1,17 @@
-"""The sections [store], [study], [evaluate] and [run] of an experiment, and pydantic's errors in one line.
+"""Defines the sections [store], [study], [evaluate] and [run], and turns pydantic's errors into one line.
 
-The other sections are in `models.model_section` ([model]), `texts.text_sections` ([corpus], [probes]) and `study.recipe`
-([train], [arms]). `study.experiment` combines all of them.
+The other sections are in `pipeline.models.model_section` ([model]), `pipeline.texts.text_sections` ([corpus], [probes]),
+`pipeline.study.recipe` ([train], [arms]) and `pipeline.study.penalties` ([train.contrast], [train.penalty]).
+`pipeline.study.experiment` combines all of them.
 """
 
 import re
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, ValidationError, model_validator
 
-from pipeline.models.model_section import ModelConfig
 from pipeline.section import Dtype, Fraction, Section, Seed
 from pipeline.store.codecs import Codec
-from pipeline.texts.text_sections import CorpusConfig
 
 
 class StoreConfig(Section):
@@ -35,7 +34,7 @@ class StoreConfig(Section):
     chunk_rows: PositiveInt = 1024
     """Rows per chunk, the unit of reading. On an object store, set this and `shard_rows` to 8192: one GET per read."""
     max_norm: Annotated[float, Field(gt=1)] | None = None
-    """Leave out rows whose norm exceeds this multiple of the shard's median norm: attention sinks other than BOS."""
+    """Leave out rows whose norm exceeds this multiple of the shard's median norm, such as attention sinks other than BOS."""
     seed: Seed = 0
     """Seed of the row order inside each shard; with a synthetic model, of the rows themselves."""
 
@@ -97,22 +96,17 @@ class RunConfig(Section):
         return self
 
 
-SOURCES = {
-    tag
-    for union in (ModelConfig, CorpusConfig)
-    for section in get_args(get_args(union)[0])
-    for tag in get_args(section.model_fields["source"].annotation)
-}
-"""Every value of `source`."""
+TAGGED = ("model", "corpus")
+"""Sections whose `source` says which class validates them. pydantic then puts the source into an error's location."""
 
 
 def explain(error: ValidationError, where: str = "") -> str:
-    """A pydantic error in one line: the field (inside `where`), what is wrong with it, and the value given."""
+    """A pydantic error in one line: the field (with `where` before it), what is wrong with it, and the value given."""
     problems = error.errors(include_url=False)
-    # A misspelt key makes the right one missing too: report the misspelling.
+    # A misspelt key also makes the right one missing; the misspelling is the error to report.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    # A discriminated union puts its tag into the location, but the tag is not a key of the TOML file.
-    path = [str(part) for part in first["loc"] if part not in SOURCES]
+    # In ("model", "tiny", "steps"), "tiny" is the value of `source`, not a key of the TOML file.
+    path = [str(part) for index, part in enumerate(first["loc"]) if index != 1 or first["loc"][0] not in TAGGED]
     field = ".".join([where, *path] if where else path)
     kind, given, context = first["type"], first["input"], first.get("ctx", {})
     # Python says tuple, JSON says array; in TOML it is a list.

@@ -1,4 +1,4 @@
-"""The status of a study in a workspace: what is done, partial or missing, and which command comes next."""
+"""Shows the status of a study in a workspace: what is done, partial or missing, and which command comes next."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,15 +14,15 @@ from pipeline.store.format import is_laid_out
 from pipeline.store.writer import ShardWriter
 from pipeline.study.plan import Plan
 
-LOOKS_AT_ONCE = 12
-"""Artefacts looked at in parallel: on an object store each look waits for replies, and a study has hundreds."""
+LOOKED_UP_AT_ONCE = 12
+"""Artefacts looked up in parallel: on an object store each look-up waits for replies, and a study has hundreds."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class State:
     """The state of one artefact."""
 
-    state: str
+    word: str
     """`done`, `partial` or `missing`."""
     detail: str
     bytes: int
@@ -34,9 +34,9 @@ class Status:
     def __init__(self, plan: Plan, workspace: Workspace):
         self.plan, self.workspace = plan, workspace
         everything = [*plan.extracted, *plan.trained, *(sae.evaluation for sae in plan.saes)]
-        with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
-            looks = pool.map(self._look, everything)
-            self.found = {artefact.path: look for artefact, look in zip(everything, looks, strict=True)}
+        with ThreadPoolExecutor(LOOKED_UP_AT_ONCE) as pool:
+            states = pool.map(self._state, everything)
+            self.found = {artefact.path: state for artefact, state in zip(everything, states, strict=True)}
 
     def table(self) -> Table:
         """One line for each artefact; SAEs and evaluations of one arm and layer share a line."""
@@ -46,8 +46,8 @@ class Status:
         table.add_column("bytes", justify="right")
         table.add_column("path", overflow="fold")
         for artefact in self.plan.extracted:
-            look = self.found[artefact.path]
-            table.add_row(artefact.kind, look.state, look.detail, decimal(look.bytes), artefact.path)
+            found = self.found[artefact.path]
+            table.add_row(artefact.kind, found.word, found.detail, decimal(found.bytes), artefact.path)
         for kind in ("saes", "evaluations"):
             for arm, layer in dict.fromkeys((sae.arm, sae.layer) for sae in self.plan.saes):
                 group = [
@@ -55,10 +55,10 @@ class Status:
                     for sae in self.plan.saes
                     if (sae.arm, sae.layer) == (arm, layer)
                 ]
-                done = sum(look.state == "done" for look in group)
-                begun = any(look.state != "missing" for look in group)
+                done = sum(found.word == "done" for found in group)
+                begun = any(found.word != "missing" for found in group)
                 state = "done" if done == len(group) else "partial" if begun else "missing"
-                size = decimal(sum(look.bytes for look in group))
+                size = decimal(sum(found.bytes for found in group))
                 table.add_row(kind, state, f"{done} of {len(group)} seeds", size, f"{arm}, layer {layer}")
         return table
 
@@ -76,18 +76,18 @@ class Status:
         return f"all done; report: {report}/index.html" if done else f"next: dasae report {experiment.argument}"
 
     def _done(self, artefacts: Sequence[Artefact]) -> bool:
-        return all(self.found[artefact.path].state == "done" for artefact in artefacts)
+        return all(self.found[artefact.path].word == "done" for artefact in artefacts)
 
-    def _look(self, artefact: Artefact) -> Look:
+    def _state(self, artefact: Artefact) -> State:
         manifest, storage = self.workspace.manifest(artefact), self.workspace.storage(artefact)
         if manifest:
             # A store's manifest lists only its commits; `facts` has the bytes of the shards.
             size = int(manifest.facts.get("bytes", 0)) + sum(record.bytes for record in manifest.files.values())
             rows = manifest.facts.get("rows")
-            return Look(state="done", detail=f"{rows:,} rows" if rows else "", bytes=size)
+            return State(word="done", detail=f"{rows:,} rows" if rows else "", bytes=size)
         size = sum(storage.sizes().values())
         if artefact.kind in ("stores", "probes") and is_laid_out(storage):
             writer = ShardWriter(storage)
             shards = writer.layout.shards
-            return Look(state="partial", detail=f"{shards - len(writer.missing())} of {shards} shards", bytes=size)
-        return Look(state="partial" if size else "missing", detail="", bytes=size)
+            return State(word="partial", detail=f"{shards - len(writer.missing())} of {shards} shards", bytes=size)
+        return State(word="partial" if size else "missing", detail="", bytes=size)

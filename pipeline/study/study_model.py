@@ -1,4 +1,4 @@
-"""Opens the model of a study: its language model up to the deepest layer of the store, or its synthetic model."""
+"""Finds and opens the model of a study: its language model up to the deepest layer of the store, or its synthetic model."""
 
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
@@ -39,7 +39,7 @@ def open_study_model(plan: Plan, workspace: Workspace) -> ResidualStream:
             f"model: {config.name} has d_in {model.d_in} and depth {model.depth}, "
             f"the experiment declares d_in {config.d_in} and depth {config.depth}"
         )
-    # Fails now, not after hours, when the probe texts are read.
+    # Otherwise a context that is too long would fail only when the probe texts are read, hours later.
     model.check_context(max(plan.experiment.store.context, plan.experiment.probes.context))
     return model
 

@@ -11,8 +11,8 @@ from pipeline.texts.text_sections import ProbesConfig, is_probe_folder
 def load_texts(name: str, probes: ProbesConfig) -> tuple[TextsByClass, TextsByClass]:
     """Training and test texts of a data set by class, half of `train_size` and of `test_size` for each class.
 
-    Half, because sae-bench trains one balanced binary probe per class. Raises BadInputError for a data set that cannot be
-    read or is too small.
+    Half, because sae-bench's probes are binary and balanced: half of a probe's texts are of its class. Raises BadInputError
+    for a data set that cannot be read or is too small.
     """
     dataset, train, test = probes.named[name], probes.train_size // 2, probes.test_size // 2
     if is_probe_folder(dataset):

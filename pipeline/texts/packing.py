@@ -19,10 +19,10 @@ CHARACTERS_PER_CALL = 1_000_000
 def pack(documents: Iterable[str], tokenizer: Any, *, context: int, rows: int) -> Sequences:
     """Pack documents into sequences of `context` tokens until they hold `rows` tokens of text, or the documents end.
 
-    A BOS begins every sequence and stands before every document inside one, as in the model's training (`separator_id` if
-    the tokenizer has no BOS). A document continues in the next sequence; the last, incomplete sequence is dropped. Takes
-    four bytes of memory per token and eight per document. Raises BadInputError for a corpus without text or shorter than one
-    sequence.
+    A BOS begins every sequence, and another one stands before every document that begins inside it, as in the model's
+    training. `separator_id` stands in for a missing BOS. A document continues in the next sequence; the last, incomplete
+    sequence is dropped. Takes four bytes of memory per token and eight per document. Raises BadInputError for a corpus
+    without text or shorter than one sequence.
     """
     separator, special = separator_id(tokenizer), special_ids(tokenizer)
     packed = array("i", [separator])

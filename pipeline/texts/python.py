@@ -1,7 +1,7 @@
 """Reads real text from the Python installation: sources and docstrings of the standard library, and the language reference.
 
-Files are parsed, never imported. A hash of its module (of its topic, for the reference) puts each document into one part, so
-that the corpus and the training and test texts of the probes never share a module.
+Files are parsed, never imported. A module (for the reference, a topic) belongs to one part, chosen by a hash of its name:
+the corpus, the probes' training texts or their test texts. So the three never share a module.
 """
 
 import ast
@@ -30,20 +30,21 @@ TASKS = {
     "python/package": ("asyncio", "email", "importlib", "xml"),
     "python/docstring-of": ("class", "function"),
 }
-"""Probe tasks and their classes. No distribution leaves these packages out of its `python3`."""
+"""Probe tasks and their classes. Every distribution's `python3` has these packages."""
 
 SHORTEST = 30
 """Characters of the shortest document that is kept."""
 PIECE = 256
 """Most characters of a probe text: about 64 tokens."""
 TRAIN, TEST = 0.3, 0.17
-"""Shares of the modules whose texts train and test the probes; the rest is the corpus."""
+"""Fractions of the modules whose texts are for training and for testing probes; the rest is the corpus."""
 SALT = "33"
-"""Modules differ in size, so the sizes of the parts depend on the hash; with this salt every class has texts to spare."""
+"""Prefix of what is hashed. Modules differ in size, so the hash decides how large the parts are; with this prefix, every
+class has more texts than the probes need."""
 
 TOPICS = "pydoc_data/topics.py"
 NOT_READ = {"test", "tests", "idle_test", "encodings"}
-"""Folders of tests and of tables of characters."""
+"""Folders that are left out: tests, and tables of characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class Document:
         """The part that the module belongs to."""
         position = int(_hash(SALT + self.module)[:8], 16) / 16**8
         if self.package in TASKS["python/package"]:
-            position *= TRAIN + TEST  # these packages are small, so the corpus gets nothing of them
+            position *= TRAIN + TEST  # these packages are small, so all of them is for the probes
         return "train" if position < TRAIN else "test" if position < TRAIN + TEST else "corpus"
 
     @property

@@ -1,4 +1,4 @@
-"""The sections [corpus] and [probes] of an experiment, which say what texts a study reads."""
+"""Defines the sections [corpus] and [probes] of an experiment: the texts that a study reads."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -46,7 +46,7 @@ class HuggingFaceCorpus(Section):
 
 
 class SyntheticCorpus(Section):
-    """No text: rows are drawn from the synthetic model, which has all parameters."""
+    """No text: rows are drawn from the synthetic model, and [model] has all parameters."""
 
     source: Literal["synthetic"]
 
@@ -72,17 +72,18 @@ class ProbesConfig(Section):
 
     datasets: tuple[str, ...] = SAE_BENCH_DATASETS
     """sae-bench's names, `python/...` tasks made from the Python installation, or folders that hold `train.parquet` and
-    `test.parquet` with the columns `text` and `label`. None for a synthetic model."""
+    `test.parquet` with the columns `text` and `label`. Empty for a synthetic model."""
     train_size: Annotated[int, Field(ge=8)] = 4000
-    """Texts of one binary training problem, half of them of the class (sae-bench's `probe_train_set_size`)."""
+    """Training texts of one binary probe, half of them of its class (sae-bench's `probe_train_set_size`)."""
     test_size: Annotated[int, Field(ge=8)] = 1000
+    """Test texts of one binary probe, half of them of its class."""
     context: Annotated[int, Field(ge=8)] = 128
     """Tokens per text, BOS included; longer texts are cut."""
     seed: Seed = 42
 
     @property
     def named(self) -> dict[str, str]:
-        """Data sets by their name in artefacts and reports, which for a folder is its own name without the path."""
+        """Data sets by their name in artefacts and reports (`probe_name`)."""
         return {probe_name(dataset): dataset for dataset in self.datasets}
 
     @model_validator(mode="after")

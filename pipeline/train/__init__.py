@@ -1,1 +1,1 @@
-"""Stage 2: every arm of the study, in lockstep, from one pass over the store."""
+"""Stage 2: trains every arm of the study in lockstep, from one pass over the store."""

@@ -45,7 +45,7 @@ def _intact(record: Path) -> bool:
 def remove(folder: Path, *, but: int | None = None) -> None:
     """Remove an SAE's checkpoints, or all but one of them."""
     for path in (folder / FOLDER).glob("*"):
-        if path.stem != f"{but:09d}" if but is not None else True:
+        if but is None or path.stem != f"{but:09d}":
             path.unlink()
     if but is None and (folder / FOLDER).is_dir():
         (folder / FOLDER).rmdir()

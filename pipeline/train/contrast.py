@@ -53,16 +53,16 @@ class ContrastTerm(PenaltyTerm):
     def __init__(self, section: Contrast, like: Weights):
         super().__init__(section, like)
         self.threshold_F = torch.zeros_like(like.b_enc_F)
-        """Similarity from which on a pair counts, by each latent."""
+        """Per latent, the similarity to another at which their pair is selected: the k-th largest."""
         self.refreshed = -1
         """Steps taken when the thresholds were computed; -1 when they must be computed again."""
 
     def definition(self, f_BF: torch.Tensor, W_dec_FD: torch.Tensor) -> torch.Tensor:
-        """The penalty of a batch, a scalar, with thresholds of its own."""
+        """The penalty on a batch, a scalar. It uses exact thresholds, not the kept ones."""
         return contrastive(f_BF, W_dec_FD, self.section)
 
     def add_gradient(self, latents: Latents, into: Accumulator) -> torch.Tensor:
-        """Add the gradient to `into`; returns the penalty. Without a matrix of F x F (`pair_kernels`)."""
+        """Add the gradient to `into`; returns the penalty. Holds no matrix of F x F (`pair_kernels`)."""
         pairs = pair_kernels.SelectedPairs(**vars(latents), threshold_F=self.threshold_F, config=self.section)
         return pair_kernels.penalty(pairs, into)
 
@@ -81,6 +81,6 @@ class ContrastTerm(PenaltyTerm):
         return {"threshold_F": self.threshold_F, "refreshed": torch.tensor(self.refreshed)}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over what `state` returned; further entries are ignored."""
+        """Take over what `state()` returned. The argument also holds the entries of the `Trainer`."""
         self.threshold_F.copy_(state["threshold_F"])
         self.refreshed = int(state["refreshed"])

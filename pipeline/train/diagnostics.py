@@ -1,4 +1,4 @@
-"""What the training log shows of an SAE's geometry, defined alike for every arm, with and without a penalty."""
+"""Measures an SAE's geometry for the training log. The definition is the same for every arm, whatever its penalty."""
 
 from dataclasses import dataclass
 

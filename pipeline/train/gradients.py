@@ -14,7 +14,7 @@ from pipeline.train.weights import Weights, decoder_norms, operand, scratch
 
 @dataclass(frozen=True, kw_only=True)
 class _Forward:
-    """What the forward pass leaves for the backward pass. `centred`, `f` and `W_dec` are operands of matrix products."""
+    """Results of the forward pass for the backward pass. `centred`, `f` and `W_dec` are operands of matrix products."""
 
     centred: torch.Tensor
     f: torch.Tensor
@@ -29,7 +29,7 @@ class _Forward:
 def closed_form(
     weights: Weights, x_BD: torch.Tensor, objective: Objective, *, precision: Dtype = "float32"
 ) -> Differentiated:
-    """What `losses.differentiated` computes. The gradient lies in buffers that the next call in this thread overwrites.
+    """The same as `losses.differentiated`. The gradient lies in buffers that the next call in this thread overwrites.
 
     The activation must have a closed form, and the penalty must not rescale the encoder. With `precision` bfloat16 the
     operands of the matrix products are rounded to it; sums, biases and everything per element keep the dtype of the weights.
@@ -42,7 +42,7 @@ def closed_form(
         "reconstruction": vector_norm(residual_BD).square() / rows,
         "sparsity": torch.dot(f_sum_F, norm_F) / rows,
     }
-    # From here on the residual is the gradient of the reconstruction x^.
+    # From here on residual_BD holds the gradient of the reconstruction term with respect to x^.
     residual_BD.mul_(2 / rows)
     residual = operand("residual", residual_BD, precision)
     into = Accumulator(
@@ -59,7 +59,7 @@ def closed_form(
         W_enc_DF=_product("W_enc_gradient", forward.centred.T, operand("f_gradient", into.f_BF, precision), x_BD),
         b_enc_F=b_enc_gradient_F,
         W_dec_FD=into.W_dec_FD,
-        # b_dec is added to x^ and taken from x: the sum over rows comes before the product with W_enc, not after it.
+        # b_dec is added to x^ and subtracted from x. Summing over rows first leaves a product with a vector, not a matrix.
         b_dec_D=residual_BD.sum(dim=0) - torch.mv(weights.W_enc_DF, b_enc_gradient_F),
     )
     return Differentiated(gradient=gradient, terms=terms, residual_BD=residual_BD, firings_F=forward.firings_F)
@@ -73,7 +73,7 @@ def _forward(weights: Weights, x_BD: torch.Tensor, activation: ClosedForm, preci
     f_BF = activation.in_training_(encoded_BF.add_(weights.b_enc_F))
     f = operand("f", f_BF, precision)
     residual_BD = _product("residual", f, W_dec, x_BD).sub_(centred_BD)
-    # Later the buffer of the latents' gradient.
+    # In the buffer that later holds the latents' gradient: it is free until then.
     fires_BF = torch.sign(f_BF, out=scratch("f_gradient", f_BF, *f_BF.shape))
     return _Forward(
         centred=centred,

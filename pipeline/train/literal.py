@@ -1,4 +1,4 @@
-"""The penalty as it was first written down, kept to be shown (docs/method.md, "The loss")."""
+"""Computes the penalty as it was first written down, so that a study can show what it does (docs/method.md, `literal`)."""
 
 import torch
 
@@ -14,8 +14,8 @@ class LiteralTerm(PenaltyTerm):
     def definition(self, f_BF: torch.Tensor, W_dec_FD: torch.Tensor) -> torch.Tensor:
         """The penalty of a batch, a scalar.
 
-        It is summed over rows and ordered pairs. The diagonal is in the mask, as its cosine is the largest of every row, and
-        in the sum.
+        It is summed over rows and ordered pairs, the diagonal included: its cosine is the largest of every row, so it is in
+        every top K.
         """
         direction_FD = torch.nn.functional.normalize(W_dec_FD, dim=1)
         cosine_FF = direction_FD @ direction_FD.T

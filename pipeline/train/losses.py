@@ -16,24 +16,24 @@ from pipeline.train.weights import Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What is minimised on one step: reconstruction + l1 sparsity + weight penalty."""
+    """The loss of one step: reconstruction + l1 * sparsity + weight * penalty."""
 
     activation: Activation
     l1: float
     penalty: PenaltyTerm | None = None
-    """None also on a step that leaves the arm's penalty out."""
+    """None for an arm without a penalty, and on a step that leaves it out."""
     weight: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Differentiated:
-    """What one batch says about one set of weights: the terms of the loss and the gradient of their weighted sum."""
+    """The terms of the loss on one batch, and the gradient of their weighted sum."""
 
     gradient: Weights
     terms: dict[str, torch.Tensor]
     """Each term by name, unweighted: `reconstruction`, `sparsity`, and the penalty's where it was computed."""
     residual_BD: torch.Tensor
-    """x^ - x, times a positive number that is the same for all rows."""
+    """x^ - x, up to a positive factor that is the same for all rows: resets need no more."""
     firings_F: torch.Tensor
     """Number of rows on which each latent fires."""
 
@@ -49,7 +49,7 @@ def sparsity(f_BF: torch.Tensor, norm_F: torch.Tensor) -> torch.Tensor:
 
 
 def pre_activations(weights: Weights, x_BD: torch.Tensor, scale_F: torch.Tensor | None) -> torch.Tensor:
-    """What the activation is applied to [B, F]; `scale_F` is `PenaltyTerm.encoder_scale`."""
+    """The arguments [B, F] of the activation; `scale_F` is `PenaltyTerm.encoder_scale`."""
     encoded_BF = (x_BD - weights.b_dec_D) @ weights.W_enc_DF
     return (encoded_BF if scale_F is None else encoded_BF * scale_F) + weights.b_enc_F
 

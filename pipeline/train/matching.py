@@ -108,9 +108,8 @@ class Search:
         """The l1 to try next; None when the search is over."""
         return next_l1(self.tries, self.sae.recipe.l1, self.target)
 
-    @property
-    def job(self) -> Job:
-        """The next try."""
+    def next_job(self) -> Job:
+        """The next try, whose folder is made."""
         folder = self._folder(len(self.tries))
         folder.mkdir(parents=True, exist_ok=True)
         return Job(sae=self.sae, recipe=self.sae.recipe.model_copy(update={"l1": self.l1}), folder=folder)
@@ -127,12 +126,12 @@ class Search:
 
     @property
     def found(self) -> bool:
-        """Whether the closest try is within the tolerance."""
+        """True if the closest try is within the tolerance."""
         return distance(self.closest, self.target) <= TOLERANCE
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the manifest records of the search."""
+        """The facts of the search that go into the manifest."""
         return {
             "reference": self.sae.recipe.match_l0,
             "target_l0": self.target,
@@ -170,7 +169,7 @@ def search(searches: Sequence[Search], runner: Runner, heldout: Callable[[], Ite
     while unfinished := [one for one in searches if one.l1 is not None]:
         by_name = {str(one.sae): one for one in unfinished}
         number = max(len(one.tries) for one in unfinished) + 1
-        for members in runner.run([one.job for one in unfinished], f"match L0, try {number}:"):
+        for members in runner.run([one.next_job() for one in unfinished], f"match L0, try {number}:"):
             finished = [member for member in members if member.stopped is None]
             for member in finished:
                 write_sae(member.trainer.finished(runner.store.scale(member.job.sae.layer)), member.job.folder, {})

@@ -29,10 +29,10 @@ MOVED = 64
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedPairs(Latents):
-    """The latents of a batch, and what selects the pairs that the penalty is on."""
+    """The latents of a batch, and the thresholds that select the pairs under the penalty."""
 
     threshold_F: torch.Tensor
-    """Similarity from which on a pair counts, by each of its latents."""
+    """Per latent, the similarity to another at which their pair is selected."""
     config: Contrast
 
     def similarity(self, dot: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a penalty is to training: a term of the loss on the latents and the decoder of one SAE."""
+"""Defines how training computes a penalty: as a term of the loss that depends on the latents and the decoder of one SAE."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pipeline.train.weights import Weights
 
 @dataclass(frozen=True, kw_only=True)
 class Latents:
-    """What the latents of a batch and the decoder are while a penalty is computed in closed form."""
+    """The latents of a batch and the decoder: what a penalty and its gradient are computed from."""
 
     f_BF: torch.Tensor
     firing_B: torch.Tensor
@@ -36,22 +36,22 @@ class PenaltyTerm(ABC):
     """One penalty of one SAE. A subclass states the definition; the gradient follows by autograd or from its own kernel."""
 
     name: ClassVar[str]
-    """What the training log calls it."""
+    """Its name in the training log."""
     rescales_encoder: ClassVar[bool] = False
-    """Whether `encoder_scale` changes the SAE. The step is then differentiated by autograd as a whole."""
+    """True if `encoder_scale` returns a factor. Autograd then differentiates the whole step."""
 
     def __init__(self, section: Any, like: Weights):
         self.section = section
         """Its section of the recipe."""
         self.like = like
-        """Weights of the shape, dtype and device that it will be given."""
+        """Weights with the shapes, dtype and device of those it will be computed on."""
 
     @abstractmethod
     def definition(self, f_BF: torch.Tensor, W_dec_FD: torch.Tensor) -> torch.Tensor:
         """The penalty on a batch, a scalar that autograd can differentiate."""
 
     def add_gradient(self, latents: Latents, into: Accumulator) -> torch.Tensor:
-        """Add the gradient to `into`; returns the penalty. By default autograd on the definition."""
+        """Add the gradient to `into`; returns the penalty. By default autograd differentiates the definition."""
         f_BF, W_dec_FD = latents.f_BF.detach().requires_grad_(), latents.W_dec_FD.detach().requires_grad_()
         with torch.enable_grad():
             penalty = self.definition(f_BF, W_dec_FD)
@@ -75,7 +75,7 @@ class PenaltyTerm(ABC):
         return {}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027 - most keep nothing
-        """Take over what `state` returned; further entries are ignored."""
+        """Take over what `state()` returned. The argument also holds the entries of the `Trainer`."""
 
 
 def penalty_term(section: Contrast | PenaltySection, like: Weights) -> PenaltyTerm:

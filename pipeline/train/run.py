@@ -37,7 +37,7 @@ class InTraining(Member):
 
     job: Job
     seconds: float = 0.0
-    """Its share of the cohort's time, earlier runs included. Known at the end."""
+    """Its share of the cohort's time, earlier runs included. Set when the cohort ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +110,8 @@ class _Run:
         write_atomically(path, "".join(f"{json.dumps(record)}\n" for record in records).encode())
         log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
         last = records[-1] if records else {}
-        opened = stack.enter_context(self.runner.tracker(job.sae, self.done))
-        return InTraining(trainer=trainer, log=log, tracker=opened, last=last, job=job)
+        tracker = stack.enter_context(self.runner.tracker(job.sae, self.done))
+        return InTraining(trainer=trainer, log=log, tracker=tracker, last=last, job=job)
 
     def _save(self, members: Sequence[InTraining]) -> None:
         for member in members:

@@ -1,4 +1,4 @@
-"""Training of one SAE, step by step: parameters, optimizer, schedules, dead-latent bookkeeping."""
+"""Trains one SAE step by step: holds its parameters and optimizer, follows its schedules, tracks and resets dead latents."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ from pipeline.train.resets import INITIAL_ENCODER_NORM, reset_dead, reset_due
 from pipeline.train.weights import Weights, decoder_norms
 
 NO_PENALTY = "contrast"
-"""Name in the log of the penalty, always 0, of an arm that has none."""
+"""An arm without a penalty logs a penalty of 0 under this name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """What one step measured on its own batch, as tensors: turning them into numbers would wait for the device."""
+    """Measurements of one step on its batch, as tensors: turning them into numbers would wait for the device."""
 
     terms: dict[str, torch.Tensor]
     """The terms of the loss by name, unweighted. A penalty is that of the last step that computed it, 0 before the first."""
@@ -70,9 +70,9 @@ class Trainer:
         self.done = 0
         """Steps taken."""
         self.last_fired_F = torch.zeros(d_sae, dtype=torch.long, device=self.device)
-        """Number of steps taken when each latent last fired."""
+        """The step on which each latent last fired or was reset; 0 before either."""
         self.resets = 0
-        """Latents reset so far, one counted each time."""
+        """Resets so far. A latent that was reset twice counts twice."""
 
     @torch.no_grad()
     def step(self, x_BD: torch.Tensor) -> StepMetrics:
@@ -151,7 +151,7 @@ class Trainer:
         if section is None or penalty is None:
             return Objective(activation=self.activation, l1=l1)
         if self.done % section.every:
-            # A penalty that is part of the encoder stays on every step.
+            # The penalty has weight 0 on this step, but one that rescales the encoder does so on every step.
             return Objective(activation=self.activation, l1=l1, penalty=penalty if penalty.rescales_encoder else None)
         penalty.prepare(self.weights.W_dec_FD, self.done)
         weight = section.coefficient * section.every

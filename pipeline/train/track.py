@@ -40,7 +40,7 @@ class Tracker(Protocol):
 def connect(
     service: Service, experiment: "Experiment", workspace: "Workspace"
 ) -> Callable[["TrainedSAE", int], AbstractContextManager[Tracker]]:
-    """A function that opens the tracker of an SAE resumed from a step. Trackers write below the workspace.
+    """Returns a function that opens an SAE's tracker, given the step it resumes from. Trackers write below the workspace.
 
     Raises BadInputError when the service's library is not installed. Opening raises it when Weights & Biases refuses.
     """
@@ -56,7 +56,7 @@ def connect(
 
 
 def not_tracked(_sae: "TrainedSAE", _done: int) -> AbstractContextManager[None]:
-    """What stands for a tracker without `--track`."""
+    """Opens no tracker; takes the place of what `connect` returns when there is no `--track`."""
     return nullcontext()
 
 

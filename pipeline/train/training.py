@@ -1,4 +1,4 @@
-"""The training stage: trains every SAE of the study that is missing, in as few passes over the store as possible."""
+"""Runs the training stage: trains every SAE of the study that is missing, in as few passes over the store as possible."""
 
 import shutil
 import sys
@@ -30,7 +30,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 180.0
 
 @dataclass(kw_only=True)
 class Trained:
-    """What a run of the stage did."""
+    """The outcome of one run of the stage."""
 
     made: list[PlannedSAE] = field(default_factory=list[PlannedSAE])
     failed: dict[str, str] = field(default_factory=dict[str, str])
@@ -112,7 +112,7 @@ class _Stage:
                 self._publish_matched(search)
 
     def _search(self, sae: TrainedSAE) -> matching.Search | None:
-        """The search for an SAE's sparsity weight, new or resumed; None when it has no target."""
+        """The search for an SAE's sparsity weight, new or resumed. None without a target L0, with the reason in `failed`."""
         target_sae = sae.matched_to
         assert target_sae is not None
         if self.workspace.manifest(target_sae.artefact) is None:
@@ -135,7 +135,7 @@ class _Stage:
         write_sae(member.trainer.finished(self.runner.store.scale(sae.layer)), folder, self._metadata(sae))
         facts = self._facts(sae, member.trainer.resets, member.seconds)
         self.workspace.publish(sae.artefact, files=[CONFIG, WEIGHTS, TRAINING_LOG], facts=facts)
-        # Last, so that a run killed before it is published can still resume.
+        # Only now: a run that is killed before it publishes resumes from the checkpoint.
         checkpoint.remove(folder)
         self.result.made.append(sae)
 

@@ -1,4 +1,4 @@
-"""The four tensors of an SAE in training, and the buffers that a step computes in."""
+"""Holds the four tensors of an SAE in training, and the buffers that a step computes in."""
 
 import threading
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from pipeline.section import Dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The weights of one SAE, or as many tensors of the same shapes: gradients, Adam moments."""
+    """The weights of one SAE, or four tensors of the same shapes: gradients, Adam moments."""
 
     W_enc_DF: torch.Tensor
     b_enc_F: torch.Tensor
@@ -60,7 +60,7 @@ scratch = Scratch()
 
 
 def decoder_norms(W_dec_FD: torch.Tensor) -> torch.Tensor:
-    """||w_i|| [F], never 0, so that it can be divided by."""
+    """||w_i|| [F], clamped above 0 so that one can divide by it."""
     return vector_norm(W_dec_FD, dim=1).clamp_min_(1e-12)
 
 

@@ -31,9 +31,7 @@ def test_a_full_disk_stops_an_extraction_between_two_shards(
     stopped = started(extraction, error=error)
     stopped.join()
     assert stopped.exitcode == 3
-    assert (
-        "cannot be written: No space left on device; once that is put right, the same command goes on" in error.read_text()
-    )
+    assert "cannot be written: No space left on device; solve that, then run the same command again" in error.read_text()
     assert "\n" not in error.read_text()
     assert not list(small_disk.rglob("*.partial"))
     earlier = ActivationStore(extraction.store, partial=True)

@@ -360,7 +360,13 @@ def test_nan_is_refused(many: Many, tmp_path: Path) -> None:
 def test_an_sae_that_others_trained_is_shown_without_a_recipe_and_a_log(study: Study, tmp_path: Path) -> None:
     *ours, last = study.plan.saes
     outside = PlannedSAE(
-        arm="scope", seed=0, layer=2, artefact=last.artefact, evaluation=last.evaluation, baseline=last.baseline
+        origin="folder",
+        arm="scope",
+        seed=0,
+        layer=2,
+        artefact=last.artefact,
+        evaluation=last.evaluation,
+        baseline=last.baseline,
     )
     results = collect(replace(study.plan, saes=(*ours, outside)), study.workspace)
     assert results.arms[-1] == Arm(arm="scope", run=None, question=None, base=None)

@@ -109,6 +109,8 @@ MISTAKES = [
         "arms.mine.contrast.weighted: input should be a valid boolean, got 1",
         ("[study]", '[arms.mine]\nquestion = "?"\ncontrast.weighted = 1\n[study]'),
     ),
+    # `tiny` is also a value of model.source, which is no part of a field's name.
+    Mistake("train small.toml", "arms.tiny.question: field required", ("[study]", "[arms.tiny]\n[study]")),
     Mistake("train small.toml", "study.seeds.0: input should be greater than or equal to 0, got -1", ("[0]", "[-1]")),
     Mistake("train small.toml", "study.seeds: list should have at least 1 item", ("seeds = [0]", "seeds = []")),
     Mistake(
