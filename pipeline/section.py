@@ -1,7 +1,7 @@
 """Defines the base class of all sections of an experiment, field types they share, and which fields are hashed."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -52,6 +52,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in cast("Mapping[str, Any]", value).items()}
     return value
+
+
+def one_of(table: Mapping[str, Any]) -> Callable[[str], str]:
+    """A validator of names: it raises ValueError for a name that is not in the table when it is called."""
+
+    def known(name: str) -> str:
+        if name not in table:
+            raise ValueError(f"should be one of {', '.join(map(repr, table))}, got {name!r}")
+        return name
+
+    return known
 
 
 def needs_commit(repository: str, given: str | None) -> str:

@@ -228,7 +228,7 @@ def test_an_untrained_arm_is_named_and_the_others_are_evaluated(own: Study) -> N
     shutil.rmtree(own.workspace.folder(lost.artefact))
     result = evaluate(own.plan, own.workspace)
     assert result.untrained == ["magnitude seed 0 layer 2"]
-    assert collect(own.plan, own.workspace)["missing"] == ["magnitude seed 0 layer 2"]
+    assert list(collect(own.plan, own.workspace).missing) == ["magnitude seed 0 layer 2"]
 
 
 def test_a_changed_arm_reuses_the_store(own: Study, small_toml: Path) -> None:

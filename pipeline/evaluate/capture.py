@@ -151,7 +151,7 @@ class Capture:
 def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
     """An SAE of random unit directions, encoder tied, whose one bias for all latents gives it the L0 `l0` on rows `x_BD`.
 
-    It keeps the trained b_dec, so that only the directions are random. Similar encoder directions fire together by geometry
+    It keeps the trained b_dec and the activation, so that only the directions are random. Similar encoder directions fire together by geometry
     alone: what this SAE's mask captures is not learned.
     """
     d_sae, d_in = sae.W_dec_FD.shape
@@ -166,6 +166,7 @@ def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
         b_enc_F=torch.full((d_sae,), -threshold),
         W_dec_FD=W_dec_FD,
         b_dec_D=sae.b_dec_D,
+        activation=sae.activation,
     )
 
 

@@ -20,9 +20,10 @@ from pipeline.runtime.interrupt import stop_requested
 from pipeline.runtime.progress import Advance, progress
 from pipeline.sae.finished import open_sae
 from pipeline.sae.sae import SAE
-from pipeline.study.evaluations import EVALUATIONS, Need, function
+from pipeline.study.evaluations import EVALUATIONS, Need
 from pipeline.study.plan import Plan
 from pipeline.study.planned import PlannedSAE
+from pipeline.study.stage_code import imported
 
 LLM_PROBING = "llm_probing.json"
 STOPPED = "stopped on request; evaluation goes on with the same command"
@@ -169,7 +170,7 @@ def write_evaluations(on: Bench, folder: Path) -> None:
     Raises DegenerateSAEError; the files of earlier evaluations are written by then.
     """
     entries = [evaluation for evaluation in EVALUATIONS.values() if evaluation.needs <= on.layer.has]
-    functions = [function(evaluation.compute) for evaluation in entries]  # before any work: a name may be wrong
+    functions = [imported(evaluation.compute) for evaluation in entries]  # before any work: a name may be wrong
     for evaluation, compute in zip(entries, functions, strict=True):
         _write(folder / evaluation.file, compute(on))
     # In a study with probe texts, probing has already refused such an SAE.

@@ -14,9 +14,10 @@ from pipeline.report.differences import differences
 from pipeline.report.results import Arm, Cost, Curve, ExamplesOf, Model, Results, Row, StoreFacts, Task, Training
 from pipeline.store.reader import ActivationStore
 from pipeline.study.arms import arms_of
-from pipeline.study.evaluations import EVALUATIONS, function
+from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
+from pipeline.study.stage_code import imported
 from pipeline.texts.text_sections import CorpusConfig, FilesCorpus
 
 TRAINING_FACTS = ("steps", "tokens", "resets", "seconds")
@@ -132,7 +133,7 @@ def _row(sae: PlannedSAE, seen: "_Seen") -> Row:
     fields["degenerate"] = evaluated.facts["degenerate"]
     for evaluation in EVALUATIONS.values() if fields["degenerate"] is None else ():
         if evaluation.file in evaluated.files:
-            fields |= function(evaluation.show)(json.loads(seen.text(sae.evaluation, evaluation.file)))
+            fields |= imported(evaluation.show)(json.loads(seen.text(sae.evaluation, evaluation.file)))
     return Row.model_validate(fields)
 
 

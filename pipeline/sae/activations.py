@@ -67,10 +67,3 @@ class ReLU(ClosedForm):
 RELU = ReLU()
 ACTIVATIONS: dict[str, Activation] = {"relu": RELU}
 """By the value of `train.activation`."""
-
-
-def known_activation(name: str) -> str:
-    """The name itself. Raises ValueError for one that is not in ACTIVATIONS."""
-    if name not in ACTIVATIONS:
-        raise ValueError(f"should be one of {', '.join(map(repr, ACTIVATIONS))}, got {name!r}")
-    return name

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
+from pipeline.section import one_of
+
 
 def _blosc(itemsize: int) -> list[dict[str, Any]]:
     options = {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "typesize": itemsize, "blocksize": 524288}
@@ -18,10 +20,4 @@ CODECS: dict[str, Callable[[int], list[dict[str, Any]]]] = {"raw": lambda _items
 """
 
 
-def _known(name: str) -> str:
-    if name not in CODECS:
-        raise ValueError(f"should be one of {', '.join(map(repr, CODECS))}, got {name!r}")
-    return name
-
-
-Codec = Annotated[str, AfterValidator(_known)]
+Codec = Annotated[str, AfterValidator(one_of(CODECS))]

@@ -1,17 +1,9 @@
-"""The table of evaluations: what is computed for every SAE, into which file, and how the report shows it.
+"""The table of evaluations: what is computed for every SAE, into which file, and how the report shows it."""
 
-An entry names its functions as "module:function": this package may not import the stages, and a plan must not wait for
-torch. A script that adds an entry may give the functions themselves.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from pkgutil import resolve_name
-from typing import Any
 
-Function = str | Callable[..., Any]
-"""A function, or its name as "module:function"."""
+from pipeline.study.stage_code import StageCode
 
 
 class Need(StrEnum):
@@ -35,9 +27,9 @@ class Evaluation:
     """Its file inside the evaluation's artefact."""
     needs: frozenset[Need] = frozenset()
     """A study without one of these leaves the evaluation out."""
-    compute: Function
+    compute: StageCode
     """Takes an SAE's `Bench` (pipeline/evaluate/bench.py), returns the content of the file: JSON without NaN."""
-    show: Function
+    show: StageCode
     """Takes the content of the file, returns fields of a row of the results (pipeline/report/rows.py)."""
 
 
@@ -60,8 +52,3 @@ EVALUATIONS: dict[str, Evaluation] = {
     )
 }
 """By name, in the order in which they are computed."""
-
-
-def function(reference: Function) -> Callable[..., Any]:
-    """The function that an entry names, imported now."""
-    return resolve_name(reference) if isinstance(reference, str) else reference

@@ -1,16 +1,12 @@
-"""The table of penalties on pairs of latents: the section that declares each, and the class that computes it.
+"""The table of penalties on latents: the section that declares each, and the class that computes it."""
 
-An entry names that class as "module:class": this package may not import training, and an experiment must be validated
-without torch. A script that adds an entry may give the class itself.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from pipeline.section import Dtype, Fraction, Section
+from pipeline.study.stage_code import StageCode
 
 
 class PenaltySection(Section):
@@ -69,8 +65,8 @@ class Penalty:
 
     section: type[Section]
     """The section that declares it: Contrast, PenaltySection or a subclass of that."""
-    term: str | Callable[..., Any]
-    """The subclass of `pipeline.train.penalty.PenaltyTerm` that computes it, or its name as "module:class"."""
+    term: StageCode
+    """The subclass of `pipeline.train.penalty.PenaltyTerm` that computes it."""
 
 
 PENALTIES: dict[str, Penalty] = {
@@ -88,6 +84,6 @@ def declared_penalty(value: Any) -> Any:
     kinds = {kind: entry.section for kind, entry in PENALTIES.items() if issubclass(entry.section, PenaltySection)}
     kind = declared.get("kind")
     if kind not in kinds:
-        known = ", ".join(kinds) or "none: PENALTIES has no kind besides the contrast"
-        raise ValueError(f"penalty.kind: {kind!r} is unknown; known kinds are {known}")
+        known = f"known are {', '.join(kinds)}" if kinds else "none is registered in PENALTIES"
+        raise ValueError(f"penalty.kind: {kind!r} is unknown; {known}")
     return kinds[str(kind)].model_validate(declared, strict=True)

@@ -16,8 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.sae.activations import known_activation
-from pipeline.section import Before, Dtype, Section, Seed
+from pipeline.sae.activations import ACTIVATIONS
+from pipeline.section import Before, Dtype, Section, Seed, one_of
 from pipeline.study.penalties import Contrast, PenaltySection, declared_penalty
 
 
@@ -38,7 +38,7 @@ class TrainConfig(Section):
     steps: PositiveInt
     batch_size: PositiveInt = 2048
     """B, rows per step."""
-    activation: Annotated[str, AfterValidator(known_activation), Before("relu")] = "relu"
+    activation: Annotated[str, AfterValidator(one_of(ACTIVATIONS)), Before("relu")] = "relu"
     """The activation function: a key of `pipeline.sae.activations.ACTIVATIONS`."""
     precision: Dtype = "float32"
     """Dtype of the operands of matrix products. Weights, summed gradients and Adam's state stay float32."""

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 import torch
 
 from pipeline.study.penalties import PENALTIES, Contrast, PenaltySection
+from pipeline.study.stage_code import imported
 from pipeline.train.weights import Weights
 
 
@@ -80,5 +80,4 @@ class PenaltyTerm(ABC):
 
 def penalty_term(section: Contrast | PenaltySection, like: Weights) -> PenaltyTerm:
     """The term of a penalty that an arm declares."""
-    term = PENALTIES[section.kind].term
-    return (resolve_name(term) if isinstance(term, str) else term)(section, like)
+    return imported(PENALTIES[section.kind].term)(section, like)

@@ -17,7 +17,8 @@ from pipeline.evaluate.evaluation import write_evaluations
 from pipeline.evaluate.reconstruction import measure_reconstruction
 from pipeline.sae.formats import read_sae
 from pipeline.sae.sae import SAE
-from pipeline.study.evaluations import EVALUATIONS, Evaluation, Need, function
+from pipeline.study.evaluations import EVALUATIONS, Evaluation, Need
+from pipeline.study.stage_code import imported
 
 PROBING = EVALUATIONS["sparse_probing"]
 
@@ -117,4 +118,4 @@ def test_every_entry_is_under_its_name_has_a_file_of_its_own_and_can_be_computed
     assert [(name, evaluation.file) for name, evaluation in EVALUATIONS.items()] == [
         (evaluation.name, f"{evaluation.name}.json") for evaluation in EVALUATIONS.values()
     ]
-    assert all(callable(function(evaluation.compute)) for evaluation in EVALUATIONS.values())
+    assert all(callable(imported(evaluation.compute)) for evaluation in EVALUATIONS.values())
