@@ -151,8 +151,8 @@ class Capture:
 def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
     """An SAE of random unit directions, encoder tied, whose one bias for all latents gives it the L0 `l0` on rows `x_BD`.
 
-    It keeps the trained b_dec and the activation, so that only the directions are random. Similar encoder directions fire together by geometry
-    alone: what this SAE's mask captures is not learned.
+    It keeps b_dec and the activation, so that only the directions are random. Similar encoder directions fire together by
+    geometry alone: what this SAE's mask captures is not learned.
     """
     d_sae, d_in = sae.W_dec_FD.shape
     generator = torch.Generator().manual_seed(NULL_SEED)
