@@ -12,6 +12,8 @@ from pipeline.artefacts.storage import LocalStorage, cache_folder
 from pipeline.errors import PipelineError
 
 KEY_LENGTH = 12
+SEAL = "seal"
+"""Entry of a record that holds the hash of all its other entries."""
 LARGE = 2**26
 """Bytes from which on a file's hash is cached."""
 SETTLED = 2.0
@@ -29,6 +31,21 @@ def canonical_json(value: Any) -> str:
 def key_of(inputs: Mapping[str, Any]) -> str:
     """The first 12 hexadecimal digits of the SHA-256 of the canonical JSON of `inputs`."""
     return sha256(canonical_json(inputs).encode())[:KEY_LENGTH]
+
+
+def seal_of(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's canonical JSON, without its own entry `seal`. A record that has another seal was changed."""
+    return sha256(canonical_json({name: value for name, value in record.items() if name != SEAL}).encode())
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of JSON values with its seal, to be written to a file and compared by `is_sealed` when it is read."""
+    return {**record, SEAL: seal_of(record)}
+
+
+def is_sealed(record: Mapping[str, Any]) -> bool:
+    """True if a record is as it was sealed. Records of earlier versions have no seal and count as sound."""
+    return SEAL not in record or record[SEAL] == seal_of(record)
 
 
 def sha256(content: bytes) -> str:

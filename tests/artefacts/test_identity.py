@@ -1,3 +1,4 @@
+import json
 import math
 import os
 from pathlib import Path
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.artefacts import identity
-from pipeline.artefacts.identity import KEY_LENGTH, canonical_json, fingerprint, key_of, sha256
+from pipeline.artefacts.identity import KEY_LENGTH, canonical_json, fingerprint, is_sealed, key_of, sealed, sha256
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
@@ -99,3 +100,11 @@ def test_a_cache_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypa
     monkeypatch.setattr(identity, "SETTLED", -1.0)
     (tmp_path / "text").write_text("text")
     assert fingerprint([("text", tmp_path / "text")]) == fingerprint([("text", tmp_path / "text")])
+
+
+@given(st.dictionaries(st.text(max_size=4), values, min_size=1, max_size=4))
+def test_a_seal_tells_every_changed_record(record: dict[str, object]) -> None:
+    made = json.loads(json.dumps(sealed(record)))
+    assert is_sealed(made)
+    assert not is_sealed(made | {"another": 1})
+    assert is_sealed({name: value for name, value in made.items() if name != "seal"})  # written before seals were
