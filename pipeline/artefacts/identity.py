@@ -77,7 +77,7 @@ def _known_sha256(path: Path) -> str:
     if before["bytes"] < LARGE:
         return sha256_file(path)
     cache, name = LocalStorage(cache_folder() / "hashes"), key_of(before)
-    with suppress(OSError):
+    with suppress(OSError, PipelineError):
         return cache.read(name).decode()
     digest = sha256_file(path)
     settled = time.time() - before["changed"] / 1e9 > SETTLED

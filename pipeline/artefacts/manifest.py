@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 import pipeline
 from pipeline.artefacts.identity import key_of
-from pipeline.artefacts.storage import Storage
+from pipeline.artefacts.storage import RECORD_BYTES, Storage
 from pipeline.errors import CorruptArtefactError
 
 Kind = Literal["models", "stores", "probes", "saes", "evaluations"]
@@ -76,7 +76,7 @@ def read_manifest(storage: Storage, remedy: str) -> Manifest | None:
     Raises CorruptArtefactError for one that cannot be read; `remedy` is the end of its message.
     """
     try:
-        return Manifest.model_validate_json(storage.read(MANIFEST))
+        return Manifest.model_validate_json(storage.read(MANIFEST, RECORD_BYTES))
     except FileNotFoundError:
         return None
     except ValidationError:

@@ -18,7 +18,16 @@ from typing import IO, Any
 
 from pipeline.artefacts.identity import key_of, sha256, sha256_file
 from pipeline.artefacts.manifest import MANIFEST, Artefact, FileRecord, Kind, Manifest, library_versions, read_manifest
-from pipeline.artefacts.storage import SCHEME, Storage, cache_folder, explained, fsync, open_storage, write_atomically
+from pipeline.artefacts.storage import (
+    SCHEME,
+    LocalStorage,
+    ObjectStorage,
+    Storage,
+    cache_folder,
+    explained,
+    fsync,
+    write_atomically,
+)
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError
 
 
@@ -35,7 +44,7 @@ class Workspace:
         if any(path.exists() and not path.is_dir() for path in (self.local, *self.local.parents)):
             raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
         if self.remote:
-            open_storage(str(root)).sizes("none")  # a wrong bucket fails now, not after hours of work
+            ObjectStorage(str(root)).check()  # a wrong bucket fails now, not after hours of work
 
     def folder(self, artefact: Artefact) -> Path:
         """The artefact's folder on this machine; it need not exist yet."""
@@ -47,7 +56,7 @@ class Workspace:
 
     def place(self, path: str) -> Storage:
         """The storage at a path inside the workspace, such as `saes/full-s0-0123456789ab`."""
-        return open_storage(f"{self.root}/{path}" if self.remote else self.local / path)
+        return ObjectStorage(f"{self.root}/{path}") if self.remote else LocalStorage(self.local / path, within=self.local)
 
     def report(self, experiment: str) -> Storage:
         """The storage that holds the report of an experiment."""

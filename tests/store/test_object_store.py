@@ -20,7 +20,7 @@ from pipeline.artefacts.manifest import MANIFEST
 from pipeline.artefacts.storage import ObjectStorage, open_storage
 from pipeline.artefacts.workspace import Workspace
 from pipeline.cli import app
-from pipeline.errors import BadInputError, CorruptArtefactError, PipelineError
+from pipeline.errors import BadInputError, CorruptArtefactError, PipelineError, StorageError
 from pipeline.store import format as fmt
 from pipeline.store.batches import shuffled_batches
 from pipeline.store.reader import ActivationStore
@@ -225,7 +225,7 @@ def test_what_an_object_store_objects_to_is_one_line(place: str, monkeypatch: py
         open_storage(place).read("x")
     with pytest.raises(BadInputError, match="names no bucket; give s3://bucket"):
         Workspace("s3://")
-    monkeypatch.setattr("pipeline.artefacts.storage.RETRIES", {"max_retries": 1})
+    monkeypatch.setattr("pipeline.artefacts.object_storage.RETRIES", {"max_retries": 1})
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     assert "the object store cannot be reached" in refusal("s3://bucket/study")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -233,3 +233,54 @@ def test_what_an_object_store_objects_to_is_one_line(place: str, monkeypatch: py
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
     assert "there are no credentials" in refusal("s3://bucket/study")
+
+
+def test_a_server_without_conditional_writes_is_refused_on_opening(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+    from obstore.exceptions import GenericError
+
+    put = obstore.put
+    Workspace(place)
+    assert open_storage(place).sizes() == {}
+
+    def ignoring(store: Any, name: str, content: Any, **_: Any) -> Any:
+        return put(store, name, content)
+
+    def refusing(*_: Any, **__: Any) -> Any:
+        raise GenericError("Generic S3 error: 501 Not Implemented: <Code>NotImplemented</Code>")
+
+    for other in (ignoring, refusing):
+        monkeypatch.setattr(obstore, "put", other)
+        with pytest.raises(PipelineError, match="does not support conditional writes") as refused:
+            Workspace(place)
+        assert "AWS_SECRET_ACCESS_KEY" not in str(refused.value)
+    assert open_storage(place).sizes() == {}
+
+
+def test_a_conflict_is_tried_again(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import obstore
+    from obstore.exceptions import AlreadyExistsError
+
+    put, answers = obstore.put, ["409", "409"]
+
+    def conflicting(*arguments: Any, **options: Any) -> Any:
+        if answers:
+            raise AlreadyExistsError(answers.pop())
+        return put(*arguments, **options)
+
+    monkeypatch.setattr("pipeline.artefacts.object_storage.CONFLICT_PAUSES", (0, 0, 0))
+    monkeypatch.setattr(obstore, "put", conflicting)
+    storage = open_storage(place)
+    assert storage.create("record", b"1")
+    answers[:] = ["409"]
+    storage.write("record", b"2")
+    assert storage.read("record") == b"2"
+    answers[:] = ["409"] * 3
+    with pytest.raises(StorageError, match="409 Conflict"):
+        storage.write("record", b"3")
+
+
+def test_plain_http_is_explained(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ALLOW_HTTP")
+    with pytest.raises(PipelineError, match="set AWS_ALLOW_HTTP=true"):
+        Workspace(place)
