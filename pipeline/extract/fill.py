@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from pipeline.artefacts.identity import key_of
 from pipeline.artefacts.manifest import MANIFEST, Artefact
@@ -17,10 +17,12 @@ from pipeline.errors import BadInputError, CorruptArtefactError, InterruptedRunE
 from pipeline.runtime.interrupt import stop_on_sigterm
 from pipeline.runtime.progress import Advance, progress
 from pipeline.store import format as fmt
+from pipeline.store.commits import commit_name
 from pipeline.store.format import ShardRows
+from pipeline.store.norms import massive_rows, store_facts
 from pipeline.store.reader import ActivationStore
-from pipeline.store.verify import damages, store_norms
-from pipeline.store.writer import ShardWriter, commit_name
+from pipeline.store.verify import damages
+from pipeline.store.writer import ShardWriter
 
 SECONDS_BETWEEN_LOOKS = 0.5
 """Pause between checks whether other processes have finished their shards."""
@@ -43,8 +45,6 @@ def mend(artefact: Artefact, workspace: Workspace, *, deep: bool = False) -> boo
         workspace.reopen(artefact)
         return False
     found = damages(storage, deep=deep)
-    if found:
-        workspace.reopen(artefact)
     for damage in found:
         print(f"repairing {storage}: {damage}", file=sys.stderr)
         if damage.shard is not None:
@@ -52,6 +52,9 @@ def mend(artefact: Artefact, workspace: Workspace, *, deep: bool = False) -> boo
         elif damage.file != MANIFEST:
             # Without its root, the layout is written anew. It has the same bytes, so committed shards stay valid.
             storage.delete(fmt.ROOT)
+    if found:
+        # Last: were this process killed before, the manifest would still tell the damage that is left.
+        workspace.reopen(artefact)
     return finished and not found
 
 
@@ -162,16 +165,12 @@ def _publish(artefact: Artefact, workspace: Workspace, seconds: float) -> None:
     store = ActivationStore(storage)
     fmt.read_sequences(storage)  # raises if the tokens are damaged: the manifest would record the damaged bytes as right
     shard_data = {name for commit in store.commits.values() for name in commit.files}
+    facts = store_facts(store.layout, store.commits)
     workspace.publish(
         artefact,
         # The commits carry a checksum of every shard; the manifest carries one of every commit.
         files=[name for name in storage.sizes() if name not in shard_data],
-        facts={
-            "rows": store.rows,
-            "bytes": store.bytes,
-            "d_in": store.layout.d_in,
-            "scales": {str(layer): store.scale(layer) for layer in store.layout.layers},
-            "norms": {str(layer): asdict(store_norms(store.commits, layer)) for layer in store.layout.layers},
-            "seconds": round(seconds, 1),
-        },
+        facts={**facts, "seconds": round(seconds, 1)},
     )
+    for remark in massive_rows(facts):
+        print(f"{artefact.label}: {remark}", file=sys.stderr)

@@ -5,7 +5,7 @@ call, and copies a chunk once per codec. Here each index is read once, and the k
 """
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import google_crc32c
 import numcodecs
@@ -15,11 +15,32 @@ from numcodecs.abc import Codec
 
 from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError
+from pipeline.store import format as fmt
+from pipeline.store.commits import FileCheck
 
 CRC_BYTES = 4
+ENTRY_BYTES = 16
+"""Offset and bytes of a chunk in a shard's index."""
 ABSENT = 2**64 - 1
 """Offset in a shard's index of a chunk that was never written."""
 DECODERS: dict[str, Codec] = {"blosc": numcodecs.Blosc(), "zstd": numcodecs.Zstd()}
+
+
+def stored_checksums(content: npt.NDArray[Any], chunks: int) -> str:
+    """The checksums that stand in a shard's file, of its `chunks` chunks and then of its index, as `FileCheck` lists them.
+
+    Each follows what it is of, as four bytes. A chunk that was never written has zeros. Raises ValueError for a file that is
+    no shard.
+    """
+    content = content.reshape(-1).view(np.uint8)
+    index = content[-chunks * ENTRY_BYTES - CRC_BYTES : -CRC_BYTES].tobytes()
+    offsets = np.frombuffer(index, "<u8").reshape(chunks, 2)
+    ends = [0 if offset == ABSENT else offset + length for offset, length in offsets.tolist()]
+    if any(end > len(content) for end in ends):
+        raise ValueError("its index points behind its end")
+    ends.append(len(content))
+    stored = [content[end - CRC_BYTES : end].tobytes() if end else bytes(CRC_BYTES) for end in ends]
+    return "".join(f"{int.from_bytes(checksum, 'little'):08x}" for checksum in stored)
 
 
 class ShardedArray:
@@ -41,8 +62,8 @@ class ShardedArray:
         """
         try:
             return cls._parsed(storage, name, json.loads(storage.read(f"{name}/zarr.json")))
-        except (FileNotFoundError, ValueError, TypeError, LookupError) as error:
-            raise CorruptArtefactError(f"{storage}/{name}/zarr.json cannot be read: {error!r}") from None
+        except (*fmt.UNREADABLE, LookupError) as error:
+            raise CorruptArtefactError(f"{storage}/{name}/zarr.json cannot be read: {error!r}; {fmt.REMEDY}") from None
 
     @classmethod
     def _parsed(cls, storage: Storage, name: str, metadata: dict[str, Any]) -> "ShardedArray | None":
@@ -64,14 +85,21 @@ class ShardedArray:
             return None
         return cls(storage, name, metadata, options["chunk_shape"][0], decoder[0] if decoder else None)
 
+    def fits(self, layout: fmt.Layout, layer: bool) -> bool:
+        """Whether these are the rows of a layer, or a row field, of this layout. Other numbers would be read as data."""
+        shape = (layout.shard_rows, layout.chunk_rows, (layout.d_in,) if layer else ())
+        dtype = fmt.BITS[layout.dtype].name if layer else fmt.ROW_FIELDS.get(cast("fmt.RowField", self.name))
+        return (self.shard_rows, self.chunk_rows, self.row_shape) == shape and self.dtype.name == dtype
+
     def file(self, shard: int) -> str:
         """Name of a shard's file."""
         return f"{self.name}/c/{shard}" + "/0" * len(self.row_shape)
 
-    def read(self, start: int, out: npt.NDArray[Any], file_bytes: int) -> None:
-        """Fill `out` [R, ...] with the rows from `start` on, all of one shard, whose file has `file_bytes` bytes.
+    def read(self, start: int, out: npt.NDArray[Any], check: FileCheck) -> None:
+        """Fill `out` [R, ...] with the rows from `start` on, all of one shard, whose file has this record in the commit.
 
-        Raises CorruptArtefactError when a checksum does not match or a chunk is missing.
+        Raises CorruptArtefactError when a checksum does not match or a chunk is missing, and when the file fits its own
+        checksums but is another one than was committed.
         """
         shard, first = divmod(start, self.shard_rows)
         done = 0
@@ -79,44 +107,57 @@ class ShardedArray:
             chunk, skip = divmod(first + done, self.chunk_rows)
             count = min(self.chunk_rows - skip, len(out) - done)
             if count == self.chunk_rows:
-                self._read_chunk(shard, chunk, out[done : done + count], file_bytes)
+                self._read_chunk(shard, chunk, out[done : done + count], check)
             else:
                 whole = np.empty((self.chunk_rows, *self.row_shape), self.dtype)
-                self._read_chunk(shard, chunk, whole, file_bytes)
+                self._read_chunk(shard, chunk, whole, check)
                 out[done : done + count] = whole[skip : skip + count]
             done += count
 
-    def _read_chunk(self, shard: int, chunk: int, out: npt.NDArray[Any], file_bytes: int) -> None:
-        offset, length = (int(value) for value in self._index(shard, file_bytes)[chunk])
+    def _read_chunk(self, shard: int, chunk: int, out: npt.NDArray[Any], check: FileCheck) -> None:
+        offset, length = (int(value) for value in self._index(shard, check)[chunk])
         if offset == ABSENT:
             raise CorruptArtefactError(f"{self.storage}/{self.file(shard)}: chunk {chunk} was never written")
         target = out.reshape(-1).view(np.uint8)
-        encoded = target if self.decoder is None else np.empty(length - CRC_BYTES, np.uint8)
-        if length != encoded.nbytes + CRC_BYTES:
+        plain = target.nbytes + CRC_BYTES
+        if (length != plain if self.decoder is None else length < CRC_BYTES) or offset + length > check.bytes:
             raise CorruptArtefactError(f"{self.storage}/{self.file(shard)}: chunk {chunk} has {length} bytes")
-        self._checked(shard, offset, encoded, f"chunk {chunk}")
+        encoded = target if self.decoder is None else np.empty(length - CRC_BYTES, np.uint8)
+        self._checked(shard, offset, encoded, f"chunk {chunk}", _listed(check, chunk))
         if self.decoder:
             try:
                 self.decoder.decode(encoded, target)
             except (RuntimeError, ValueError) as error:
                 raise CorruptArtefactError(f"{self.storage}/{self.file(shard)}: chunk {chunk}: {error}") from None
 
-    def _index(self, shard: int, file_bytes: int) -> npt.NDArray[np.uint64]:
+    def _index(self, shard: int, check: FileCheck) -> npt.NDArray[np.uint64]:
         """Offset and bytes of every chunk of a shard, read from the end of its file."""
         index = self._indices.get(shard)
         if index is None:
-            index = np.empty((self.shard_rows // self.chunk_rows, 2), "<u8")
-            offset = file_bytes - index.nbytes - CRC_BYTES
-            self._checked(shard, offset, index.reshape(-1).view(np.uint8), "index")
+            chunks = self.shard_rows // self.chunk_rows
+            offset = check.bytes - chunks * ENTRY_BYTES - CRC_BYTES
+            if offset < 0:
+                raise CorruptArtefactError(f"{self.storage}/{self.file(shard)} is too small for {chunks} chunks")
+            index = np.empty((chunks, 2), "<u8")
+            self._checked(shard, offset, index.reshape(-1).view(np.uint8), "index", _listed(check, len(index)))
             self._indices[shard] = index
         return index
 
-    def _checked(self, shard: int, offset: int, target: npt.NDArray[np.uint8], what: str) -> None:
-        """Fill `target` from the shard's file, and compare it with the checksum that follows it in the file."""
+    def _checked(self, shard: int, offset: int, target: npt.NDArray[np.uint8], what: str, committed: int | None) -> None:
+        """Fill `target` from the shard's file. Compare it with the checksum that follows it, and that with the commit's."""
         stored = np.empty(CRC_BYTES, np.uint8)
         try:
             self.storage.read_into(self.file(shard), offset, [target, stored])
         except (FileNotFoundError, EOFError) as error:
             raise CorruptArtefactError(f"{self.storage}/{self.file(shard)}: {what} cannot be read: {error}") from None
-        if google_crc32c.value(target) != int(stored.view("<u4")[0]):
+        checksum = int(stored.view("<u4")[0])
+        if google_crc32c.value(target) != checksum:
             raise CorruptArtefactError(f"{self.storage}/{self.file(shard)}: {what} does not match its checksum")
+        if committed not in (None, checksum):
+            raise CorruptArtefactError(f"{self.storage}/{self.file(shard)}: {what} is not the one that was committed")
+
+
+def _listed(check: FileCheck, part: int) -> int | None:
+    """The checksum of a chunk, or after the last chunk that of the index, in the commit; None where it lists none."""
+    digits = check.chunks and check.chunks[8 * part : 8 * part + 8]
+    return int(digits, 16) if digits else None

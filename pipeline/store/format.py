@@ -1,14 +1,16 @@
 """Defines the layout of an activation store on disk and creates empty stores. docs/store-format.md is the specification."""
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import zarr
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
@@ -18,6 +20,15 @@ from pipeline.errors import CorruptArtefactError
 from pipeline.section import Dtype
 from pipeline.store.codecs import CODECS, Codec
 
+MOST_SHARDS, MOST_SPECIAL_IDS, MOST_LAYERS = 2**20, 2**16, 2**12
+MOST_NUMBER = 2**40
+"""Bounds on what a store may say of itself, far above any real store: nobody counts to 1e15 because a file says so."""
+LARGEST_METADATA = 2**24
+"""Bytes of a zarr.json, which is parsed whole; a real one has some thousands."""
+LARGEST_CHUNK = 2**32
+"""Bytes of a chunk of tokens or documents in memory."""
+
+Number = Annotated[int, Field(ge=1, le=MOST_NUMBER)]
 Integers = npt.NDArray[np.integer[Any]]
 
 FORMAT = "dasae-activations/2"
@@ -58,26 +69,32 @@ class Layout(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["dasae-activations/2"] = FORMAT
-    rows: int
+    rows: Number
     """Rows of all shards together; arrays are padded to whole shards."""
-    shard_rows: int
-    chunk_rows: int
-    layers: tuple[int, ...]
-    d_in: int
+    shard_rows: Number
+    chunk_rows: Number
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=MOST_LAYERS)]
+    d_in: Number
     dtype: Dtype
     codec: Codec
     row_order: Literal["shuffled", "document"]
     """`shuffled`: rows are permuted inside each shard. `document`: rows stay in the order of the text (probe stores)."""
-    seed: int
+    seed: Annotated[int, Field(ge=0)]
     """Seed of the permutations; in a synthetic store, seed of the rows."""
-    special_ids: tuple[int, ...]
+    special_ids: Annotated[tuple[int, ...], Field(max_length=MOST_SPECIAL_IDS)]
     """Token ids that never become rows (BOS, EOS, padding, ...)."""
-    max_norm: float | None = None
+    max_norm: Annotated[float, Field(gt=1)] | None = None
     """A row is left out if its norm, at any layer, exceeds this multiple of its shard's median norm."""
     provenance: dict[str, Any]
     """Model, corpus and tokenizer this was extracted from."""
     classes: tuple[str, ...] = ()
     """Class names of a probe store, in the order of the label numbers; empty for other stores."""
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> Self:
+        if self.shard_rows % self.chunk_rows or self.shards > MOST_SHARDS:
+            raise ValueError(f"{self.shards} shards of {self.shard_rows} rows in chunks of {self.chunk_rows}")
+        return self
 
     @property
     def shards(self) -> int:
@@ -228,17 +245,23 @@ def read_sequences(storage: Storage) -> Sequences:
     )
 
 
-def read_whole(storage: Storage, name: str) -> npt.NDArray[Any]:
-    """One of the `text_arrays`, all of it. Raises CorruptArtefactError."""
+def read_whole(storage: Storage, name: str, compare: Callable[[str, bytes], None] = lambda _, __: None) -> npt.NDArray[Any]:
+    """One of the `text_arrays`, all of it. Raises CorruptArtefactError, and what `compare` raises for a file's content."""
     names = list(storage.sizes(name))
     as_buffer = default_buffer_prototype().buffer.from_bytes
-    files = {file: as_buffer(content) for file, content in zip(names, read_many(storage, names), strict=True)}
+    contents = dict(zip(names, read_many(storage, names), strict=True))
+    for file, content in contents.items():
+        compare(file, content)
     try:
+        files = {file: as_buffer(content) for file, content in contents.items()}
         whole = zarr.open_array(MemoryStore(files), path=name, mode="r")
-        if whole.nchunks_initialized < whole.nchunks:  # zarr would fill the gap with zeros
+        # Before zarr counts chunks that no file holds, or asks for their memory. It would fill a missing one with zeros.
+        if whole.nchunks > len(files) or whole.nchunks_initialized < whole.nchunks:
             raise ValueError("a chunk is missing")
+        if math.prod(whole.chunks) * whole.dtype.itemsize > LARGEST_CHUNK:
+            raise ValueError(f"a chunk has shape {whole.chunks}")
         return np.asarray(whole[:])
-    except UNREADABLE as error:
+    except (*UNREADABLE, MemoryError) as error:
         raise CorruptArtefactError(f"{storage}/{name} cannot be read: {error}; {REMEDY}") from None
 
 
@@ -250,6 +273,8 @@ def is_laid_out(storage: Storage) -> bool:
 def read_layout(storage: Storage) -> Layout:
     """The layout of a store. Raises CorruptArtefactError when there is no store of this format."""
     try:
+        if (storage.size(ROOT) or 0) > LARGEST_METADATA:
+            raise ValueError("too large")
         return Layout.model_validate(json.loads(storage.read(ROOT))["attributes"])
     except UNREADABLE:
         raise CorruptArtefactError(

@@ -1,7 +1,6 @@
 """Reads a store. Opening it checks that all files exist and have their sizes; reading checks the checksum of every chunk."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import zarr
-from pydantic import ValidationError
 
 from pipeline.artefacts.identity import sha256
 from pipeline.artefacts.storage import Storage, open_storage, read_many
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.store import format as fmt
+from pipeline.store.commits import Commit, commit_name, read_commit
 from pipeline.store.direct import ShardedArray
+from pipeline.store.norms import scale
 from pipeline.store.verify import recorded_files
-from pipeline.store.writer import Commit, commit_name
 
 
 class ActivationStore:
@@ -31,30 +30,28 @@ class ActivationStore:
     def __init__(self, place: Path | str | Storage, *, partial: bool = False):
         self.storage = open_storage(place)
         self._recorded = recorded_files(self.storage)
-        self._check_metadata()
+        records = self.storage.sizes(fmt.COMMITS)
+        sizes = self.storage.sizes()  # listed second, so that it includes the files of a shard that is committed in between
+        self._check_metadata(sizes)
         self.layout = fmt.read_layout(self.storage)
-        self.commits = self._commits(partial)
+        self.commits = self._commits(records, sizes, partial)
         """By shard."""
         self._direct: dict[str, ShardedArray | None] = {}
 
-    def _check_metadata(self) -> None:
+    def _check_metadata(self, sizes: Mapping[str, int]) -> None:
         """Compare Zarr's metadata with the manifest's checksums; Zarr itself would not notice a changed number in it."""
         names = [name for name in self._recorded if name.endswith(fmt.ROOT)]
-        try:
-            for name, content in zip(names, read_many(self.storage, names), strict=True):
-                self._compare(name, content)
-        except FileNotFoundError as error:
-            raise CorruptArtefactError(
-                f"{self.storage}: {error.filename or 'a zarr.json'} is missing; {fmt.REMEDY}"
-            ) from None
+        for name in names:
+            if sizes.get(name) != self._recorded[name].bytes:  # also a name outside the store, which is not listed
+                raise CorruptArtefactError(f"{self.storage}/{name} {_unlike(name, self._recorded[name].bytes, sizes)}")
+        for name, content in zip(names, read_many(self.storage, names), strict=True):
+            self._compare(name, content)
 
     def _compare(self, name: str, content: bytes) -> None:
         if name in self._recorded and sha256(content) != self._recorded[name].sha256:
             raise CorruptArtefactError(f"{self.storage}/{name} does not match its checksum; {fmt.REMEDY}")
 
-    def _commits(self, partial: bool) -> dict[int, Commit]:
-        records = self.storage.sizes(fmt.COMMITS)
-        sizes = self.storage.sizes()  # listed second, so that it includes the files of a shard that is committed in between
+    def _commits(self, records: Mapping[str, int], sizes: Mapping[str, int], partial: bool) -> dict[int, Commit]:
         names = {shard: commit_name(shard) for shard in range(self.layout.shards)}
         there = {shard: name for shard, name in names.items() if name in records}
         if not partial and len(there) < len(names):
@@ -64,13 +61,12 @@ class ActivationStore:
         for (shard, name), content in zip(there.items(), read_many(self.storage, there.values()), strict=True):
             self._compare(name, content)
             try:
-                commits[shard] = Commit.model_validate_json(content)
-            except ValidationError:
-                raise CorruptArtefactError(f"{self.storage}/{name} cannot be read; {fmt.REMEDY}") from None
+                commits[shard] = read_commit(content, shard, self.layout)
+            except ValueError as error:
+                raise CorruptArtefactError(f"{self.storage}/{name} {error}; {fmt.REMEDY}") from None
             for file, check in commits[shard].files.items():
                 if sizes.get(file) != check.bytes:
-                    found = f"has {sizes[file]} bytes instead of {check.bytes}" if file in sizes else "is missing"
-                    raise CorruptArtefactError(f"{self.storage}/{file} {found}; {fmt.REMEDY}")
+                    raise CorruptArtefactError(f"{self.storage}/{file} {_unlike(file, check.bytes, sizes)}")
         return commits
 
     @property
@@ -94,7 +90,7 @@ class ActivationStore:
         Raises BadInputError for a layer that the store does not have.
         """
         self._check(layer)
-        return math.sqrt(self.rows / math.fsum(commit.norms[layer].sum_squares for commit in self.commits.values()))
+        return scale(self.commits, layer)
 
     def row_range(self, shard: int) -> tuple[int, int]:
         """First row of a shard and one past the last that was written."""
@@ -128,7 +124,7 @@ class ActivationStore:
 
     def whole(self, name: str) -> npt.NDArray[Any]:
         """One of the arrays with an entry per sequence or document, all of it. Raises CorruptArtefactError."""
-        return fmt.read_whole(self.storage, name)
+        return fmt.read_whole(self.storage, name, self._compare)
 
     def _check(self, layer: int) -> None:
         if layer not in self.layout.layers:
@@ -136,7 +132,7 @@ class ActivationStore:
 
     def _read_rows(self, name: str, start: int, stop: int, out: npt.NDArray[Any]) -> None:
         if name not in self._direct:
-            self._direct[name] = ShardedArray.open(self.storage, name)
+            self._direct[name] = self._opened(name)
         direct, position = self._direct[name], start
         while position < stop:
             shard = position // self.layout.shard_rows
@@ -145,20 +141,30 @@ class ActivationStore:
                 raise IndexError(f"{self.storage}: rows {position} to {end} were not written")
             part = out[position - start : end - start]
             if direct:
-                file_bytes = self.commits[shard].files[direct.file(shard)].bytes
                 try:
-                    direct.read(position, part, file_bytes)
+                    direct.read(position, part, self.commits[shard].files[direct.file(shard)])
                 except CorruptArtefactError as error:
                     raise CorruptArtefactError(f"{error}; {fmt.REMEDY}") from None
             else:
                 part[:] = self._by_zarr(name, position, end)
             position = end
 
+    def _opened(self, name: str) -> ShardedArray | None:
+        direct = ShardedArray.open(self.storage, name)
+        if direct and not direct.fits(self.layout, layer=name not in fmt.ROW_FIELDS):
+            raise CorruptArtefactError(f"{self.storage}/{name}/{fmt.ROOT} is of another layout than the store; {fmt.REMEDY}")
+        return direct
+
     def _by_zarr(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         try:
             return np.asarray(zarr.open_array(self.storage.zarr_store(), path=name, mode="r")[start:stop])
-        except fmt.UNREADABLE as error:
+        except (*fmt.UNREADABLE, MemoryError) as error:
             raise CorruptArtefactError(f"{self.storage}/{name} cannot be read: {error}; {fmt.REMEDY}") from None
+
+
+def _unlike(file: str, known: int, sizes: Mapping[str, int]) -> str:
+    found = f"has {sizes[file]} bytes instead of {known}" if file in sizes else "is missing"
+    return f"{found}; {fmt.REMEDY}"
 
 
 def _few(numbers: list[int]) -> str:

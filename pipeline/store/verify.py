@@ -1,21 +1,29 @@
-"""Finds damaged files of a store, and sums up the activation norms that its commits record."""
+"""Finds damaged files of a store. Damage is what was read and is wrong; what cannot be read raises the system's error."""
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, cast
 
 import google_crc32c
-from pydantic import ValidationError
+import numpy as np
+import torch
 
 from pipeline.artefacts.identity import sha256
-from pipeline.artefacts.manifest import MANIFEST, FileRecord, read_manifest
-from pipeline.artefacts.storage import Storage
+from pipeline.artefacts.manifest import MANIFEST, FileRecord, Manifest, read_manifest
+from pipeline.artefacts.storage import Storage, read_many
 from pipeline.errors import CorruptArtefactError
 from pipeline.runtime.progress import progress
 from pipeline.store import format as fmt
-from pipeline.store.writer import Commit, commit_name
+from pipeline.store.commits import Commit, FileCheck, LayerNorms, commit_name, read_commit
+from pipeline.store.direct import ShardedArray, stored_checksums
+from pipeline.store.norms import store_facts
+from pipeline.store.writer import activation_norms, summed
+
+SAME_NORM = 1e-4
+"""Relative difference up to which norms are the same: another machine sums a row in another order."""
 
 
 @dataclass(frozen=True)
@@ -31,116 +39,173 @@ class Damage:
         return f"{self.file} {self.what}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreNorms:
-    """Norms ||x|| of the activations of one layer in a whole store."""
-
-    rms: float
-    """Root mean square."""
-    median: float
-    """Median of the shards' medians."""
-    max: float
-    massive: int
-    """Activations with more than `writer.MASSIVE` times their shard's median."""
-
-
 def recorded_files(storage: Storage) -> dict[str, FileRecord]:
     """The files that a finished store's manifest lists: all but the shards' data. {} for an unfinished store.
 
-    Raises CorruptArtefactError for a manifest that cannot be read.
+    Raises CorruptArtefactError for a manifest that cannot be read or names a file outside the store.
     """
-    manifest = read_manifest(storage, fmt.REMEDY)
+    manifest = _manifest(storage)
     return manifest.files if manifest else {}
 
 
-def damages(storage: Storage, *, deep: bool) -> list[Damage]:
-    """Files that are missing, have another size or cannot be read; with `deep`, also files with another checksum.
+def _manifest(storage: Storage) -> Manifest | None:
+    manifest = read_manifest(storage, fmt.REMEDY)
+    for path in map(PurePosixPath, manifest.files if manifest else ()):
+        if path.is_absolute() or ".." in path.parts:
+            raise CorruptArtefactError(f"{storage}/{MANIFEST} names {path}, which is not in the store; {fmt.REMEDY}")
+    return manifest
 
-    A shard without a commit record is damage only in a finished store, which has a manifest.
+
+def damages(storage: Storage, *, deep: bool) -> list[Damage]:
+    """Files that are missing, have another size or cannot be parsed, and commits, metadata and facts that were changed.
+
+    With `deep`, also data that does not match its checksums, and commits whose norms are not those of their rows. A shard
+    without a commit record is damage only in a finished store, which has a manifest.
     """
     committed = storage.sizes(fmt.COMMITS)
     sizes = storage.sizes()  # listed second, so that it includes the files of a shard that is committed in between
     found: dict[str, Damage] = {}
-    everything = chain(
-        _unlike_manifest(storage, sizes, deep), _in_layout(storage, sizes, deep), _in_shards(storage, committed, sizes, deep)
-    )
-    for damage in everything:
+    for damage in _Verification(storage, committed, sizes, deep).damages():
         found.setdefault(damage.file, damage)
     return list(found.values())
 
 
-def _unlike_manifest(storage: Storage, sizes: dict[str, int], deep: bool) -> Iterator[Damage]:
-    """Files that differ from their record in the manifest."""
-    try:
-        files = recorded_files(storage)
-    except CorruptArtefactError:
-        yield Damage(MANIFEST, "cannot be read")
-        return
-    for name, record in files.items():
-        shard = re.fullmatch(rf"{fmt.COMMITS}/(\d+)\.json", name)
-        what = _size_damage(name, record.bytes, sizes)
-        if not what and deep and sha256(storage.read(name)) != record.sha256:
-            what = "does not match its checksum"
-        if what:
-            yield Damage(name, what, int(shard[1]) if shard else None)
+@dataclass
+class _Verification:
+    """What the checks of one store share."""
 
+    storage: Storage
+    committed: Mapping[str, int]
+    sizes: Mapping[str, int]
+    deep: bool
+    layers: dict[str, ShardedArray] = field(default_factory=dict[str, ShardedArray])
+    """With `deep`, the layers' arrays that can be read, by name."""
 
-def _in_layout(storage: Storage, sizes: dict[str, int], deep: bool) -> Iterator[Damage]:
-    """Damage to what `format.create` wrote: metadata, tokens, documents."""
-    try:
-        layout = fmt.read_layout(storage)
-    except CorruptArtefactError:
-        yield Damage(fmt.ROOT, "is missing or cannot be read")
-        return
-    # The manifest already has checksums of this metadata; only the token arrays need reading.
-    for name, content in fmt.skeleton(layout)[1].items() if MANIFEST not in sizes else ():
-        if name not in sizes or storage.read(name) != content.to_bytes():
-            yield Damage(name, "is not as it was written")
-    for name in fmt.text_arrays(layout) if deep else ():
+    def damages(self) -> Iterator[Damage]:
         try:
-            fmt.read_whole(storage, name)
+            manifest = _manifest(self.storage)
         except CorruptArtefactError:
-            yield Damage(name, "cannot be read")
+            yield Damage(MANIFEST, "cannot be read")
+            manifest = None
+        yield from self._unlike_manifest(manifest.files if manifest else {})
+        try:
+            layout = fmt.read_layout(self.storage)
+        except CorruptArtefactError:
+            yield Damage(fmt.ROOT, "is missing or cannot be read")
+            return
+        yield from self._in_layout(layout)
+        commits: dict[int, Commit] = {}
+        yield from self._in_shards(layout, commits)
+        if manifest and len(commits) == layout.shards:
+            facts = store_facts(layout, commits)
+            if wrong := [name for name in facts if not _agree(manifest.facts.get(name), facts[name])]:
+                yield Damage(MANIFEST, f"has other {' and '.join(wrong)} than its commits")
 
+    def _unlike_manifest(self, files: Mapping[str, FileRecord]) -> Iterator[Damage]:
+        """Files that differ from their record in the manifest. Commits and metadata are small: they are always compared."""
+        for name, record in files.items():
+            shard = re.fullmatch(rf"{fmt.COMMITS}/(\d+)\.json", name)
+            what = self._size_damage(name, record.bytes)
+            small = shard or name.endswith(fmt.ROOT)
+            if not what and (self.deep or small) and sha256(self.storage.read(name)) != record.sha256:
+                what = "does not match its checksum"
+            if what:
+                yield Damage(name, what, int(shard[1]) if shard else None)
 
-def _in_shards(storage: Storage, committed: dict[str, int], sizes: dict[str, int], deep: bool) -> Iterator[Damage]:
-    """Files of committed shards that differ from their record in the commit."""
-    try:
-        layout = fmt.read_layout(storage)
-    except CorruptArtefactError:
-        return
-    shards = [shard for shard in range(layout.shards) if commit_name(shard) in committed]
-    total = sum(sizes.get(file, 0) for shard in shards for file in fmt.shard_files(layout, shard))
-    with progress("verify", total if deep else len(shards), "bytes" if deep else "shards") as advance:
-        for shard in shards:
+    def _in_layout(self, layout: fmt.Layout) -> Iterator[Damage]:
+        """Damage to what `format.create` wrote: metadata, tokens, documents."""
+        # The manifest already has checksums of this metadata; only the token arrays need reading.
+        for name, content in fmt.skeleton(layout)[1].items() if MANIFEST not in self.sizes else ():
+            if self._size(name) is None or self.storage.read(name) != content.to_bytes():
+                yield Damage(name, "is not as it was written")
+        for name in fmt.text_arrays(layout) if self.deep else ():
             try:
-                commit = Commit.model_validate_json(storage.read(commit_name(shard)))
-            except ValidationError:
-                yield Damage(commit_name(shard), "cannot be read", shard)
+                fmt.read_whole(self.storage, name)
+            except CorruptArtefactError:
+                yield Damage(name, "cannot be read")
+        for name in map(fmt.layer_array, layout.layers) if self.deep else ():
+            try:
+                array = ShardedArray.open(self.storage, name)
+            except CorruptArtefactError:
+                yield Damage(f"{name}/{fmt.ROOT}", "cannot be read")
                 continue
-            for file, check in commit.files.items():
-                what = _size_damage(file, check.bytes, sizes)
-                if not what and deep and google_crc32c.value(storage.read(file)) != check.crc32c:
-                    what = "does not match its checksum"
-                if what:
-                    yield Damage(file, what, shard)
-                advance(sizes.get(file, 0) if deep else 0)
-            advance(0 if deep else 1)
+            if array and not array.fits(layout, layer=True):
+                yield Damage(f"{name}/{fmt.ROOT}", "is of another layout than the store")
+            elif array:
+                self.layers[name] = array
+
+    def _in_shards(self, layout: fmt.Layout, commits: dict[int, Commit]) -> Iterator[Damage]:
+        """Commits that cannot be believed, and files that differ from them. Fills `commits` with those that can."""
+        shards = [shard for shard in range(layout.shards) if commit_name(shard) in self.committed]
+        total = sum(self.sizes.get(file, 0) for shard in shards for file in fmt.shard_files(layout, shard))
+        records = read_many(self.storage, map(commit_name, shards))
+        with progress("verify", total if self.deep else len(shards), "bytes" if self.deep else "shards") as advance:
+            for shard, record in zip(shards, records, strict=True):
+                try:
+                    commits[shard] = read_commit(record, shard, layout)
+                except ValueError as error:
+                    yield Damage(commit_name(shard), str(error), shard)
+                    continue
+                for file, check in commits[shard].files.items():
+                    what = self._size_damage(file, check.bytes)
+                    if not what and self.deep and not self._matches(layout, file, check):
+                        what = "does not match its checksum"
+                    if what:
+                        yield Damage(file, what, shard)
+                    elif self.deep:
+                        yield from self._unlike_rows(layout, file, commits[shard])
+                    advance(self.sizes.get(file, 0) if self.deep else 0)
+                advance(0 if self.deep else 1)
+
+    def _matches(self, layout: fmt.Layout, file: str, check: FileCheck) -> bool:
+        """Whether a file fits its own checksums, and those are the committed ones."""
+        content = np.frombuffer(self.storage.read(file), np.uint8)
+        try:
+            chunks = check.chunks and stored_checksums(content, layout.shard_rows // layout.chunk_rows)
+        except ValueError:
+            return False
+        checksum = cast("int", google_crc32c.value(content))  # google_crc32c has no types
+        return checksum == check.crc32c and chunks == check.chunks
+
+    def _unlike_rows(self, layout: fmt.Layout, file: str, commit: Commit) -> Iterator[Damage]:
+        """A commit with other norms than the rows of one of its layers, whose file has the right checksums."""
+        name, start = file.partition("/")[0], layout.shard_range(commit.shard)[0]
+        if not (array := self.layers.get(name)):
+            return
+        bits = fmt.BITS[layout.dtype]
+        rows_RD = torch.empty(commit.rows, layout.d_in, dtype=bits.torch_dtype)
+        try:
+            array.read(start, bits.patterns(rows_RD), commit.files[file])
+        except CorruptArtefactError:
+            yield Damage(file, "cannot be read", commit.shard)
+            return
+        norms = {fmt.layer_array(layer): norms for layer, norms in commit.norms.items()}
+        if not _same_norms(norms[name], summed(activation_norms(rows_RD))):
+            yield Damage(commit_name(commit.shard), f"has other norms than the rows of {name}", commit.shard)
+
+    def _size(self, file: str) -> int | None:
+        """Bytes of a file. A listing can be stale, so that only a file that cannot be found either is missing."""
+        known = self.sizes.get(file)
+        return self.storage.size(file) if known is None else known
+
+    def _size_damage(self, file: str, known: int) -> str:
+        size = self._size(file)
+        if size is None:
+            return "is missing"
+        return "" if size == known else f"has {size} bytes instead of {known}"
 
 
-def _size_damage(file: str, known: int, sizes: dict[str, int]) -> str:
-    if file not in sizes:
-        return "is missing"
-    return "" if sizes[file] == known else f"has {sizes[file]} bytes instead of {known}"
+def _agree(recorded: Any, found: Any) -> bool:
+    """Whether a fact of a manifest is what the commits say. Manifests of earlier versions lack some."""
+    if isinstance(recorded, dict) and isinstance(found, dict):
+        facts = cast("dict[str, Any]", found)
+        return all(_agree(value, facts.get(name)) for name, value in cast("dict[str, Any]", recorded).items())
+    if isinstance(recorded, int | float) and isinstance(found, int | float):
+        return math.isclose(recorded, found, rel_tol=1e-9)
+    return recorded is None or recorded == found
 
 
-def store_norms(commits: dict[int, Commit], layer: int) -> StoreNorms:
-    """The norms of a layer over all committed shards."""
-    norms = [commit.norms[layer] for commit in commits.values()]
-    medians = sorted(shard.median for shard in norms)
-    return StoreNorms(
-        rms=math.sqrt(math.fsum(shard.sum_squares for shard in norms) / sum(commit.rows for commit in commits.values())),
-        median=medians[len(medians) // 2],
-        max=max(shard.max for shard in norms),
-        massive=sum(shard.massive for shard in norms),
-    )
+def _same_norms(recorded: LayerNorms, found: LayerNorms) -> bool:
+    """Whether a commit's norms are those of its rows. Commits of earlier versions lack some."""
+    pairs = [(value, getattr(found, name)) for name, value in recorded if value is not None]
+    return all(math.isclose(value, other, rel_tol=SAME_NORM) for value, other in pairs)

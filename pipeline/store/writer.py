@@ -1,6 +1,5 @@
 """Writes the shards of a store. A shard's commit record appears only when all files of the shard are on disk."""
 
-import json
 import math
 from typing import Any, cast
 
@@ -8,57 +7,14 @@ import google_crc32c
 import numpy.typing as npt
 import torch
 import zarr
-from pydantic import BaseModel, ConfigDict
 
-from pipeline.artefacts.identity import canonical_json
 from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError, PipelineError
 from pipeline.runtime.linalg import vector_norm
 from pipeline.store import format as fmt
+from pipeline.store.commits import MASSIVE, Commit, FileCheck, LayerNorms, commit_name
+from pipeline.store.direct import stored_checksums
 from pipeline.store.format import ShardRows
-
-MASSIVE = 10.0
-"""Multiple of the median norm above which an activation is massive: an attention sink (Sun et al. 2024)."""
-
-
-class FileCheck(BaseModel):
-    """Size and checksum of one committed file."""
-
-    model_config = ConfigDict(frozen=True)
-
-    bytes: int
-    crc32c: int
-
-
-class LayerNorms(BaseModel):
-    """Norms ||x|| of the stored activations of one layer in one shard."""
-
-    model_config = ConfigDict(frozen=True)
-
-    sum_squares: float
-    """Sum of ||x||^2; the scale of a store follows from it."""
-    median: float
-    max: float
-    massive: int
-    """Rows with more than MASSIVE times the median."""
-
-
-class Commit(BaseModel):
-    """The record `commits/000017.json`, which proves that shard 17 is complete."""
-
-    model_config = ConfigDict(frozen=True)
-
-    shard: int
-    rows: int
-    """Rows written, without those that `max_norm` leaves out."""
-    files: dict[str, FileCheck]
-    norms: dict[int, LayerNorms]
-    """By layer."""
-
-
-def commit_name(shard: int) -> str:
-    """Name of the commit record of a shard."""
-    return f"{fmt.COMMITS}/{shard:06d}.json"
 
 
 def activation_norms(rows_RD: torch.Tensor) -> torch.Tensor:
@@ -110,7 +66,7 @@ class ShardWriter:
         for name, dtype in fmt.ROW_FIELDS.items():
             checks |= self._put(name, start, getattr(rows.fields, name).astype(dtype, casting="same_kind"))
         commit = Commit(shard=shard, rows=written, files=checks, norms=norms)
-        record = canonical_json(json.loads(commit.model_dump_json())).encode()
+        record = commit.record()
         # `create` never replaces a record: of two writers the first wins. On equal machines both wrote the same bytes.
         if not self.storage.create(commit_name(shard), record) and self.storage.read(commit_name(shard)) != record:
             self.storage.delete(commit_name(shard))  # it vouches for the other writer's files, which are now overwritten
@@ -126,7 +82,8 @@ class ShardWriter:
         content = cast("fmt.Integers", self.files.pop(made).as_numpy_array())
         self.storage.write(made, content.data)
         checksum = cast("int", google_crc32c.value(content))  # google_crc32c has no types
-        return {made: FileCheck(bytes=content.nbytes, crc32c=checksum)}
+        chunks = stored_checksums(content, self.layout.shard_rows // self.layout.chunk_rows)
+        return {made: FileCheck(bytes=content.nbytes, crc32c=checksum, chunks=chunks)}
 
 
 def _norms(rows_RD: torch.Tensor, layer: int, sequence_R: fmt.Integers) -> LayerNorms:
@@ -137,10 +94,21 @@ def _norms(rows_RD: torch.Tensor, layer: int, sequence_R: fmt.Integers) -> Layer
             f"layer {layer}: the model put out values that are not finite for sequence {first} of the store; "
             f'set model.dtype = "float32" if it runs in another'
         )
-    median, squares = norm_R.median().item(), cast("list[float]", (norm_R**2).tolist())
+    return summed(norm_R)
+
+
+def summed(norm_R: torch.Tensor) -> LayerNorms:
+    """What a commit records of the norms of a layer's rows."""
+    median = norm_R.median().item()
+    massive_R = norm_R[norm_R > MASSIVE * median]
     return LayerNorms(
-        sum_squares=math.fsum(squares),
+        sum_squares=_squares(norm_R),
         median=median,
         max=norm_R.max().item(),
-        massive=int((norm_R > MASSIVE * median).sum()),
+        massive=len(massive_R),
+        massive_squares=_squares(massive_R),
     )
+
+
+def _squares(norm_R: torch.Tensor) -> float:
+    return math.fsum(cast("list[float]", (norm_R**2).tolist()))
