@@ -9,6 +9,8 @@ from pipeline.models.language import DTYPES
 from pipeline.models.model_section import SyntheticModel, TinyModel
 from pipeline.runtime.devices import best_device
 from pipeline.study.plan import Plan
+from pipeline.texts.files import corpus_files
+from pipeline.texts.text_sections import FilesCorpus
 
 ROW_FIELD_BYTES = 20
 """Bytes of doc_id, sequence, position and token_id of one row, uncompressed."""
@@ -18,6 +20,8 @@ EFFICIENCY = 0.4
 """Share of the measured matrix-product rate that a forward pass reaches; attention and moving data take the rest."""
 TYPICAL_GPU = 300e12
 """FLOP/s of an A100 in bfloat16, for estimates made on a machine without a GPU."""
+BYTES_PER_TOKEN = 4
+"""Bytes of a corpus's files for each token, as in English text. Compressed files hold more tokens."""
 MOST_CLASSES = 5
 """Classes of the largest probe data set."""
 
@@ -33,6 +37,8 @@ def describe(plan: Plan) -> str:
         f"d_in {model.d_in}, {store.dtype}",
         f"  activations  {store.tokens:,} rows in {shards:,} shards, {decimal(store.tokens * row_bytes)}",
     ]
+    if isinstance(experiment.corpus, FilesCorpus):
+        lines.append(_held(experiment.corpus, store.tokens))
     if isinstance(model, SyntheticModel):
         return "\n".join(
             [*lines, f"  drawn        from {model.features:,} known features: no text, no model to run, no probes"]
@@ -58,6 +64,16 @@ def describe(plan: Plan) -> str:
             f"               about {_duration(seconds * rate / TYPICAL_GPU)} on a GPU of {TYPICAL_GPU / 1e12:.0f} TFLOP/s"
         )
     return "\n".join(lines)
+
+
+def _held(corpus: FilesCorpus, asked: int) -> str:
+    """What the corpus holds, beside what is asked of it. Only reading all of it would tell exactly."""
+    files = corpus_files(corpus)
+    size = sum(file.stat().st_size for file in files)
+    few = size // BYTES_PER_TOKEN < asked
+    return f"  corpus       {len(files):,} files, {decimal(size)}: about {size // BYTES_PER_TOKEN:,} tokens" + (
+        f", fewer than the {asked:,} asked for (store.tokens)" if few else ""
+    )
 
 
 def _matmul_flops(dtype: str) -> float:

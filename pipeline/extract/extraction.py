@@ -10,9 +10,10 @@ from typing import Any
 
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import BadInputError
 from pipeline.extract import fill
 from pipeline.extract.estimate import describe
-from pipeline.extract.new_stores import corpus_store, probe_store
+from pipeline.extract.new_stores import check_rows, corpus_store, probe_store
 from pipeline.extract.shards import run_shard
 from pipeline.extract.synthetic_rows import synthetic_rows, synthetic_store
 from pipeline.models.access import check_available
@@ -24,6 +25,7 @@ from pipeline.store import format as fmt
 from pipeline.store.writer import ShardWriter
 from pipeline.study.plan import Plan
 from pipeline.study.study_model import open_study_model, open_synthetic_model
+from pipeline.texts import packing
 from pipeline.texts.corpus import corpus_texts
 from pipeline.texts.text_sections import SyntheticCorpus
 
@@ -78,6 +80,7 @@ class Extraction:
         if not fmt.is_laid_out(self.workspace.storage(self.plan.store)):
             if isinstance(model, HuggingFaceModel):
                 check_available(model)  # before the estimate, which is of no use for a model that cannot be loaded
+            check_rows(self.plan, self.plan.experiment.store.tokens)
             print(describe(self.plan), file=sys.stderr)
         work: Work = {}
         for path, artefact in self.stores.items():
@@ -109,8 +112,10 @@ class Extraction:
 
     @cached_property
     def model(self) -> ResidualStream:
-        """The study's language model, up to its deepest layer."""
-        return open_study_model(self.plan, self.workspace)
+        """The study's language model, up to its deepest layer. Raises BadInputError if its tokenizer is of a larger one."""
+        model = open_study_model(self.plan, self.workspace)
+        _check_tokens(model, max(packing.padding_ids(model.tokenizer), default=0))
+        return model
 
     @cached_property
     def make_rows(self) -> Callable[[int, fmt.Layout, fmt.Sequences], fmt.ShardRows]:
@@ -121,12 +126,17 @@ class Extraction:
 
     def _new_store(self, path: str) -> fmt.NewStore:
         corpus = self.plan.experiment.corpus
-        for dataset, artefact in self.plan.probes.items():
-            if artefact.path == path:
-                return probe_store(self.plan, dataset, self.model.tokenizer)
         if isinstance(corpus, SyntheticCorpus):
             return synthetic_store(self.plan)
-        return corpus_store(self.plan, corpus, self.model.tokenizer)
+        datasets = {artefact.path: dataset for dataset, artefact in self.plan.probes.items()}
+        tokenizer = self.model.tokenizer
+        new = (
+            probe_store(self.plan, datasets[path], tokenizer)
+            if path in datasets
+            else corpus_store(self.plan, corpus, tokenizer)
+        )
+        _check_tokens(self.model, int(new.sequences.tokens_SL.max()))
+        return new
 
     def _fill(self, artefact: Artefact, shards: Collection[int]) -> None:
         writer = ShardWriter(self.workspace.storage(artefact))
@@ -138,6 +148,16 @@ class Extraction:
         with fill.filling(artefact, self.workspace, writer, missing) as filling:
             for shard in filling.claimed():
                 filling.commit(shard, make_rows(shard, writer.layout, sequences))
+
+
+def _check_tokens(model: ResidualStream, largest: int) -> None:
+    """Raise BadInputError for a token id that the model's embedding does not have."""
+    entries = model.model.get_input_embeddings().num_embeddings
+    if largest >= entries:
+        raise BadInputError(
+            f"the tokenizer of {model.name} gives token {largest}, and the model's embedding ends at {entries - 1}: "
+            f"use the tokenizer that the model was trained with, without added tokens such as [PAD]"
+        )
 
 
 def _make_model(plan: Plan, model: Artefact, workspace: Workspace) -> bool:

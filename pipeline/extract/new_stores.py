@@ -1,11 +1,13 @@
 """Prepares new stores of text: reads and tokenizes the texts, and fixes the layout, before any forward pass."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.store import format as fmt
+from pipeline.store.batches import check_heldout
 from pipeline.store.documents import SPLITS
 from pipeline.study.plan import Plan
 from pipeline.study.sections import StoreConfig
@@ -13,6 +15,9 @@ from pipeline.texts import packing
 from pipeline.texts.corpus import corpus_texts
 from pipeline.texts.labelled import load_texts
 from pipeline.texts.text_sections import TextCorpus
+
+FEW_HELDOUT = 1000
+"""Held-out rows below which extraction says that there are few."""
 
 
 def corpus_store(plan: Plan, corpus: TextCorpus, tokenizer: Any) -> fmt.NewStore:
@@ -28,7 +33,25 @@ def corpus_store(plan: Plan, corpus: TextCorpus, tokenizer: Any) -> fmt.NewStore
         special_ids=packing.special_ids(tokenizer),
         provenance=plan.store.inputs,
     )
+    if layout.rows < config.tokens:
+        print(
+            f"{plan.store.label}: the corpus holds {layout.rows:,} rows of the {config.tokens:,} asked for (store.tokens)",
+            file=sys.stderr,
+        )
+    check_rows(plan, layout.rows)
     return fmt.NewStore(layout=layout, sequences=sequences)
+
+
+def check_rows(plan: Plan, rows: int) -> None:
+    """Say so if an activation store of so many rows would hold out few. Raises BadInputError if it cannot be trained on."""
+    size, heldout = plan.experiment.store.shard_rows, plan.experiment.train.heldout_shards
+    held = check_heldout([min(size, rows - start) for start in range(0, rows, size)], size, heldout)
+    if held < FEW_HELDOUT:
+        print(
+            f"{plan.store.label}: only {held:,} of {rows:,} rows are held out (train.heldout_shards {heldout}); "
+            f"FVU and L0 on fewer than {FEW_HELDOUT:,} are rough",
+            file=sys.stderr,
+        )
 
 
 def probe_store(plan: Plan, dataset: str, tokenizer: Any) -> fmt.NewStore:

@@ -49,8 +49,12 @@ def progress(title: str, total: int, unit: str) -> Generator[Advance]:
         _live(console, title, total, unit) if console.is_terminal else _lines(title, total, unit) as show,
         watch(title, total, unit) if watch else nullcontext() as tell,
     ):
+        left = total
 
         def advance(amount: int = 1, remark: str = "") -> None:
+            nonlocal left
+            amount = min(amount, left)  # the last document may hold more than was asked for
+            left -= amount
             show(amount, remark)
             if tell:
                 tell(amount, remark)
