@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.errors import CorruptArtefactError
+from pipeline.store.format import REMEDY
 from pipeline.store.reader import ActivationStore
 
 Split = Literal["train", "test"]
@@ -25,14 +27,22 @@ class Documents:
     def padded(self, split: Split, at_once: int) -> Iterator[tuple[str, torch.Tensor]]:
         """The documents of a split with their class, at most `at_once` of one class at a time: [S, L, D], store's dtype.
 
+        Raises CorruptArtefactError for documents that do not fit the rows.
+
         Zeros stand where sae-bench masks: at the first position, which is the BOS's, and as padding on the right.
         """
         offsets = self.store.whole("row_offsets")
         label, in_split = self.store.whole("label"), self.store.whole("split") == SPLITS.index(split)
         length = self.store.whole("tokens").shape[1]
+        rows = np.diff(offsets)
+        fit = len(rows) == len(label) == len(in_split) and offsets[0] == 0 and offsets[-1] == self.store.rows
+        if not (fit and rows.min() > 0 and rows.max() < length):
+            raise CorruptArtefactError(f"{self.store.storage}: its documents do not fit its rows; {REMEDY}")
         for index, name in enumerate(self.store.layout.classes):
             of_class = np.flatnonzero(in_split & (label == index))
-            first, stop = int(of_class[0]), int(of_class[-1]) + 1  # documents of one class and split lie together
+            if not len(of_class) or np.ptp(of_class) >= len(of_class):  # one class of one split lies together
+                raise CorruptArtefactError(f"{self.store.storage}: documents of class {name!r} are amiss; {REMEDY}")
+            first, stop = int(of_class[0]), int(of_class[-1]) + 1
             for start in range(first, stop, at_once):
                 yield name, self._padded(offsets[start : min(start + at_once, stop) + 1], length)
 

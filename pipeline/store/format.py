@@ -273,8 +273,8 @@ def is_laid_out(storage: Storage) -> bool:
 def read_layout(storage: Storage) -> Layout:
     """The layout of a store. Raises CorruptArtefactError when there is no store of this format."""
     try:
-        if (storage.size(ROOT) or 0) > LARGEST_METADATA:
-            raise ValueError("too large")
+        if not 0 < (storage.size(ROOT) or 0) <= LARGEST_METADATA:
+            raise ValueError("it is missing, empty or too large")
         return Layout.model_validate(json.loads(storage.read(ROOT))["attributes"])
     except UNREADABLE:
         raise CorruptArtefactError(

@@ -1,6 +1,7 @@
 """A store of a stranger is data: what it says of itself is bounded before memory or time is spent on it."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.cli import app
 from pipeline.errors import CorruptArtefactError, PipelineError
 from pipeline.extract import fill
 from pipeline.store import format as fmt
+from pipeline.store.documents import Documents
 from pipeline.store.reader import ActivationStore
 from pipeline.store.writer import ShardWriter
 
@@ -162,3 +164,42 @@ def test_a_store_of_zeros_has_no_scale(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="all rows of layer 3 are zero"):
         store.scale(3)
     assert np.isfinite(store.read(3, 0, 5).float()).all()
+
+
+@pytest.mark.parametrize(
+    ("label", "offsets"),
+    [([0, 1, 0], [0, 20, 40, 64]), ([0, 0, 0], [0, 20, 40, 64]), ([0, 0, 1], [0, 40, 20, 64]), ([0, 0, 1], [0, 20, 40, 80])],
+)
+def test_labels_and_documents_that_do_not_fit_are_refused(tmp_path: Path, label: list[int], offsets: list[int]) -> None:
+    new = new_store(SHARD_ROWS, row_order="document", classes=("one", "two"))
+    sequences = fmt.Sequences(
+        tokens_SL=np.zeros((3, 128), np.int32), row_offsets=np.array(offsets), doc_starts=np.arange(3) * 128
+    )
+    labels = fmt.Labels(label=np.array(label, np.int32), split=np.zeros(3, np.uint8))
+    fmt.create(LocalStorage(tmp_path), fmt.NewStore(layout=new.layout, sequences=sequences, labels=labels))
+    ShardWriter(LocalStorage(tmp_path)).write(0, shard_rows(numbered(SHARD_ROWS)))
+    with pytest.raises(CorruptArtefactError, match=r"documents (do not fit its rows|of class '(one|two)' are amiss)"):
+        list(Documents(ActivationStore(tmp_path), 3).padded("train", 2))
+
+
+def test_a_fifo_for_the_layout_or_a_shard_is_not_waited_for(tmp_path: Path) -> None:
+    folder = finished(tmp_path)
+    for name in ("layer_03/c/1/0", "zarr.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(CorruptArtefactError):
+            ActivationStore(folder)
+
+
+def test_a_sweep_passes_over_what_its_writer_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".x.1.partial").touch()
+    (tmp_path / ".x.2.partial").touch()
+    unlink = Path.unlink
+
+    def twice(path: Path, missing_ok: bool = False) -> None:
+        unlink(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", twice)
+    LocalStorage(tmp_path).sweep()
+    assert list(tmp_path.iterdir()) == []
