@@ -35,7 +35,16 @@ class DegenerateSAEError(PipelineError):
     """An SAE cannot be measured: its latents never fire, never differ or are not finite. Its scores would mean nothing."""
 
 
+class DivergedSAEError(PipelineError):
+    """An SAE in training is no longer finite. It alone stops; the others of its cohort go on."""
+
+
 class InterruptedRunError(PipelineError):
     """The process stopped on request and saved its work. The same command resumes it."""
 
     exit_code = 143
+
+
+def in_one_line(error: BaseException) -> str:
+    """The message of an error that others raise, without its line breaks."""
+    return " ".join(str(error).split())

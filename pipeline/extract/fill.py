@@ -14,7 +14,7 @@ from pipeline.artefacts.manifest import MANIFEST, Artefact
 from pipeline.artefacts.storage import Storage
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError, InterruptedRunError
-from pipeline.runtime.interrupt import stop_on_sigterm
+from pipeline.runtime.interrupt import stop_on_signal
 from pipeline.runtime.progress import Advance, progress
 from pipeline.store import format as fmt
 from pipeline.store.commits import commit_name
@@ -127,11 +127,11 @@ class Filling:
 def filling(artefact: Artefact, workspace: Workspace, writer: ShardWriter, shards: Collection[int]) -> Generator[Filling]:
     """Fill missing shards of a laid-out store. Any number of processes may do this at once and divide the shards.
 
-    In the block, take shards from `claimed` and hand the rows of each to `commit`. SIGTERM is trapped inside the block.
+    In the block, take shards from `claimed` and hand the rows of each to `commit`. It traps SIGTERM and Ctrl-C.
     """
     with (
         progress(f"extract {artefact.label}", len(shards) * writer.layout.shard_rows, "tokens") as advance,
-        stop_on_sigterm() as stop,
+        stop_on_signal() as stop,
         ThreadPoolExecutor(1) as pool,
         ExitStack() as claim,
     ):

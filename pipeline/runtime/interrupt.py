@@ -1,14 +1,19 @@
-"""Receives requests to stop: SIGTERM, which schedulers send before they kill, or an event that the caller sets.
+"""Receives requests to stop: SIGTERM, which schedulers send before they kill, Ctrl-C, or an event that the caller sets.
 
 A stage that is asked to stop saves the work in hand, then raises InterruptedRunError.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
+
+from pipeline.errors import InterruptedRunError
+
+SAVING = b"\nsaving the work in hand; press Ctrl-C again to end at once\n"
 
 _request: ContextVar[threading.Event | None] = ContextVar("request", default=None)
 
@@ -19,24 +24,36 @@ def stop_requested() -> threading.Event:
 
 
 @contextmanager
-def stop_on_sigterm() -> Generator[threading.Event]:
-    """Inside the block, SIGTERM sets the yielded event instead of ending the process.
+def stop_on_signal() -> Generator[threading.Event]:
+    """Inside the block, SIGTERM or Ctrl-C sets the yielded event instead of ending the process. A second Ctrl-C ends it.
 
-    Only the main thread can receive signals. In other threads, the event is that of `stop_when`, or one that is never set.
+    An InterruptedRunError that leaves the block gets the exit code that shells have for the signal. Only the main thread can
+    receive signals. In other threads, the event is that of `stop_when`, or one that is never set.
     """
     if threading.current_thread() is not threading.main_thread():
         yield stop_requested()
         return
-    stop = threading.Event()
+    stop, received = threading.Event(), list[int]()
 
-    def request(_signal: int, _frame: FrameType | None) -> None:
+    def request(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         stop.set()
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.write(2, SAVING)  # print could meet a print that the signal interrupted
 
-    previous = signal.signal(signal.SIGTERM, request)
+    # A shell lets programs in the background ignore Ctrl-C, and so does nohup.
+    handled = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, request) for number in handled}
     try:
         yield stop
+    except InterruptedRunError as error:
+        if received:
+            error.exit_code = 128 + received[0]
+        raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -11,18 +11,17 @@ import os
 import statistics
 import sys
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TextIO
+from typing import Any, Protocol
 
 import torch
 
-from pipeline.errors import InterruptedRunError
-from pipeline.runtime.interrupt import stop_on_sigterm
+from pipeline.errors import DegenerateSAEError, DivergedSAEError, InterruptedRunError, PipelineError, in_one_line
+from pipeline.runtime.interrupt import stop_on_signal
 from pipeline.runtime.progress import progress
 from pipeline.runtime.threads import one_thread
 from pipeline.train.step import StepMetrics, Trainer
@@ -35,19 +34,40 @@ LOG_EVERY = 50
 DEAD_WINDOW = 500
 """Steps without firing after which the log counts a latent as dead, in every arm."""
 
+OWN_FAILURES = (DegenerateSAEError, DivergedSAEError)
+"""What an SAE does wrong by itself, and would do again. It stops alone; any other error ends the run of the whole cohort."""
+
+
+class Lines(Protocol):
+    """Where a log goes."""
+
+    def write(self, line: str, /) -> object:
+        """Append a line."""
+
 
 @dataclass(kw_only=True)
 class Member:
     """One SAE of a cohort, and where its log goes."""
 
     trainer: Trainer
-    log: TextIO
+    log: Lines
+    name: str = ""
+    """Names it in messages."""
     tracker: Tracker | None = None
     """Gets what the log gets; None without `--track`."""
     stopped: str | None = None
-    """Why it stopped before the end; the others go on."""
+    """Which failure of its own stopped it before the end; the others go on."""
+    error: Exception | None = None
+    """What went wrong on the machine in its last step or record, which may be half done. It ends the run."""
     last: dict[str, float] = field(default_factory=dict[str, float])
     """Last record of its log."""
+
+    @property
+    def sound(self) -> bool:
+        """True if it can go on from here: its last step is whole, and the record of that step is written if one is due."""
+        done, steps = self.trainer.done, self.trainer.config.steps
+        due = done if done == steps else done - done % LOG_EVERY
+        return self.stopped is None and self.error is None and self.last.get("step", 0) == due
 
 
 def train_cohort(
@@ -62,13 +82,38 @@ def train_cohort(
     """Train every member up to step `steps`, reading each batch once. Writes a JSON line per member every LOG_EVERY steps.
 
     All members have taken equally many steps, and `batches` begins with the next. `save` gets the members still in training
-    every `save_every` seconds and after SIGTERM, which then raises InterruptedRunError.
+    every `save_every` seconds and after SIGTERM or Ctrl-C, which then raises InterruptedRunError. An error of the machine is
+    raised after `save` got every member that is sound, one by one; PipelineError when memory has run out.
     """
+    try:
+        _take_steps(members, batches, steps, title, save=save, save_every=save_every)
+    except InterruptedRunError:
+        raise
+    except Exception as error:
+        for member in members:
+            if member.sound:
+                with suppress(OSError, PipelineError):  # the disk may be the reason; the error itself says so
+                    save([member])
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            message = f"out of memory in step {members[0].trainer.done}: {in_one_line(error)}"
+            raise PipelineError(f"{message}; free some, then run the same command again") from error
+        raise
+
+
+def _take_steps(
+    members: Sequence[Member],
+    batches: Iterator[torch.Tensor],
+    steps: int,
+    title: str,
+    *,
+    save: Callable[[Sequence[Member]], None],
+    save_every: float,
+) -> None:
     active = list(members)
     done, device = members[0].trainer.done, members[0].trainer.device
     logged, logged_at = done, time.perf_counter()
     saved_at = time.monotonic()
-    with progress(title, steps - done, "steps") as advance, stop_on_sigterm() as stop, _side_by_side(device) as for_each:
+    with progress(title, steps - done, "steps") as advance, stop_on_signal() as stop, _side_by_side(device) as for_each:
         for step, x_BD in enumerate(itertools.islice(batches, steps - done), start=done + 1):
             x_BD = x_BD.to(device)
             metrics = for_each(partial(_step, x_BD=x_BD), active)
@@ -78,6 +123,9 @@ def train_cohort(
                 pace = (step - logged) * len(x_BD) / (now - logged_at)
                 logged, logged_at = step, now
                 for_each(partial(_log, x_BD=x_BD, pace=pace), active, metrics)
+            for member in active:
+                if member.error:
+                    raise member.error
             active = [member for member in active if member.stopped is None]
             if not active:
                 break
@@ -110,34 +158,36 @@ def _one_by_one(function: Callable[..., Any], *items: Iterable[Any]) -> list[Any
     return list(map(function, *items))
 
 
-def _step(member: Member, x_BD: torch.Tensor) -> StepMetrics | None:
-    """Take a step. An error stops this member only, with the reason in `stopped`; the others go on."""
+@contextmanager
+def _contained(member: Member) -> Generator[None]:
+    """Keeps what goes wrong with one member, so that the others finish the step they are in."""
     try:
-        return member.trainer.step(x_BD)
+        yield
+    except OWN_FAILURES as failure:
+        member.stopped = in_one_line(failure)
     except Exception as error:
-        traceback.print_exc()
-        member.stopped = f"{type(error).__name__} at step {member.trainer.done + 1}: {' '.join(str(error).split())}"
-        return None
+        member.error = error
+
+
+def _step(member: Member, x_BD: torch.Tensor) -> StepMetrics | None:
+    with _contained(member):
+        return member.trainer.step(x_BD)
+    return None
 
 
 def _log(member: Member, measured: StepMetrics | None, x_BD: torch.Tensor, pace: float) -> None:
     """Write a record to the log. `pace`, tokens per second of the cohort, is the only value that differs between runs."""
-    if measured is None:
-        return
-    try:
-        _record(member, measured, x_BD, pace)
-    except Exception as error:
-        traceback.print_exc()
-        member.stopped = f"{type(error).__name__} in the log of step {member.trainer.done}: {' '.join(str(error).split())}"
+    if measured is not None:
+        with _contained(member):
+            _record(member, measured, x_BD, pace)
 
 
 def _record(member: Member, measured: StepMetrics, x_BD: torch.Tensor, pace: float) -> None:
     trainer = member.trainer
     values = {name: float(value) for name, value in (measured.terms | {"fvu": measured.fvu, "l0": measured.l0}).items()}
     if not all(math.isfinite(value) for value in values.values()):
-        member.stopped = f"loss not finite at step {trainer.done}, lower train.learning_rate"
-        return
-    member.last = {
+        raise DivergedSAEError(f"loss not finite at step {trainer.done}, lower train.learning_rate")
+    record = {
         "step": trainer.done,
         "tokens": trainer.done * len(x_BD),
         **values,
@@ -147,10 +197,12 @@ def _record(member: Member, measured: StepMetrics, x_BD: torch.Tensor, pace: flo
         "new_resets": trainer.resets - member.last.get("resets", 0),
         "tokens_per_second": round(pace, 1),
     }
-    member.log.write(json.dumps(member.last) + "\n")
+    member.log.write(json.dumps(record) + "\n")
+    member.last = record
     if member.tracker:
         try:
-            member.tracker.log(trainer.done, {name: value for name, value in member.last.items() if name != "step"})
+            member.tracker.log(trainer.done, {name: value for name, value in record.items() if name != "step"})
         except Exception as error:  # the live view is not part of the artefact
-            print(f"no longer shown live: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+            reason = f"{type(error).__name__}: {in_one_line(error)}"
+            print(f"{member.name or 'an SAE'} is no longer shown live: {reason}", file=sys.stderr)
             member.tracker = None

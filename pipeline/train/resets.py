@@ -2,6 +2,7 @@
 
 import torch
 
+from pipeline.errors import DivergedSAEError
 from pipeline.runtime.linalg import vector_norm
 from pipeline.study.recipe import TrainConfig
 from pipeline.train.weights import Weights
@@ -31,12 +32,15 @@ def reset_dead(
 
     Each latent gets the direction of one residual x - x^. Residuals are drawn without replacement, with probability
     proportional to ||x - x^||^4. At most B latents are reset at once; the rest wait for the next reset.
+    Raises DivergedSAEError for residuals without a direction to draw.
     """
     loss_B = residual_BD.square().sum(dim=1).double()
     drawable = int((loss_B > 0).sum())
     dead = dead_F.nonzero().squeeze(1)[:drawable]
     if len(dead) == 0:
         return dead
+    if not loss_B.isfinite().all():
+        raise DivergedSAEError("loss not finite at a reset of dead latents, lower train.learning_rate")
     # Divided by the largest, so that the square cannot overflow.
     drawn = torch.multinomial((loss_B / loss_B.max()).square(), len(dead), generator=generator)
     direction_KD = torch.nn.functional.normalize(residual_BD[drawn], dim=1)

@@ -1,15 +1,12 @@
 """Trains cohorts from their last checkpoints to their last step, with a log and checkpoints in each SAE's folder."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.artefacts.storage import write_atomically
 from pipeline.runtime.devices import training_device
 from pipeline.store.batches import shuffled_batches, split_shards
 from pipeline.store.reader import ActivationStore
@@ -18,6 +15,7 @@ from pipeline.study.planned import TrainedSAE
 from pipeline.study.recipe import TrainConfig
 from pipeline.train import checkpoint
 from pipeline.train.cohort import Member, train_cohort
+from pipeline.train.log import Log
 from pipeline.train.step import Trainer
 from pipeline.train.track import Tracker
 
@@ -52,8 +50,8 @@ class Runner:
     def run(self, jobs: Sequence[Job], title: str = "train") -> Iterator[list[InTraining]]:
         """Train jobs that share their batches. Yields the members of each cohort when it ends, finished or stopped.
 
-        Jobs whose checkpoints are of the same step form a cohort. Raises InterruptedRunError after SIGTERM, with everything
-        saved.
+        Jobs whose checkpoints are of the same step form a cohort. Raises InterruptedRunError after SIGTERM or Ctrl-C, with
+        everything saved.
         """
         for done, indices in checkpoint.resume_points([job.folder for job in jobs]).items():
             run = _Run(self, [jobs[index] for index in indices], done)
@@ -100,31 +98,23 @@ class _Run:
     def _member(self, job: Job, stack: ExitStack) -> InTraining:
         d_in = self.runner.store.layout.d_in
         trainer = Trainer(config=job.recipe, d_in=d_in, seed=job.sae.seed, device=training_device())
+        path = job.folder / TRAINING_LOG
+        content = b""
         if self.done:
             state, facts = checkpoint.load(job.folder, self.done)
             trainer.load_state(state)
             self.seconds = facts["seconds"]
-        # Records after the checkpoint are dropped: their steps are taken again.
-        path = job.folder / TRAINING_LOG
-        records = _records(path, self.done)
-        write_atomically(path, "".join(f"{json.dumps(record)}\n" for record in records).encode())
-        log = stack.enter_context(path.open("a", encoding="utf-8", buffering=1))
-        last = records[-1] if records else {}
+            content = path.read_bytes()[: facts["log"]["bytes"]]
+        # Later steps are taken again, so their checkpoints and records are dropped. Checkpoints first: without their part of
+        # the log they would look damaged.
+        checkpoint.remove(job.folder, but=self.done or None)
+        log = stack.enter_context(closing(Log(path, content)))
         tracker = stack.enter_context(self.runner.tracker(job.sae, self.done))
-        return InTraining(trainer=trainer, log=log, tracker=tracker, last=last, job=job)
+        last: dict[str, float] = json.loads(content.splitlines()[-1]) if content else {}
+        return InTraining(trainer=trainer, log=log, name=str(job.sae), tracker=tracker, last=last, job=job)
 
     def _save(self, members: Sequence[InTraining]) -> None:
         for member in members:
-            os.fsync(member.log.fileno())  # otherwise a power cut could leave a log that ends before its checkpoint
             checkpoint.save(member.job.folder, member.trainer.state(), member.trainer.done, {"seconds": self.seconds})
         for member in members:
             checkpoint.remove(member.job.folder, but=member.trainer.done)
-
-
-def _records(log: Path, done: int) -> list[dict[str, Any]]:
-    """Records of a log up to a step. A torn last line is dropped."""
-    if not done:
-        return []
-    lines = log.read_text(encoding="utf-8").splitlines()
-    complete = [json.loads(line) for line in lines if line.endswith("}")]
-    return [record for record in complete if record["step"] <= done]

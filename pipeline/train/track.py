@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.errors import BadInputError
+from pipeline.errors import BadInputError, in_one_line
 
 if TYPE_CHECKING:  # the command line imports this module for the names of the services, and must start fast
     from pipeline.artefacts.workspace import Workspace
@@ -100,6 +100,6 @@ def _wandb(
             reinit="create_new",  # the SAEs of a cohort are tracked at the same time
         )
     except library.Error as error:
-        raise BadInputError(f"--track wandb: {' '.join(str(error).split())}") from None
+        raise BadInputError(f"--track wandb: {in_one_line(error)}") from None
     with run:
         yield _WandB(run)

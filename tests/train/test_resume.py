@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,12 @@ import torch
 from small_study import Study
 
 from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import BadInputError, StorageError
 from pipeline.sae.formats import WEIGHTS
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import TRAINING_LOG, Plan, make_plan
 from pipeline.train import checkpoint
+from pipeline.train.log import Log
 from pipeline.train.training import train
 
 STEPS = 2000
@@ -88,14 +93,16 @@ def test_killed_and_stopped_training_ends_with_the_same_weights(study: Study, tm
         until(process, plan, workspace, step)
         process.kill()
         process.communicate()
-    before = reached(plan, workspace)
-    process = start(toml, workspace)
-    until(process, plan, workspace, before + 100)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert "error: stopped on request after step" in errors
-    assert f"from step {before}" in errors or reached(plan, workspace) > before
+    for request, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        before = reached(plan, workspace)
+        process = start(toml, workspace)
+        until(process, plan, workspace, before + 100)
+        process.send_signal(request)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == code
+        assert "error: stopped on request after step" in errors
+        assert "Traceback" not in errors
+        assert f"from step {before}" in errors or reached(plan, workspace) > before
     assert not any(workspace.manifest(sae.artefact) for sae in plan.saes)
 
     assert len(train(plan, workspace).made) == 3
@@ -116,6 +123,96 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path) == {10}
     (tmp_path / checkpoint.FOLDER / "000000010.safetensors").unlink()
     assert checkpoint.steps(tmp_path) == set()
+
+
+def two_checkpoints(folder: Path) -> Path:
+    """A log with checkpoints after its second and its fourth line; returns the folder of the checkpoints."""
+    with closing(Log(folder / TRAINING_LOG, b"")) as log:
+        for step in range(1, 5):
+            log.write(json.dumps({"step": step, "fvu": 0.5}) + "\n")
+            if step % 2 == 0:
+                checkpoint.save(folder, {"a": torch.full((4,), float(step))}, step, {"seconds": 1.5})
+    assert checkpoint.resume_points([folder]) == {4: [0]}
+    return folder / checkpoint.FOLDER
+
+
+def edited(path: Path, old: bytes, new: bytes) -> None:
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], int]] = {
+    "record torn": (lambda place: os.truncate(place / "000000004.json", 20), 2),
+    "record empty": (lambda place: os.truncate(place / "000000004.json", 0), 2),
+    "record no object": (lambda place: (place / "000000004.json").write_text("[4]"), 2),
+    "record of another kind": (lambda place: (place / "000000004.json").write_text('{"step": 4}'), 2),
+    "record without UTF-8": (lambda place: (place / "000000004.json").write_bytes(b'"\xff"'), 2),
+    "seconds edited": (lambda place: edited(place / "000000004.json", b'"seconds": 1.5', b'"seconds": 9.5'), 2),
+    "tensors gone": (lambda place: (place / "000000004.safetensors").unlink(), 2),
+    "record of another step": (lambda place: shutil.copy(place / "000000002.json", place / "000000004.json"), 2),
+    "last line torn": (lambda place: os.truncate(place.parent / TRAINING_LOG, 90), 2),
+    "last line flipped": (lambda place: edited(place.parent / TRAINING_LOG, b'"step": 4', b'"step": 7'), 2),
+    "first line flipped": (lambda place: edited(place.parent / TRAINING_LOG, b'"step": 1', b'"step": 7'), 0),
+    "log gone": (lambda place: (place.parent / TRAINING_LOG).unlink(), 0),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_training_goes_on_from_the_last_good_point_and_says_so(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = two_checkpoints(tmp_path)
+    do, good = DAMAGE[damage]
+    do(place)
+    assert checkpoint.resume_points([tmp_path]) == {good: [0]}
+    told = capsys.readouterr().err
+    which, begins = ("4", "from step 2") if good else ("2, 4", "from the start")
+    assert told == f"{tmp_path}: the checkpoint of step {which} or its log is damaged; training goes on {begins}\n"
+
+
+def test_a_checkpoint_of_an_earlier_version_is_taken_again(tmp_path: Path) -> None:
+    place = two_checkpoints(tmp_path)
+    record = json.loads((place / "000000004.json").read_text())
+    (place / "000000004.json").write_text(json.dumps({name: record[name] for name in ("step", "sha256", "seconds")}))
+    assert checkpoint.steps(tmp_path) == {2}
+
+
+def test_what_was_logged_after_a_checkpoint_is_no_damage(tmp_path: Path) -> None:
+    two_checkpoints(tmp_path)
+    with (tmp_path / TRAINING_LOG).open("a") as log:
+        log.write('{"step": 5, "fv')
+    assert checkpoint.steps(tmp_path) == {2, 4}
+
+
+def test_nothing_is_removed_through_a_link(tmp_path: Path) -> None:
+    two_checkpoints(tmp_path / "elsewhere")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / checkpoint.FOLDER).symlink_to(tmp_path / "elsewhere" / checkpoint.FOLDER)
+    for use in (
+        lambda: checkpoint.resume_points([tmp_path / "here"]),
+        lambda: checkpoint.remove(tmp_path / "here"),
+        lambda: checkpoint.save(tmp_path / "here", {}, 6, {}),
+    ):
+        with pytest.raises(BadInputError, match=r"checkpoint is a link, .*; remove it and run again"):
+            use()
+    assert checkpoint.steps(tmp_path / "elsewhere") == {2, 4}
+
+
+def test_a_log_that_is_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("precious")
+    (tmp_path / TRAINING_LOG).symlink_to(tmp_path / "precious.txt")
+    with closing(Log(tmp_path / TRAINING_LOG, b"")) as log:
+        log.write("line\n")
+    assert (tmp_path / "precious.txt").read_text() == "precious"
+    assert (tmp_path / TRAINING_LOG).read_text() == "line\n"
+
+
+def test_a_log_that_the_disk_does_not_take_is_named(tmp_path: Path) -> None:
+    with closing(Log(tmp_path / TRAINING_LOG, b"")) as log, Path("/dev/full").open("ab", buffering=0) as full:
+        log.close()
+        log._file = full
+        with pytest.raises(StorageError, match=r"training\.jsonl cannot be written: No space left on device"):
+            log.write("line\n")
 
 
 @pytest.mark.parametrize(

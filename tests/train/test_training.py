@@ -1,11 +1,12 @@
 import io
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 
+from pipeline.errors import DivergedSAEError, PipelineError, StorageError
 from pipeline.study.penalties import Contrast
 from pipeline.study.recipe import Resets, TrainConfig
 from pipeline.train.cohort import Member, train_cohort
@@ -123,28 +124,75 @@ def test_a_diverging_arm_stops_and_the_others_go_on() -> None:
     assert members["good"].trainer.done == 60
 
 
-@pytest.mark.parametrize(
-    ("raises", "reason"),
-    [
-        ("step", "MemoryError at step 8: no room for this"),
-        ("diagnose", "MemoryError in the log of step 50: no room for this"),
-    ],
-)
-def test_an_arm_that_raises_stops_with_its_reason_and_the_others_go_on(
-    raises: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def without_memory(monkeypatch: pytest.MonkeyPatch, raises: str, error: Exception) -> None:
+    """From step 8 on, this method of a Trainer with an l1 of 0.123 fails."""
     sound = getattr(Trainer, raises)
 
-    def without_memory(self: Trainer, x_BD: torch.Tensor) -> object:
+    def failing(self: Trainer, x_BD: torch.Tensor) -> object:
         if self.config.l1 == 0.123 and self.done >= 7:
-            raise MemoryError("no room\nfor this")
+            raise error
         return sound(self, x_BD)
 
-    monkeypatch.setattr(Trainer, raises, without_memory)
+    monkeypatch.setattr(Trainer, raises, failing)
+
+
+def test_a_failure_of_its_own_stops_an_arm_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_memory(monkeypatch, "step", DivergedSAEError("loss not\nfinite"))
     members = run({"bad": config(l1=0.123), "good": config()})
-    assert members["bad"].stopped == reason
+    assert members["bad"].stopped == "loss not finite"
     assert (members["good"].stopped, members["good"].trainer.done) == (None, 60)
-    assert "in without_memory" in capsys.readouterr().err  # where it happened is not lost
+
+
+@pytest.mark.parametrize(("raises", "done"), [("step", 8), ("diagnose", 50)])
+@pytest.mark.parametrize(
+    ("error", "raised", "says"),
+    [
+        (MemoryError("no room\nfor this"), PipelineError, r"out of memory in step \d+: no room for this; free some"),
+        (OSError(5, "Input/output error"), OSError, "Input/output error"),
+        (StorageError("no space"), StorageError, "no space"),
+        (ValueError("a fault in a penalty"), ValueError, "a fault in a penalty"),
+    ],
+)
+def test_an_error_of_the_machine_is_no_failure_of_an_sae(
+    raises: str, done: int, error: Exception, raised: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_memory(monkeypatch, raises, error)
+    members = [
+        Member(trainer=Trainer(config=recipe, d_in=D_IN, seed=0), log=io.StringIO())
+        for recipe in (config(l1=0.123), config(), config(l1=0.1))
+    ]
+    saved: list[tuple[Member, int]] = []
+
+    def save(some: Sequence[Member]) -> None:
+        for member in some:
+            if not saved:
+                saved.append((member, 0))
+                raise StorageError("this one cannot be saved")  # and hides neither the error nor the others
+            saved.append((member, member.trainer.done))
+
+    with pytest.raises(raised, match=says):
+        train_cohort(members, batches(), 60, "test", save=save)
+    assert [member.stopped for member in members] == [None] * 3
+    assert saved == [(members[1], 0), (members[2], done)]  # the first is in the middle of a step, or lacks a record
+
+
+def test_an_error_between_two_steps_costs_nobody_a_step() -> None:
+    def broken() -> Iterator[torch.Tensor]:
+        yield from itertools.islice(batches(), 55)
+        raise OSError(5, "Input/output error")
+
+    members = [Member(trainer=Trainer(config=config(), d_in=D_IN, seed=seed), log=io.StringIO()) for seed in (0, 1)]
+    saved: list[int] = []
+    with pytest.raises(OSError, match="Input/output error"):
+        train_cohort(members, broken(), 60, "test", save=lambda some: saved.extend(one.trainer.done for one in some))
+    assert saved == [55, 55]
+
+
+def test_residuals_that_are_not_finite_are_a_failure_of_the_sae() -> None:
+    residual_BD = torch.ones(6, D_IN)
+    residual_BD[1, 1] = torch.inf
+    with pytest.raises(DivergedSAEError, match=r"loss not finite at a reset of dead latents, lower train\.learning_rate"):
+        reset(torch.ones(D_SAE, dtype=torch.bool), residual_BD)
 
 
 def test_a_live_view_that_fails_costs_no_training(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,10 +201,11 @@ def test_a_live_view_that_fails_costs_no_training(capsys: pytest.CaptureFixture[
             raise OSError(f"nobody is there at step {step}")
 
     trainer = Trainer(config=config(), d_in=D_IN, seed=0)
-    member = Member(trainer=trainer, log=io.StringIO(), tracker=Away())
+    member = Member(trainer=trainer, log=io.StringIO(), name="full seed 0 layer 2", tracker=Away())
     train_cohort([member], batches(), 60, "train")
     assert (member.stopped, trainer.done, member.tracker) == (None, 60, None)
-    assert capsys.readouterr().err.count("no longer shown live: OSError: nobody is there at step 50") == 1
+    told = "full seed 0 layer 2 is no longer shown live: OSError: nobody is there at step 50\n"
+    assert capsys.readouterr().err.count(told) == 1
     assert [json.loads(line)["step"] for line in member.log.getvalue().splitlines()] == [50, 60]
 
 
