@@ -6,9 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType] - takes a bare PathLike
+from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType] - takes a bare PathLike
 
-from pipeline.artefacts.storage import explained, fsync
+from pipeline.artefacts.storage import explained, fsync, write_atomically
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.sae.activations import ACTIVATIONS
 from pipeline.sae.sae import SAE
@@ -20,7 +20,10 @@ WEIGHTS = "sae_weights.safetensors"
 
 
 def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Write the two files into a folder, which `sae_lens.SAE.load_from_disk` reads if SAELens knows the architecture."""
+    """Write the two files into a folder, which `sae_lens.SAE.load_from_disk` reads if SAELens knows the architecture.
+
+    Each is on the disk when this returns. Raises StorageError, which names the file, when the disk does not take it.
+    """
     config = {
         "architecture": sae.activation.architecture,
         "d_in": sae.d_in,
@@ -32,9 +35,10 @@ def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": SAELENS_FORMAT, **metadata},
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
     tensors = {"W_enc": sae.W_enc_DF, "b_enc": sae.b_enc_F, "W_dec": sae.W_dec_FD, "b_dec": sae.b_dec_D}
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
+    write_atomically(folder / WEIGHTS, weights)
 
 
 def read_sae(folder: Path) -> SAE:

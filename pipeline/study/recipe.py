@@ -20,6 +20,9 @@ from pipeline.sae.activations import ACTIVATIONS
 from pipeline.section import Before, Dtype, Section, Seed, one_of
 from pipeline.study.penalties import Contrast, PenaltySection, declared_penalty
 
+FEWEST_HELDOUT_ROWS = 256
+"""On fewer rows, L0 and FVU say little about the SAE."""
+
 
 class Resets(Section):
     """Re-initialisation of dead latents (docs/method.md, "Dead-latent resets")."""

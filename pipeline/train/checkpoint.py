@@ -97,9 +97,12 @@ def resume_points(folders: Sequence[Path]) -> dict[int, list[int]]:
     return points
 
 
+def own(folder: Path) -> Path:
+    """The folder, which is to hold work in hand. Raises BadInputError for a link, which may lead out of the workspace."""
+    if folder.is_symlink():
+        raise BadInputError(f"{folder} is a link, and work in hand is not kept elsewhere; remove it and run again")
+    return folder
+
+
 def _place(folder: Path) -> Path:
-    """The folder of an SAE's checkpoints. Raises BadInputError for a link, which may lead out of the workspace."""
-    place = folder / FOLDER
-    if place.is_symlink():
-        raise BadInputError(f"{place} is a link, and checkpoints are not kept elsewhere; remove it and run again")
-    return place
+    return own(folder / FOLDER)

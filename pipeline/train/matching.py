@@ -7,6 +7,7 @@ Each try is a whole training in its own folder below the artefact's; only the cl
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 
 import torch
 
+from pipeline.artefacts.identity import is_sealed, sealed, sha256_file
 from pipeline.artefacts.storage import fsync, write_atomically
-from pipeline.sae.formats import WEIGHTS, read_sae, write_sae
+from pipeline.errors import CorruptArtefactError
+from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, write_sae
 from pipeline.sae.sae import SAE
 from pipeline.study.plan import TRAINING_LOG
 from pipeline.study.planned import TrainedSAE
@@ -92,16 +95,31 @@ class Search:
     parents: Mapping[str, str]
     """Fingerprint of the SAE on which the target was measured."""
     tries: list[Try] = field(default_factory=list[Try])
+    kept_files: dict[str, str] = field(default_factory=dict[str, str])
+    """SHA-256 of each file of the try that is kept."""
 
     def __post_init__(self) -> None:
-        record = self.folder / RECORD
-        if record.is_file():
-            known = json.loads(record.read_text(encoding="utf-8"))
+        record = checkpoint.own(self.folder) / RECORD
+        if not record.is_file():
+            return
+        try:
+            known = _record(record)
             # The tries depend on the target. If the SAE it was measured on was rebuilt and differs, they are void.
             if known["target_l0"] == self.target:
-                self.tries = [Try(**tried) for tried in known["tries"]]
-            else:
-                shutil.rmtree(self.folder)
+                self.tries, self.kept_files = [Try(**tried) for tried in known["tries"]], known["kept"]
+                self.check_kept()
+                return
+        except (CorruptArtefactError, ValueError, TypeError, KeyError):  # not what `record` writes, or changed since
+            print(f"{self.folder} is damaged; the search for {self.sae} begins again", file=sys.stderr)
+        self.tries, self.kept_files = [], {}
+        shutil.rmtree(self.folder)
+
+    def check_kept(self) -> None:
+        """Raise CorruptArtefactError if the weights or the log of the closest try are not as they were recorded."""
+        for name, known in self.kept_files.items():
+            path = self.kept / name
+            if not path.is_file() or sha256_file(path) != known:
+                raise CorruptArtefactError(f"{path} was changed after it was made; run the same command again")
 
     @property
     def l1(self) -> float | None:
@@ -110,7 +128,7 @@ class Search:
 
     def next_job(self) -> Job:
         """The next try, whose folder is made."""
-        folder = self._folder(len(self.tries))
+        folder = checkpoint.own(self._folder(len(self.tries)))
         folder.mkdir(parents=True, exist_ok=True)
         return Job(sae=self.sae, recipe=self.sae.recipe.model_copy(update={"l1": self.l1}), folder=folder)
 
@@ -141,12 +159,20 @@ class Search:
             "within_tolerance": self.found,
         }
 
+    @property
+    def outcome(self) -> dict[str, Any]:
+        """What is published of the search: the target and every try."""
+        return {"target_l0": self.target, "tries": [asdict(tried) for tried in self.tries]}
+
     def record(self, member: InTraining, l0: float | None) -> None:
         """Add a try whose weights and log are in its folder."""
         resets, seconds = member.trainer.resets, member.seconds
         l1 = member.job.recipe.l1
         self.tries.append(Try(l1=l1, l0=l0, resets=resets, seconds=seconds, stopped=member.stopped))
-        content = {"target_l0": self.target, "tries": [asdict(tried) for tried in self.tries]}
+        if self.kept == member.job.folder:
+            names = () if l0 is None else (CONFIG, WEIGHTS, TRAINING_LOG)
+            self.kept_files = {name: sha256_file(self.kept / name) for name in names}
+        content = sealed({**self.outcome, "kept": self.kept_files})
         write_atomically(self.folder / RECORD, json.dumps(content, indent=1).encode())
         for number in range(len(self.tries)):
             if number != self._closest:
@@ -161,10 +187,18 @@ class Search:
         return self.folder / f"{number:02d}"
 
 
+def _record(path: Path) -> dict[str, Any]:
+    """The record of a search. Raises ValueError for one that is not as it was written."""
+    known: dict[str, Any] = json.loads(path.read_bytes())
+    if not is_sealed(known):
+        raise ValueError(f"{path} does not match its seal")
+    return known
+
+
 def search(searches: Sequence[Search], runner: Runner, heldout: Callable[[], Iterator[torch.Tensor]]) -> None:
     """Finish every search, one try of each per round, in lockstep. `heldout` gives unscaled held-out rows.
 
-    Raises InterruptedRunError after SIGTERM, with everything saved.
+    Raises InterruptedRunError after SIGTERM or Ctrl-C, with everything saved.
     """
     while unfinished := [one for one in searches if one.l1 is not None]:
         by_name = {str(one.sae): one for one in unfinished}
@@ -173,8 +207,7 @@ def search(searches: Sequence[Search], runner: Runner, heldout: Callable[[], Ite
             finished = [member for member in members if member.stopped is None]
             for member in finished:
                 write_sae(member.trainer.finished(runner.store.scale(member.job.sae.layer)), member.job.folder, {})
-                for name in (WEIGHTS, TRAINING_LOG):
-                    fsync(member.job.folder / name)
+                fsync(member.job.folder / TRAINING_LOG)
             measured = heldout_l0([read_sae(member.job.folder) for member in finished], heldout())
             l0 = {str(member.job.sae): value for member, value in zip(finished, measured, strict=True)}
             for member in members:

@@ -1,5 +1,6 @@
 """Runs the training stage: trains every SAE of the study that is missing, in as few passes over the store as possible."""
 
+import json
 import shutil
 import sys
 from collections import defaultdict
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pipeline.artefacts.storage import LocalStorage, write_atomically
 from pipeline.artefacts.workspace import Workspace
 from pipeline.models.model_section import SyntheticModel
 from pipeline.runtime.devices import training_device
@@ -22,6 +24,7 @@ from pipeline.study.origins import bring
 from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
 from pipeline.train import checkpoint, cohort_size, matching
+from pipeline.train.passes import check_rows
 from pipeline.train.run import InTraining, Job, Runner
 from pipeline.train.track import Service, connect, not_tracked
 
@@ -58,36 +61,56 @@ def train(
     SAEs that others trained are brought into the workspace first.
 
     Raises MissingArtefactError when the store was not extracted, BadInputError when it is too small to train on or when the
-    service `track` cannot be used, InterruptedRunError after SIGTERM, with everything saved.
+    service `track` cannot be used, InterruptedRunError after SIGTERM or Ctrl-C, with everything saved, and any error of the
+    machine with all saved that can be. The same call then goes on.
     """
     tracker = connect(track, plan.experiment, workspace) if track else not_tracked
     brought = bring(plan.from_outside, plan.experiment, workspace)
     result = Trained(made=brought.made, failed=brought.failed)
-    missing = cohorts(plan, workspace)
-    if not missing:
-        return result
-    workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
-    store = ActivationStore(workspace.storage(plan.store))
-    stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every), result)
-    for cohort in missing:
-        with ExitStack() as stack:
-            # Locks are taken in one order, so that two processes cannot wait for each other.
-            for sae in sorted(cohort, key=lambda sae: sae.artefact.name):
-                stack.enter_context(workspace.lock(sae.artefact))
-            cohort = [sae for sae in cohort if workspace.manifest(sae.artefact) is None]
-            stage.match([sae for sae in cohort if sae.matched_to])
-            stage.train([sae for sae in cohort if not sae.matched_to])
+    if missing := cohorts(plan, workspace):
+        workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
+        store = ActivationStore(workspace.storage(plan.store))
+        check_rows(store, plan.experiment)
+        stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every), result)
+        for cohort in missing:
+            stage.make(cohort)
+    sweep(plan, workspace)
     return result
+
+
+def sweep(plan: Plan, workspace: Workspace) -> None:
+    """Remove what a run that was killed after publishing left beside its SAEs: checkpoints, tries, temporary files."""
+    for sae in plan.to_train:
+        folder = workspace.folder(sae.artefact)
+        there = ((folder / checkpoint.FOLDER).exists(), (folder / matching.TRIES).exists(), *folder.rglob(".*.partial"))
+        if folder.is_symlink() or not any(there) or workspace.manifest(sae.artefact) is None:
+            continue
+        with workspace.lock(sae.artefact):
+            if workspace.manifest(sae.artefact):  # otherwise another process is making it again
+                checkpoint.remove(folder)
+                shutil.rmtree(checkpoint.own(folder / matching.TRIES), ignore_errors=True)
+                LocalStorage(folder).sweep()
 
 
 @dataclass
 class _Stage:
-    """Trains and publishes SAEs whose locks are held, and records the outcome of each."""
+    """Trains and publishes SAEs, and records the outcome of each."""
 
     plan: Plan
     workspace: Workspace
     runner: Runner
     result: Trained
+
+    def make(self, cohort: list[TrainedSAE]) -> None:
+        """Train the SAEs of a cohort that no other process has made meanwhile."""
+        with ExitStack() as stack:
+            # Locks are taken in one order, so that two processes cannot wait for each other.
+            for sae in sorted(cohort, key=lambda sae: sae.artefact.name):
+                checkpoint.own(self.workspace.folder(sae.artefact))
+                LocalStorage(stack.enter_context(self.workspace.lock(sae.artefact))).sweep()
+            cohort = [sae for sae in cohort if self.workspace.manifest(sae.artefact) is None]
+            self.match([sae for sae in cohort if sae.matched_to])
+            self.train([sae for sae in cohort if not sae.matched_to])
 
     def train(self, saes: list[TrainedSAE]) -> None:
         """Train SAEs whose recipe is complete."""
@@ -141,11 +164,13 @@ class _Stage:
 
     def _publish_matched(self, search: matching.Search) -> None:
         sae, folder = search.sae, self.workspace.folder(search.sae.artefact)
+        search.check_kept()
+        log = (search.kept / TRAINING_LOG).read_bytes()
         # Without this, a stale artefact would look damaged while its files are replaced.
         self.workspace.reopen(sae.artefact)
         write_sae(read_sae(search.kept), folder, self._metadata(sae) | {"matching": search.facts})
-        shutil.copyfile(search.kept / TRAINING_LOG, folder / TRAINING_LOG)
-        shutil.copyfile(search.folder / matching.RECORD, folder / matching.RECORD)
+        write_atomically(folder / TRAINING_LOG, log)
+        write_atomically(folder / matching.RECORD, json.dumps(search.outcome, indent=1).encode())
         seconds = sum(tried.seconds for tried in search.tries)
         self.workspace.publish(
             sae.artefact,

@@ -124,7 +124,7 @@ def test_an_export_that_fails_leaves_nothing(copied: Path, tmp_path: Path, monke
     def full_disk(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("pipeline.sae.formats.save_file", full_disk)
+    monkeypatch.setattr("pipeline.sae.formats.save", full_disk)
     with pytest.raises(OSError, match="no space left"):
         export_sae(copied, tmp_path / "exported")
     assert sorted(path.name for path in tmp_path.iterdir()) == [copied.name]

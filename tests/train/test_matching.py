@@ -5,6 +5,8 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from small_study import SMALL, Study
 
 from pipeline.artefacts.workspace import Workspace
-from pipeline.errors import BadInputError, InterruptedRunError
+from pipeline.errors import BadInputError, CorruptArtefactError, InterruptedRunError, StorageError
 from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import CONFIG, WEIGHTS
 from pipeline.sae.sae import SAE
@@ -21,7 +23,10 @@ from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.reader import ActivationStore
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import TRAINING_LOG, Plan, make_plan
+from pipeline.study.planned import TrainedSAE
+from pipeline.study.recipe import TrainConfig
 from pipeline.train import matching
+from pipeline.train.log import Log
 from pipeline.train.matching import FACTOR, MOST_TRIES, RECORD, TOLERANCE, TRIES, Try, distance, heldout_l0, next_l1
 from pipeline.train.run import InTraining
 from pipeline.train.step import StepMetrics, Trainer
@@ -180,6 +185,117 @@ def test_an_interrupted_search_goes_on(
     assert not any(workspace.manifest(sae.artefact) for sae in plan.saes if sae.matched_to)
     assert len(train(plan, workspace).made) == 2
     assert results(plan, workspace) == results(*matched)
+
+
+def kept_try(folder: Path) -> matching.Search:
+    """A search with one recorded try; no training, so its files are made up."""
+    one = new_search(folder)
+    job = one.next_job()
+    for name in (CONFIG, WEIGHTS, TRAINING_LOG):
+        (job.folder / name).write_text(name)
+    one.record(
+        cast("InTraining", SimpleNamespace(job=job, seconds=1.0, stopped=None, trainer=SimpleNamespace(resets=0))), 9.0
+    )
+    return one
+
+
+def new_search(folder: Path) -> matching.Search:
+    recipe = TrainConfig(d_sae=8, steps=10, match_l0="full")
+    sae = cast("TrainedSAE", SimpleNamespace(recipe=recipe))
+    return matching.Search(sae=sae, folder=folder / TRIES, target=10.0, parents={})
+
+
+def test_a_search_goes_on_after_its_last_try(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = kept_try(tmp_path)
+    one.check_kept()
+    assert new_search(tmp_path).tries == one.tries == [Try(l1=0.04, l0=9.0, seconds=1.0)]
+    assert new_search(tmp_path).kept_files == one.kept_files
+    assert new_search(tmp_path).outcome.keys() == {"target_l0", "tries"}
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda tries: (tries / "00" / WEIGHTS).write_text("other"),
+        lambda tries: (tries / "00" / CONFIG).unlink(),
+        lambda tries: (tries / "00" / TRAINING_LOG).write_text(""),
+        lambda tries: (tries / RECORD).write_text("{"),
+        lambda tries: (tries / RECORD).write_text("[]"),
+        lambda tries: (tries / RECORD).write_bytes(b"\xff"),
+        lambda tries: (tries / RECORD).write_text((tries / RECORD).read_text().replace('"l0": 9.0', '"l0": 9.9')),
+        lambda tries: (tries / RECORD).write_text('{"target_l0": 10.0, "tries": [{"l1": 1, "l0": 2.0}]}'),  # of 0.5.0
+    ],
+)
+def test_a_search_whose_work_was_damaged_begins_again_and_says_so(
+    tmp_path: Path, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept_try(tmp_path)
+    damage(tmp_path / TRIES)
+    again = new_search(tmp_path)
+    assert (again.tries, again.kept_files, again.l1) == ([], {}, 0.04)
+    told = capsys.readouterr().err
+    assert told.startswith(f"{tmp_path / TRIES} is damaged; the search for ")
+    assert told.endswith(" begins again\n")
+    assert not (tmp_path / TRIES).exists()
+
+
+def test_weights_that_change_before_they_are_published_are_not(tmp_path: Path) -> None:
+    one = kept_try(tmp_path)
+    (one.kept / WEIGHTS).write_text("other")
+    with pytest.raises(CorruptArtefactError, match="was changed after it was made; run the same command again"):
+        one.check_kept()
+
+
+def test_no_try_is_made_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / TRIES).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInputError, match="tries is a link"):
+        new_search(tmp_path)
+    (tmp_path / TRIES).unlink()
+    (tmp_path / TRIES).mkdir()
+    (tmp_path / TRIES / "00").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BadInputError, match="00 is a link"):
+        new_search(tmp_path).next_job()
+
+
+def test_an_error_of_the_machine_ends_the_search_and_the_same_command_goes_on(
+    study: Study, matched: tuple[Plan, Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, workspace = matched_study(study, tmp_path / "study")
+    write = Log.write
+
+    def full_disk(self: Log, line: str) -> None:
+        if self.path.parent.name == "01":
+            raise StorageError(f"{self.path} cannot be written: No space left on device")
+        write(self, line)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Log, "write", full_disk)
+        with pytest.raises(StorageError, match="No space left on device"):
+            train(plan, workspace)
+    assert not any(workspace.manifest(sae.artefact) for sae in plan.saes if sae.matched_to)
+    assert len(train(plan, workspace).made) == 2
+    assert results(plan, workspace) == results(*matched)
+
+
+def test_what_a_killed_run_left_beside_a_finished_sae_is_removed(matched: tuple[Plan, Workspace], tmp_path: Path) -> None:
+    plan, original = matched
+    shutil.copytree(original.local, tmp_path / "copy", symlinks=True)
+    workspace = Workspace(tmp_path / "copy")
+    before = sorted(workspace.local.rglob("*"))
+    for sae in plan.saes:
+        folder = workspace.folder(sae.artefact)
+        for left in (
+            "checkpoint/000000060.json",
+            "checkpoint/.000000060.json.1.partial",
+            "tries/00/x",
+            ".cfg.json.1.partial",
+        ):
+            (folder / left).parent.mkdir(parents=True, exist_ok=True)
+            (folder / left).write_text("left")
+    assert train(plan, workspace).made == []
+    assert [path for path in sorted(workspace.local.rglob("*")) if path not in before and ".locks" not in path.parts] == []
 
 
 def test_what_cannot_be_matched_is_published_and_says_so(
