@@ -11,7 +11,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from pipeline.errors import BadInputError
-from pipeline.study.recipe import ArmConfig, TrainConfig
+from pipeline.study.recipe import ArmConfig, TrainConfig, none_if_false
 from pipeline.study.sections import explain
 
 
@@ -173,7 +173,8 @@ class Recipes:
 def check(study: Collection[str], recipes: Recipes) -> None:
     """Check the arms that an experiment declares, and the names in `study`, which are the arms that it trains.
 
-    Raises BadInputError for an invalid arm, for an arm whose L0 cannot be matched, and for two arms with the same recipe.
+    Raises BadInputError for an invalid arm, for an arm whose L0 cannot be matched, for a warm-up that outlasts the training,
+    and for two arms that cannot differ.
     """
     _check_own(recipes)
     if recipes.full.match_l0:
@@ -182,9 +183,14 @@ def check(study: Collection[str], recipes: Recipes) -> None:
         _check_match(name, study, recipes)
     first: dict[TrainConfig, str] = {}
     for name in study:
-        same = first.setdefault(recipes[name], name)
+        _check_schedule(name, recipes)
+        recipe = recipes[name]
+        same = first.setdefault(recipe if recipe.ever_resets else recipe.model_copy(update={"resets": None}), name)
         if same != name:
-            raise BadInputError(f"study.arms: {same!r} and {name!r} have the same recipe in this experiment, remove one")
+            why = "have the same recipe in this experiment"
+            if recipe != recipes[same]:
+                why = f"differ in their resets alone, and none comes within the {recipe.steps:,} steps"
+            raise BadInputError(f"study.arms: {same!r} and {name!r} {why}, remove one")
 
 
 def _check_own(recipes: Recipes) -> None:
@@ -213,11 +219,26 @@ def _check_match(name: str, study: Collection[str], recipes: Recipes) -> None:
         raise BadInputError(f"study.arms: {name!r} is matched to {reference!r}, which is not among them; add it")
 
 
+def _check_schedule(name: str, recipes: Recipes) -> None:
+    recipe = recipes[name]
+    for field in ("lr_warmup", "l1_warmup"):
+        if (warmup := getattr(recipe, field)) >= recipe.steps:
+            where = "train" if getattr(recipes.full, field) == warmup else f"arm {name!r}"
+            raise BadInputError(
+                f"{where}: {field} {warmup:,} is not over before training ends at step {recipe.steps:,}; lower it"
+            )
+    if recipe.resets and recipe.resets != recipes.full.resets and not recipe.ever_resets:
+        raise BadInputError(
+            f"study.arms: {name!r} resets dead latents first at step {recipe.resets.first:,} and then needs "
+            f"{recipe.resets.every:,} more, but training ends at {recipe.steps:,}: no reset would come; remove the arm"
+        )
+
+
 def _flat(declared: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Nested tables of the TOML as dotted paths. TOML has no null: `contrast = false` stands for None."""
+    """Nested tables of the TOML as dotted paths."""
     for field, value in declared.items():
         if isinstance(value, dict):
             inner = cast("dict[str, Any]", value)
             yield from ((f"{field}.{name}", changed) for name, changed in inner.items())
         else:
-            yield field, None if value is False and field in ("contrast", "penalty", "resets") else value
+            yield field, none_if_false(value) if field in ("contrast", "penalty", "resets") else value

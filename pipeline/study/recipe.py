@@ -24,6 +24,11 @@ FEWEST_HELDOUT_ROWS = 256
 """On fewer rows, L0 and FVU say little about the SAE."""
 
 
+def none_if_false(value: Any) -> Any:
+    """TOML has no null: `contrast = false` removes the section."""
+    return None if value is False else value
+
+
 class Resets(Section):
     """Re-initialisation of dead latents (docs/method.md, "Dead-latent resets")."""
 
@@ -58,16 +63,21 @@ class TrainConfig(Section):
     """Arm whose L0 this one is matched to. A search that begins at `l1` finds the sparsity weight."""
     decoder_norm: Literal["free", "unit"] = "free"
     """`unit` keeps the rows of W_dec at norm 1, as in the vanilla baseline."""
-    contrast: Contrast | None = Contrast()
+    contrast: Annotated[Contrast | None, BeforeValidator(none_if_false)] = Contrast()
     penalty: Annotated[SerializeAsAny[PenaltySection] | None, BeforeValidator(declared_penalty), Before(None)] = None
     """A penalty of another kind, in place of the contrast."""
-    resets: Resets | None = Resets()
+    resets: Annotated[Resets | None, BeforeValidator(none_if_false)] = Resets()
     heldout_shards: PositiveInt = 1
     """The last shards of the store are never trained on; evaluation reads them."""
     data_seed: Seed = 0
     """Seed of the batch order. All arms and seeds share it, so they are compared on the same batches."""
     buffer_chunks: PositiveInt = 32
     """Chunks in the shuffle buffer that batches are drawn from."""
+
+    @property
+    def ever_resets(self) -> bool:
+        """True if at least one reset comes early enough: a latent that is reset needs `resets.every` steps to learn."""
+        return self.resets is not None and self.resets.first + self.resets.every <= self.steps
 
     @property
     def only_penalty(self) -> Contrast | PenaltySection | None:

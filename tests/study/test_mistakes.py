@@ -13,6 +13,10 @@ from pipeline.sae.formats import WEIGHTS
 
 DESCRIPTION = 'description = "A study small enough for a test."'
 ARMS = 'arms = ["baseline", "full", "magnitude"]'
+STUDY = f"[study]\nlayers = [2]\nseeds = [0]\n{ARMS}"
+MINE = '[study]\nlayers = [2]\narms = ["full", "mine"]'
+RESETS = "every = 20\nfirst = 40"
+SCHEDULE = f"lr_warmup = 20\nl1_warmup = 20\nlearning_rate = 1e-3\n\n[train.resets]\n{RESETS}"
 PROBES = 'datasets = ["python/text-kind", "python/docstring-of"]'
 TINY = 'source = "tiny"\nsteps = 150\nbatch_size = 8\nvocabulary = 512'
 PYTHON = 'source = "python"'
@@ -133,6 +137,35 @@ MISTAKES = [
         "extract small.toml",
         "train.heldout_shards 5 leaves nothing to train on: 20,000 tokens fill 5 shards of 4,096 rows",
         ("[train]", "[train]\nheldout_shards = 5"),
+    ),
+    Mistake(
+        "extract small.toml",
+        "train.heldout_shards 1 holds out 2 of 16,386 tokens, and L0 and FVU need at least 256; hold out one shard more",
+        ("tokens = 20_000", "tokens = 16_386"),
+    ),
+    # What a schedule leaves no time for.
+    Mistake(
+        "extract small.toml",
+        "train: lr_warmup 120 is not over before training ends at step 120; lower it",
+        (
+            f"lr_warmup = 20\nl1_warmup = 20\nlearning_rate = 1e-3\n\n[train.resets]\n{RESETS}",
+            "lr_warmup = 120\nresets = false",
+        ),
+    ),
+    Mistake(
+        "extract small.toml",
+        "arm 'mine': l1_warmup 500 is not over before training ends at step 120; lower it",
+        (STUDY, f'[arms.mine]\nquestion = "?"\nresets = false\nl1_warmup = 500\n{MINE}'),
+    ),
+    Mistake(
+        "extract small.toml",
+        "'warmup-500' resets dead latents first at step 500 and then needs 20 more, but training ends at 120: no reset",
+        (ARMS, 'arms = ["full", "warmup-500"]'),
+    ),
+    Mistake(
+        "extract small.toml",
+        "study.arms: 'full' and 'mine' differ in their resets alone, and none comes within the 120 steps, remove one",
+        (f"{RESETS}\n\n{STUDY}", f'every = 20\nfirst = 110\n[arms.mine]\nquestion = "?"\nresets = false\n{MINE}'),
     ),
     Mistake("train small.toml", "probe: unknown key, check its spelling or remove it", ("[probes]", "[probe]")),
     Mistake("train small.toml", "corpus: field required", (f"[corpus]\n{PYTHON}", "")),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_study import SMALL
 
 from pipeline.study import arms
 from pipeline.study.experiment import Experiment
@@ -61,3 +62,12 @@ def test_a_copy_with_another_recipe_has_arms_of_its_own(own_arms: str) -> None:
     copy = experiment.model_copy(update={"train": experiment.train.model_copy(update={"l1": 0.5})})
     assert copy.recipes["baseline"].l1 == copy.recipes["full"].l1 == 0.5
     assert experiment.recipes["baseline"].l1 == 0.04
+
+
+def test_a_section_of_the_recipe_itself_is_removed_by_false(small_toml: Path) -> None:
+    small_toml.write_text(SMALL.replace("steps = 120", "steps = 120\ncontrast = false").replace('"magnitude"', '"mine"', 1))
+    small_toml.write_text(small_toml.read_text() + '\n[arms.mine]\nquestion = "?"\nl1 = 0.1\n')
+    recipes = Experiment.load(str(small_toml)).recipes
+    assert recipes["full"] == recipes["no-contrast"]
+    assert recipes["mine"].contrast is None
+    assert recipes["full"].resets is not None
