@@ -13,6 +13,9 @@ from pipeline.runtime.devices import best_device
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
+NOISE = 0.02
+"""Share of the residual stream's norm that rounding may change: bfloat16 rounds to 1/256, experts differ in batch sizes."""
+
 avoid_broken_torchvision()
 import transformers  # noqa: E402
 
@@ -35,6 +38,7 @@ class ResidualStream:
         cut = _cut(config, max(layers) + 1)
         self.model = _load_weights(transformers.AutoModel, model, revision, cut, DTYPES[dtype]).to(self.device)
         self._layers = _find_layers(self.model, model, max(layers) + 1)
+        self._check_causal()
 
     @torch.no_grad()
     def __call__(self, tokens_SL: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -60,6 +64,14 @@ class ResidualStream:
             for handle in handles:
                 handle.remove()
         return outputs
+
+    def _check_causal(self) -> None:
+        """Raise BadInputError if a later token changes what the model makes of an earlier one, as in an encoder."""
+        one, other = (self(torch.tensor([[1, 2, 3, last]])) for last in (4, 5))
+        for layer in self.layers:
+            before, after = one[layer][:, :3].float(), other[layer][:, :3].float()
+            if (before - after).norm() > NOISE * before.norm():
+                raise BadInputError(f"{self.name} is not a decoder-only language model: its layers look at later tokens")
 
     def check_context(self, context: int) -> None:
         """Raise BadInputError for sequences longer than the model has positions."""

@@ -209,3 +209,19 @@ def test_gemma_2_2b_in_its_real_size(tmp_path: Path) -> None:
     for layer in (2, 5):
         rows_RD = expected[layer].flatten(0, 1)[torch.from_numpy(place)]
         torch.testing.assert_close(store.read(layer, 0, 128), rows_RD.cpu(), atol=0.05, rtol=0.05)
+
+
+def test_an_encoder_is_refused_when_it_is_loaded(folder: Path) -> None:
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        initializer_range=0.5,
+    )
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    transformers.BertModel(config).save_pretrained(folder)
+    with pytest.raises(BadInputError, match="is not a decoder-only language model: its layers look at later tokens"):
+        ResidualStream(str(folder), layers=(0, 1), dtype="float32")
