@@ -64,7 +64,7 @@ class Experiment(Section):
             remedy = f"did you mean {meant}?" if meant.is_file() else f"known experiments: {known}"
             raise BadInputError(f"no experiment {name_or_path!r} ({path} is not a file); {remedy}")
         try:
-            declared: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+            declared: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise BadInputError(f"{path} is not valid TOML: {error}") from None
         for key in ("name", "argument"):

@@ -1,8 +1,11 @@
 """Reads texts from files: corpora from parquet, JSON lines or plain text, labelled texts from two parquet files."""
 
+import codecs
 import glob
+import hashlib
 import json
 import re
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +33,20 @@ def corpus_files(corpus: FilesCorpus) -> list[Path]:
 
 
 def corpus_fingerprint(corpus: FilesCorpus) -> str:
-    """Hexadecimal SHA-256 over formats and contents of the files in reading order; their paths do not count."""
-    files = [(f"{index:08}{path.suffix}", path) for index, path in enumerate(corpus_files(corpus))]
+    """Hexadecimal SHA-256 over formats and contents of the files in reading order; their paths do not count.
+
+    A plain text with a byte order mark has a name of its own, because stores made while the mark was read hold it.
+    """
     with reading("the corpus"):
-        return identity.fingerprint(files)
+        return identity.fingerprint(
+            (f"{index:08}{path.suffix}{' without mark' if _is_marked_text(path) else ''}", path)
+            for index, path in enumerate(corpus_files(corpus))
+        )
+
+
+def _is_marked_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        return path.suffix == ".txt" and file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
 
 
 def corpus_texts(corpus: FilesCorpus) -> Iterator[str]:
@@ -47,27 +60,58 @@ def corpus_texts(corpus: FilesCorpus) -> Iterator[str]:
 
 
 def probe_fingerprint(folder: Path) -> str:
-    """Hexadecimal SHA-256 over the two files of a probe data set."""
+    """Hexadecimal SHA-256 over the two files of a probe data set, and over how many repeated texts are left out, if any.
+
+    The number counts, because stores made while repeated texts were drawn hold other texts.
+    """
     with reading(folder):
-        return identity.fingerprint((f"{part}.parquet", folder / f"{part}.parquet") for part in ("train", "test"))
+        content = identity.fingerprint((f"{part}.parquet", folder / f"{part}.parquet") for part in ("train", "test"))
+    repeated = _distinct(folder)[2]
+    return hashlib.sha256(f"{content} without {repeated}".encode()).hexdigest() if repeated else content
 
 
 def probe_texts(folder: Path, train_per_class: int, test_per_class: int, seed: int) -> tuple[TextsByClass, TextsByClass]:
     """Training and test texts by class, from the columns `text` and `label` of `train.parquet` and `test.parquet`.
 
-    Classes are sorted; blank texts are left out. Raises BadInputError for fewer than two classes, for classes that differ
-    between the files, and for a class with fewer texts than asked for.
+    Classes are sorted; blank and repeated texts are left out, and training texts that are also test texts. Raises
+    BadInputError for fewer than two classes, for classes that differ between the files, and for a class with fewer texts
+    than asked for.
     """
-    train, test = (_by_class(folder / f"{part}.parquet") for part in ("train", "test"))
+    train, test, repeated = _distinct(folder)
     if len(train) < 2:
         raise BadInputError(f"{folder / 'train.parquet'} has {len(train)} classes, a probe needs two")
     if train.keys() != test.keys():
         one = min(train.keys() ^ test.keys())
         raise BadInputError(f"{folder}: class {one!r} is in only one of train.parquet and test.parquet")
+    if repeated:
+        _tell(f"{folder}: {repeated} repeated texts are left out, within a file or from train.parquet for being test texts")
+    for part, texts in (("train", train), ("test", test)):
+        if ambiguous := _count(texts) - len({text for of_class in texts.values() for text in of_class}):
+            _tell(f"{folder / part}.parquet: {ambiguous} texts have a second label, and count for each of their classes")
     return (
         draw(str(folder), "train", train, train_per_class, seed),
         draw(str(folder), "test", test, test_per_class, seed),
     )
+
+
+def _distinct(folder: Path) -> tuple[TextsByClass, TextsByClass, int]:
+    """Training and test texts of a folder, every text once and in one part, and how many were left out for that."""
+    train, test = (_by_class(folder / f"{part}.parquet") for part in ("train", "test"))
+    if train and train == test:
+        raise BadInputError(f"{folder}: test.parquet holds the texts of train.parquet, give it other texts")
+    tested = {text for texts in test.values() for text in texts}
+    once = {label: [text for text in dict.fromkeys(texts) if text not in tested] for label, texts in train.items()}
+    tested_once = {label: list(dict.fromkeys(texts)) for label, texts in test.items()}
+    repeated = _count(train) + _count(test) - _count(once) - _count(tested_once)
+    return once, tested_once, repeated
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _count(texts: TextsByClass) -> int:
+    return sum(map(len, texts.values()))
 
 
 def _by_class(path: Path) -> TextsByClass:
@@ -145,7 +189,7 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
                 continue
             place = f"{path}:{number}"
             try:
-                row = json.loads(line.decode())
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError:
                 raise BadInputError(f"{place} is not UTF-8") from None
             except json.JSONDecodeError as error:
@@ -157,7 +201,7 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
 
 def _plain(path: Path, _column: str) -> Iterator[str]:
     # read_text would turn \r\n into \n.
-    yield path.read_bytes().decode()
+    yield path.read_bytes().decode("utf-8-sig")
 
 
 READERS = {".parquet": _parquet, ".jsonl": _json_lines, ".txt": _plain}

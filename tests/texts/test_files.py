@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.artefacts import identity
 from pipeline.errors import BadInputError
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import make_plan
@@ -121,3 +122,14 @@ def test_the_store_of_a_study_changes_with_the_files(tmp_path: Path, small_toml:
     assert str(tmp_path) not in str(before.inputs)
     lines(path, {"body": "two"})
     assert make_plan(Experiment.load(str(small_toml))).store.key != before.key
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "two"}\n')
+    assert read(tmp_path / "a.txt", tmp_path / "b.jsonl") == ["one", "two"]
+    marked = identity.fingerprint([("00000000.txt", tmp_path / "a.txt")])
+    assert corpus_fingerprint(files(tmp_path / "a.txt")) != marked, "a store that holds the mark is another one"
+    (tmp_path / "a.txt").write_bytes(b"one")
+    plain = identity.fingerprint([("00000000.txt", tmp_path / "a.txt")])
+    assert corpus_fingerprint(files(tmp_path / "a.txt")) == plain

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_study import SMALL, Study
 
+from pipeline.artefacts.identity import fingerprint
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
 from pipeline.extract.extraction import extract
@@ -17,6 +18,7 @@ from pipeline.store.documents import Documents
 from pipeline.store.reader import ActivationStore
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import Plan, make_plan
+from pipeline.texts.files import probe_fingerprint, probe_texts
 from pipeline.texts.labelled import load_texts
 from pipeline.texts.text_sections import SAE_BENCH_DATASETS, ProbesConfig
 
@@ -152,3 +154,32 @@ def test_real_news_are_read() -> None:
     assert list(train) == list(test) == ["Business", "Sci/Tech", "Sports", "World"]
     assert {len(of_class) for of_class in train.values()} == {1500}
     assert {len(of_class) for of_class in test.values()} == {500}
+
+
+def test_repeated_texts_are_left_out_told_and_change_the_fingerprint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder, "train", text=["a", "a", "a", "b", "c", "d", "t"], label=[0, 0, 0, 0, 1, 1, 0])
+    write(folder, "test", text=["t", "u"], label=[0, 1])
+    train, test = probe_texts(folder, 2, 1, 42)
+    assert {label: sorted(texts) for label, texts in train.items()} == {"0": ["a", "b"], "1": ["c", "d"]}
+    assert test == {"0": ["t"], "1": ["u"]}
+    assert "3 repeated texts are left out" in capsys.readouterr().err
+    parts = ((f"{part}.parquet", folder / f"{part}.parquet") for part in ("train", "test"))
+    assert probe_fingerprint(folder) != fingerprint(parts)
+
+
+def test_test_texts_that_are_the_training_texts_are_refused(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write(tmp_path, part, text=["a", "b"], label=[0, 1])
+    with pytest.raises(BadInputError, match="holds the texts of train"):
+        probe_texts(tmp_path, 1, 1, 42)
+
+
+def test_a_text_with_two_labels_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "train", text=["a", "a"], label=[0, 1])
+    write(tmp_path, "test", text=["c", "d"], label=[0, 1])
+    probe_texts(tmp_path, 1, 1, 42)
+    assert "train.parquet: 1 texts have a second label" in capsys.readouterr().err
