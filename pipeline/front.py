@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from pipeline.artefacts.system_errors import trouble
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ def run(command: Callable[[], int], *, debug: bool = False) -> int:
             raise
         complain(str(error))
         return error.exit_code
+    except Exception as error:
+        reason = None if debug else trouble(error)
+        if reason is None:
+            raise
+        complain(f"{reason}; solve that, then run the same command again")
+        return 1
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED

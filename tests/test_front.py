@@ -48,3 +48,11 @@ def test_a_plan_of_a_part_of_a_study(small_toml: Path) -> None:
     assert [str(sae) for sae in plan_of(str(small_toml), ["full"], layer=2).saes] == ["full seed 0 layer 2"]
     with pytest.raises(BadInputError, match="layer 7 is not part of the study"):
         plan_of(str(small_toml), layer=7)
+
+
+def test_what_the_machine_refuses_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run(lambda: len((tmp_path / "none").read_bytes())) == 1
+    said = f"error: {tmp_path / 'none'}: No such file or directory; solve that, then run the same command again\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(FileNotFoundError):
+        run(lambda: len((tmp_path / "none").read_bytes()), debug=True)

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.artefacts.storage import LocalStorage, cache_folder
+from pipeline.artefacts.local_storage import LocalStorage
+from pipeline.artefacts.storage import cache_folder
 from pipeline.errors import PipelineError
 
 KEY_LENGTH = 12
@@ -55,7 +57,8 @@ def sha256(content: bytes) -> str:
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    # Opening a pipe for reading would wait for a writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123 - takes a descriptor
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

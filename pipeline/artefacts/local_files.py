@@ -1,4 +1,4 @@
-"""Opens, locks, sweeps and removes files of a folder, and refuses what would reach outside it or never end."""
+"""Opens, sweeps and removes files of a folder, and refuses what would reach outside it or never end."""
 
 import errno
 import fcntl
@@ -83,41 +83,6 @@ def opened(path: Path) -> Generator[tuple[int, int]]:
 
 def _irregular(path: Path) -> PipelineError:
     return CorruptArtefactError(f"{path} is not a regular file; move it away and run the same command again")
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool) -> Generator[bool]:
-    """Hold an exclusive `flock` on a file, made if need be; yields False when `wait` is false and another one holds it.
-
-    The kernel releases the lock when its holder dies. The file is never truncated, and a link in its place is refused.
-    Raises BadInputError on a file system without locks.
-    """
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink():
-            raise BadInputError(f"{path} is a link; a lock must be a file: remove it and run the same command again")
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    try:
-        yield _lock(descriptor, path, wait=wait)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, path: Path, *, wait: bool) -> bool:
-    try:
-        with explained(path):
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except PipelineError as error:
-        cause = error.__cause__
-        if isinstance(cause, BlockingIOError):
-            return False
-        if isinstance(cause, OSError) and cause.errno in NO_LOCKS:
-            raise BadInputError(
-                f"{path.parent} is on a file system without locks (flock: {cause.strerror}); put the workspace on another "
-                f"one, or mount this one with them (Lustre: -o flock)"
-            ) from cause
-        raise
-    return True
 
 
 @contextmanager
@@ -208,7 +173,7 @@ def _rename_unless_there(source: Path, final: Path) -> bool:
     """As exclusive as the file system's locks reach: all processes of one machine at least."""
     descriptor = os.open(final.parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _lock(descriptor, final, wait=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.path.lexists(final):
             return False
         source.rename(final)

@@ -1,5 +1,6 @@
 """Defines artefacts and their manifests: inputs, files with checksums, parents, facts, library versions."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,10 +8,10 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 import pipeline
-from pipeline.artefacts.identity import key_of
+from pipeline.artefacts.identity import is_sealed, key_of
 from pipeline.artefacts.storage import RECORD_BYTES, Storage
 from pipeline.errors import CorruptArtefactError
 
@@ -73,14 +74,19 @@ class Manifest(BaseModel):
 def read_manifest(storage: Storage, remedy: str) -> Manifest | None:
     """The manifest of an artefact; None where there is none.
 
-    Raises CorruptArtefactError for one that cannot be read; `remedy` is the end of its message.
+    Raises CorruptArtefactError for one that cannot be read or was changed; `remedy` is the end of its message.
     """
     try:
-        return Manifest.model_validate_json(storage.read(MANIFEST, RECORD_BYTES))
+        content = storage.read(MANIFEST, RECORD_BYTES)
     except FileNotFoundError:
         return None
-    except ValidationError:
+    try:
+        manifest, unchanged = Manifest.model_validate_json(content), is_sealed(json.loads(content))
+    except (ValueError, RecursionError):  # ValidationError is a ValueError, too
         raise CorruptArtefactError(f"{storage}/{MANIFEST} cannot be read; {remedy}") from None
+    if not unchanged:
+        raise CorruptArtefactError(f"{storage}/{MANIFEST} was changed after it was written; {remedy}")
+    return manifest
 
 
 def library_versions() -> dict[str, str]:

@@ -38,9 +38,18 @@ def explained(path: Path | str, participle: Literal["read", "written", "deleted"
         ) from error
 
 
+def trouble(error: Exception) -> str | None:
+    """What the system said, and about which file where the error names one; None for an error of another kind."""
+    number = _errno(error)
+    if number is None:
+        return None
+    name = getattr(error, "filename", None)
+    return f"{name}: {os.strerror(number)}" if name else os.strerror(number)
+
+
 def _errno(error: Exception) -> int | None:
     if isinstance(error, OSError):
-        return error.errno
+        return error.errno or errno.EIO
     if isinstance(error, MemoryError):
         return errno.ENOMEM
     # safetensors tells I/O errors from damaged files by their text only. It is not imported here, because it is slow.

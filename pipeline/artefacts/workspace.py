@@ -5,44 +5,42 @@ work that its stage may resume or overwrite. The workspace is a folder or a pref
 stores are written and read in place; everything else is made in a local folder and copied when it is finished.
 """
 
-import fcntl
 import json
+import os
 import platform
 import re
-import shutil
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from pipeline.artefacts.identity import key_of, sha256, sha256_file
+from pipeline.artefacts.identity import key_of, sealed, sha256, sha256_file
+from pipeline.artefacts.local_files import fsync, refuse_outside, remove_tree
+from pipeline.artefacts.local_storage import LocalStorage
+from pipeline.artefacts.locks import Locks
 from pipeline.artefacts.manifest import MANIFEST, Artefact, FileRecord, Kind, Manifest, library_versions, read_manifest
-from pipeline.artefacts.storage import (
-    SCHEME,
-    LocalStorage,
-    ObjectStorage,
-    Storage,
-    cache_folder,
-    explained,
-    fsync,
-    write_atomically,
-)
-from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError
+from pipeline.artefacts.object_storage import SCHEME, ObjectStorage
+from pipeline.artefacts.storage import RECORD_BYTES, Storage, cache_folder, write_atomically
+from pipeline.artefacts.system_errors import explained
+from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError, StorageError
 
 
 class Workspace:
     """A folder or `s3://` prefix of artefacts. Several processes may call every method at the same time."""
 
     def __init__(self, root: Path | str):
-        self.root = root
         self.remote = str(root).startswith(SCHEME)
-        if not self.remote and re.match(r"[a-z0-9]*:|$", str(root)):  # a mistyped URL, not a folder
+        # A mistyped URL is no folder, and neither is what a shell made of an empty variable.
+        if not self.remote and re.match(r"[a-z0-9]*:|\s*$|.*\0", str(root)):
             raise BadInputError(f"workspace {str(root)!r} is neither a folder nor an s3://bucket/prefix; name another one")
-        self.local = _scratch(str(root)) if self.remote else Path(root)
+        self.root = root
+        self.local = _scratch(str(root)) if self.remote else _expanded(root)
         """Where artefacts are; with an object store, where they are made before they are copied there."""
-        if any(path.exists() and not path.is_dir() for path in (self.local, *self.local.parents)):
-            raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
+        self._locks = Locks(self.local / ".locks", within=self.local)
+        with explained(self.local, "read"):
+            if any(os.path.lexists(path) and not path.is_dir() for path in (self.local, *self.local.parents)):
+                raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
         if self.remote:
             ObjectStorage(str(root)).check()  # a wrong bucket fails now, not after hours of work
 
@@ -72,7 +70,7 @@ class Workspace:
         manifest = read_manifest(storage, _remedy(artefact, storage))
         if manifest is None:
             return None
-        if manifest.key != artefact.key:
+        if (manifest.kind, manifest.key) != (artefact.kind, artefact.key):
             raise BadInputError(
                 f"{storage} holds the artefact {manifest.key}, which does not belong to this experiment; "
                 f"move it away and run again"
@@ -90,13 +88,19 @@ class Workspace:
         """The manifest of an artefact that a stage reads. Raises MissingArtefactError with the `command` to make it."""
         manifest = self.manifest(artefact)
         if manifest is None:
-            raise MissingArtefactError(f"{self.storage(artefact)} does not exist yet; make it with: {command}")
+            stale = self.fingerprint(artefact.path) is not None
+            what = (
+                "is out of date, because what it was made from has changed; make it again"
+                if stale
+                else "does not exist yet; make it"
+            )
+            raise MissingArtefactError(f"{self.storage(artefact)} {what} with: {command}")
         return manifest
 
     def fingerprint(self, path: str) -> str | None:
         """SHA-256 of the manifest of the artefact at `path`, None without one. It changes when the artefact is rebuilt."""
         try:
-            return sha256(self.place(path).read(MANIFEST))
+            return sha256(self.place(path).read(MANIFEST, RECORD_BYTES))
         except FileNotFoundError:
             return None
 
@@ -118,11 +122,12 @@ class Workspace:
         if manifest is None or name not in manifest.files:
             raise MissingArtefactError(f"{self.storage(artefact)}/{name} is not there; run again the stage that makes it")
         known = manifest.files[name].sha256
-        if self.remote and not (path.is_file() and sha256_file(path) == known):
-            write_atomically(path, self.storage(artefact).read(name))
-        if sha256_file(path) != known:
-            remedy = _remedy(artefact, self.storage(artefact))
-            raise CorruptArtefactError(f"{path} was changed after it was made; {remedy}")
+        with explained(path, "read"):
+            if self.remote and not (path.is_file() and sha256_file(path) == known):
+                write_atomically(path, self.storage(artefact).read(name))
+            if not path.is_file() or sha256_file(path) != known:
+                remedy = _remedy(artefact, self.storage(artefact))
+                raise CorruptArtefactError(f"{path} was changed after it was made; {remedy}")
         return path
 
     def fetched(self, artefact: Artefact) -> Path:
@@ -145,28 +150,22 @@ class Workspace:
 
         The kernel releases the lock when its holder dies.
         """
-        with self._lock_file(f"{artefact.kind}-{artefact.name}") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with self._locks.held(_lock_name(artefact)):
             folder = self.folder(artefact)
-            folder.mkdir(parents=True, exist_ok=True)
+            refuse_outside(folder / "x", self.local)
+            with explained(folder, "written"):
+                folder.mkdir(parents=True, exist_ok=True)
             yield folder
 
     @contextmanager
     def claim(self, artefact: Artefact, part: str) -> Generator[bool]:
         """Claim one part of an artefact that several processes make together; yields False when another process has it."""
-        with self._lock_file(f"{artefact.kind}-{artefact.name}.parts/{part}") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-
-    def _lock_file(self, name: str) -> IO[str]:
-        path = self.local / ".locks" / name
-        with explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return path.open("w")
+        name = _lock_name(artefact)
+        with (
+            self._locks.held(f"{name}.parts", shared=True),  # keeps `discard` away
+            self._locks.attempted(f"{name}.part-{part}") as claimed,
+        ):
+            yield claimed
 
     def publish(
         self,
@@ -178,14 +177,15 @@ class Workspace:
     ) -> Manifest:
         """Write the manifest, after which the artefact exists. Call it with the lock held and every file complete.
 
-        `files` are the paths to record, relative to the folder; by default all files of the folder on this machine. On an
-        object store, files of that folder are copied there first. `parents` is what `fingerprints` returned before the
-        parents were read.
+        `files` are the paths to record, relative to the folder; by default all files of the folder on this machine, without
+        what killed writers left there, which is removed. On an object store, files of that folder are copied there first.
+        `parents` is what `fingerprints` returned before the parents were read. Raises StorageError when one of the files is
+        gone.
         """
         folder, storage = self.folder(artefact), self.storage(artefact)
-        if files is None:
-            files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        names = sorted(set(files) - {MANIFEST})
+        here = LocalStorage(folder, within=self.local)
+        here.sweep()
+        names = sorted(set(here.sizes() if files is None else files) - {MANIFEST})
         for name in names if self.remote else ():
             if (folder / name).is_file():
                 storage.write(name, (folder / name).read_bytes())
@@ -201,7 +201,7 @@ class Workspace:
             host=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
-        storage.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
+        storage.write(MANIFEST, json.dumps(sealed(json.loads(manifest.model_dump_json())), indent=1).encode())
         return manifest
 
     def discard(self, artefact: Artefact) -> None:
@@ -209,26 +209,41 @@ class Workspace:
 
         Raises PipelineError while other processes hold parts of it.
         """
-        storage = self.storage(artefact)
-        with self.lock(artefact) as folder, ExitStack() as claims:
-            for part in (self.local / ".locks" / f"{artefact.kind}-{artefact.name}.parts").glob("*"):
-                if not claims.enter_context(self.claim(artefact, part.name)):
-                    raise PipelineError(f"{storage} is being filled by another process: stop that one, then run this again")
+        storage, folder = self.storage(artefact), self.folder(artefact)
+        refuse_outside(folder / "x", self.local)
+        with self.lock(artefact), self._locks.attempted(f"{_lock_name(artefact)}.parts") as alone:
+            if not alone:
+                raise PipelineError(f"{storage} is being filled by another process: stop that one, then run this again")
             storage.delete(MANIFEST)  # first: it must not look finished while files are missing
             for name in storage.sizes():
                 storage.delete(name)
-            shutil.rmtree(folder)
+            remove_tree(folder, self.local)
 
     def reopen(self, artefact: Artefact) -> None:
         """Mark a finished artefact as unfinished, so that its stage can repair or replace it."""
         self.storage(artefact).delete(MANIFEST)
 
 
+def _lock_name(artefact: Artefact) -> str:
+    return f"{artefact.kind}-{artefact.name}"
+
+
+def _expanded(root: Path | str) -> Path:
+    try:
+        return Path(root).expanduser()
+    except RuntimeError:
+        raise BadInputError(f"workspace {root}: there is no such user; name the folder by its whole path") from None
+
+
 def _record(path: Path, storage: Storage, name: str) -> FileRecord:
-    if path.is_file():
-        fsync(path)
-        return FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
-    content = storage.read(name)
+    try:
+        if path.is_file():
+            with explained(path, "read"):
+                fsync(path)
+                return FileRecord(bytes=path.stat().st_size, sha256=sha256_file(path))
+        content = storage.read(name)
+    except FileNotFoundError:
+        raise StorageError(f"{storage}/{name} was removed before it was published; run the same command again") from None
     return FileRecord(bytes=len(content), sha256=sha256(content))
 
 

@@ -1,14 +1,18 @@
 """Finds a finished SAE by path or name, verifies its files, and loads or exports it."""
 
+import re
 from pathlib import Path
 
-from pipeline.artefacts.identity import sha256_file
+from pipeline.artefacts.identity import KEY_LENGTH, sha256_file
 from pipeline.artefacts.manifest import MANIFEST, Artefact, Manifest, read_manifest
 from pipeline.artefacts.storage import LocalStorage, Storage
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, to_saelens
 from pipeline.sae.sae import SAE
+
+KEY = re.compile(rf"-([0-9a-f]{{{KEY_LENGTH}}})/?$")
+"""The end of an artefact's folder name. A folder that was named otherwise is whatever its manifest says."""
 
 
 def find(sae: str, workspace: Workspace) -> Path:
@@ -17,6 +21,7 @@ def find(sae: str, workspace: Workspace) -> Path:
     Raises BadInputError, naming the candidates, when there is none or more than one.
     """
     if (Path(sae) / MANIFEST).is_file():
+        _manifest(LocalStorage(Path(sae)))
         return Path(sae)
     # A folder's name is <label>-<key>, and a key has no dash.
     labels = {name: name.rpartition("-")[0] for name in workspace.finished("saes")}
@@ -72,4 +77,7 @@ def _manifest(sae: Storage) -> Manifest:
     manifest = read_manifest(sae, f"delete {sae} and train it again")
     if manifest is None:
         raise BadInputError(f"{sae} is no SAE: it has no {MANIFEST}")
+    key = KEY.search(str(sae))
+    if key and key[1] != manifest.key:
+        raise CorruptArtefactError(f"{sae} holds the SAE {manifest.key}: it was renamed or swapped with another; rename it")
     return manifest

@@ -18,13 +18,11 @@ import torch
 
 from pipeline.errors import BadInputError
 from pipeline.store import format as fmt
+from pipeline.store.limits import FEWEST_HELDOUT
 from pipeline.store.reader import ActivationStore
 
 BATCHES_AHEAD = 1
 """Finished batches in the queue, besides the one being made."""
-
-FEWEST_HELDOUT = 32
-"""Held-out rows without which nothing is trained: two rows showed an FVU of 0.905 where 3,616 showed 0.196."""
 
 Bounds = tuple[int, int]
 """First row of a chunk and one past its last."""

@@ -227,11 +227,6 @@ def _check_schedule(name: str, recipes: Recipes) -> None:
             raise BadInputError(
                 f"{where}: {field} {warmup:,} is not over before training ends at step {recipe.steps:,}; lower it"
             )
-    if recipe.resets and recipe.resets != recipes.full.resets and not recipe.ever_resets:
-        raise BadInputError(
-            f"study.arms: {name!r} resets dead latents first at step {recipe.resets.first:,} and then needs "
-            f"{recipe.resets.every:,} more, but training ends at {recipe.steps:,}: no reset would come; remove the arm"
-        )
 
 
 def _flat(declared: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

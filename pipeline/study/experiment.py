@@ -16,8 +16,9 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.errors import BadInputError
 from pipeline.models.model_section import ModelConfig, SyntheticModel
 from pipeline.section import Section
+from pipeline.store.limits import FEWEST_HELDOUT
 from pipeline.study.arms import Recipes, check
-from pipeline.study.recipe import FEWEST_HELDOUT_ROWS, ArmConfig, TrainConfig
+from pipeline.study.recipe import ArmConfig, TrainConfig
 from pipeline.study.sections import EvaluateConfig, RunConfig, StoreConfig, StudyConfig, explain
 from pipeline.texts.text_sections import CorpusConfig, ProbesConfig, SyntheticCorpus
 
@@ -126,10 +127,10 @@ class Experiment(Section):
                 f"fill {shards} shards of {self.store.shard_rows:,} rows; use more tokens or smaller shards"
             )
         heldout = self.store.tokens - (shards - self.train.heldout_shards) * self.store.shard_rows
-        if heldout < FEWEST_HELDOUT_ROWS:
+        if heldout < FEWEST_HELDOUT:
             raise ValueError(
                 f"train.heldout_shards {self.train.heldout_shards} holds out {heldout:,} of {self.store.tokens:,} tokens, "
-                f"and L0 and FVU need at least {FEWEST_HELDOUT_ROWS}; hold out one shard more, or change store.tokens"
+                f"and L0 and FVU need at least {FEWEST_HELDOUT}; hold out one shard more, or change store.tokens"
             )
         # An upper bound: a corpus may be shorter, and max_norm leaves rows out.
         rows = (shards - self.train.heldout_shards) * self.store.shard_rows

@@ -20,9 +20,6 @@ from pipeline.sae.activations import ACTIVATIONS
 from pipeline.section import Before, Dtype, Section, Seed, one_of
 from pipeline.study.penalties import Contrast, PenaltySection, declared_penalty
 
-FEWEST_HELDOUT_ROWS = 256
-"""On fewer rows, L0 and FVU say little about the SAE."""
-
 
 def none_if_false(value: Any) -> Any:
     """TOML has no null: `contrast = false` removes the section."""

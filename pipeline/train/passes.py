@@ -1,27 +1,21 @@
-"""Compares what a recipe takes of a store with what the store holds, before any training."""
+"""Says, before any training, what its recipes and the rows of the store do not allow."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from pipeline.errors import BadInputError
 from pipeline.store.batches import split_shards
 from pipeline.store.reader import ActivationStore
 from pipeline.study.experiment import Experiment
-from pipeline.study.recipe import FEWEST_HELDOUT_ROWS
+from pipeline.study.recipe import TrainConfig
 
 
 def check_rows(store: ActivationStore, experiment: Experiment) -> None:
     """Say how often training goes through the rows, if more than once.
 
-    Raises BadInputError when nothing is left to train on, and for too few held-out rows.
+    Raises what `split_shards` does.
     """
     recipe = experiment.train
-    training, heldout = (_rows(store, shards) for shards in split_shards(store, recipe.heldout_shards))
-    if heldout < FEWEST_HELDOUT_ROWS:
-        raise BadInputError(
-            f"train.heldout_shards {recipe.heldout_shards} holds out {heldout:,} rows of this store, and L0 and FVU need at "
-            f"least {FEWEST_HELDOUT_ROWS}; hold out one shard more, or extract more tokens"
-        )
+    training = _rows(store, split_shards(store, recipe.heldout_shards)[0])
     passes = recipe.steps * recipe.batch_size / training
     if passes > 1:
         asked = f" of the {experiment.store.tokens:,} asked for" if store.rows < experiment.store.tokens else ""
@@ -30,6 +24,17 @@ def check_rows(store: ActivationStore, experiment: Experiment) -> None:
             f"not held out",
             file=sys.stderr,
         )
+
+
+def tell_of_no_resets(recipes: Mapping[str, TrainConfig]) -> None:
+    """Name each arm that resets dead latents, but first so late that training ends before."""
+    for arm, recipe in recipes.items():
+        if recipe.resets and not recipe.ever_resets:
+            print(
+                f"{arm}: dead latents are never reset: the first reset, at step {recipe.resets.first:,}, would leave less "
+                f"than {recipe.resets.every:,} of the {recipe.steps:,} steps",
+                file=sys.stderr,
+            )
 
 
 def _rows(store: ActivationStore, shards: Iterable[int]) -> int:

@@ -24,7 +24,7 @@ from pipeline.study.origins import bring
 from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
 from pipeline.train import checkpoint, cohort_size, matching
-from pipeline.train.passes import check_rows
+from pipeline.train.passes import check_rows, tell_of_no_resets
 from pipeline.train.run import InTraining, Job, Runner
 from pipeline.train.track import Service, connect, not_tracked
 
@@ -71,6 +71,7 @@ def train(
         workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
         store = ActivationStore(workspace.storage(plan.store))
         check_rows(store, plan.experiment)
+        tell_of_no_resets({sae.arm: sae.recipe for cohort in missing for sae in cohort})
         stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every), result)
         for cohort in missing:
             stage.make(cohort)

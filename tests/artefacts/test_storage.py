@@ -12,7 +12,7 @@ import pytest
 from safetensors import SafetensorError
 
 from pipeline.artefacts import local_files
-from pipeline.artefacts.local_files import locked, remove_tree, sweep, temporary
+from pipeline.artefacts.local_files import remove_tree, sweep, temporary
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.storage import LocalStorage, explained, read_many
 from pipeline.artefacts.workspace import Workspace
@@ -182,20 +182,6 @@ def test_a_link_to_nothing_or_in_a_circle_is_said(tmp_path: Path) -> None:
     (tmp_path / "a" / "up").symlink_to(tmp_path)
     with pytest.raises(BadInputError, match=r"a/up is a link to .* above it"):
         storage.sizes()
-
-
-def test_a_lock_truncates_nothing_and_follows_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    precious = tmp_path / "precious"
-    precious.write_bytes(b"1")
-    (tmp_path / "link").symlink_to(precious)
-    with pytest.raises(BadInputError, match="link is a link; a lock must be a file"), locked(tmp_path / "link", wait=True):
-        pass
-    with locked(tmp_path / "locks" / "a", wait=True) as first, locked(tmp_path / "locks" / "a", wait=False) as second:
-        assert (first, second) == (True, False)
-    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOSYS))
-    with pytest.raises(BadInputError, match="file system without locks"), locked(tmp_path / "locks" / "a", wait=True):
-        pass
-    assert precious.read_bytes() == b"1"
 
 
 def test_without_hard_links_the_first_writer_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
+import json
 import multiprocessing
+import resource
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.artefacts.manifest import MANIFEST, Artefact
 from pipeline.artefacts.workspace import Workspace
-from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError
+from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError, StorageError
 
 
 def artefact(label: str = "thing", **inputs: object) -> Artefact:
@@ -147,3 +149,98 @@ def test_a_discarded_artefact_is_gone_and_can_be_made_again(tmp_path: Path) -> N
     assert workspace.manifest(other) is not None
     publish(workspace, thing)
     assert workspace.manifest(thing) is not None
+
+
+def test_an_edited_fact_is_told_and_manifests_without_a_seal_stay_valid(tmp_path: Path) -> None:
+    workspace, thing = Workspace(tmp_path), artefact()
+    publish(workspace, thing)
+    path = workspace.folder(thing) / MANIFEST
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"facts": {"n": 6}}))
+    with pytest.raises(CorruptArtefactError, match=r"manifest\.json was changed after it was written; delete"):
+        workspace.manifest(thing)
+    del record["seal"]
+    path.write_text(json.dumps(record))
+    assert workspace.manifest(thing)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"{}", b"", b"null"])
+def test_a_manifest_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes) -> None:
+    workspace, thing = Workspace(tmp_path), artefact()
+    publish(workspace, thing)
+    (workspace.folder(thing) / MANIFEST).write_bytes(content)
+    with pytest.raises(CorruptArtefactError, match=r"^\S+ cannot be read; delete \S+ and run the same command again$"):
+        workspace.manifest(thing)
+
+
+def test_temporary_files_are_never_published_and_those_of_the_dead_are_removed(tmp_path: Path) -> None:
+    workspace, thing = Workspace(tmp_path), artefact()
+    with workspace.lock(thing) as folder:
+        (folder / "data.bin").write_bytes(b"12345")
+        (folder / ".manifest.json.0123.partial").write_bytes(b"{")
+        assert list(workspace.publish(thing).files) == ["data.bin"]
+    assert sorted(path.name for path in folder.iterdir()) == ["data.bin", MANIFEST]
+    assert workspace.manifest(thing)
+
+
+def test_a_file_that_is_gone_is_not_published(tmp_path: Path) -> None:
+    workspace, thing = Workspace(tmp_path), artefact()
+    with workspace.lock(thing) as folder:
+        (folder / "data.bin").write_bytes(b"12345")
+        with pytest.raises(StorageError, match=r"other\.bin was removed before it was published; run the same command"):
+            workspace.publish(thing, files=["data.bin", "other.bin"])
+    assert workspace.manifest(thing) is None
+
+
+def test_nothing_is_discarded_or_locked_through_a_link_out_of_the_workspace(tmp_path: Path) -> None:
+    workspace, other, thing = Workspace(tmp_path / "ws"), Workspace(tmp_path / "other"), artefact()
+    publish(other, thing)
+    (workspace.local / "saes").mkdir(parents=True)
+    workspace.folder(thing).symlink_to(other.folder(thing))
+    assert workspace.manifest(thing)
+    with pytest.raises(BadInputError, match=r"outside .*ws: it is read, but never written or deleted"):
+        workspace.discard(thing)
+    with (
+        pytest.raises(BadInputError, match=r"outside .*ws: it is read, but never written or deleted"),
+        workspace.lock(thing),
+    ):
+        pass
+    assert other.manifest(thing)
+
+
+def test_discarding_a_store_of_many_parts_needs_few_open_files_and_leaves_no_lock(tmp_path: Path) -> None:
+    workspace, thing = Workspace(tmp_path), artefact()
+    publish(workspace, thing)
+    for part in range(200):
+        with workspace.claim(thing, str(part)):
+            pass
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        workspace.discard(thing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert list((tmp_path / ".locks").iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["", "  ", "s4://bucket/x", "a\0b"])
+def test_what_is_no_workspace_is_refused(place: str) -> None:
+    with pytest.raises(BadInputError, match="is neither a folder nor an s3://bucket/prefix"):
+        Workspace(place)
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Workspace("~/ws").local == tmp_path / "ws"
+    with pytest.raises(BadInputError, match="there is no such user"):
+        Workspace("~nobody-of-that-name/ws")
+
+
+def test_what_is_out_of_date_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    workspace, parent, child = Workspace(tmp_path), artefact("parent"), artefact("child", of=1)
+    publish(workspace, parent)
+    publish(workspace, child, (parent,))
+    workspace.discard(parent)
+    publish(workspace, parent)
+    with pytest.raises(MissingArtefactError, match=r"is out of date, .* make it again with: dasae train x"):
+        workspace.require(child, "dasae train x")

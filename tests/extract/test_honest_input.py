@@ -83,7 +83,7 @@ def test_a_corpus_too_short_to_train_on_is_refused_before_the_forward_pass(
 
 def test_two_held_out_rows_measure_nothing(study: Study, tmp_path: Path) -> None:
     store = filled(tmp_path / "store", numbered(2 * SHARD_ROWS + 2))
-    with pytest.raises(BadInputError, match=r"holds out 2 rows, and fewer than 32 measure nothing: set it to 2, or"):
+    with pytest.raises(BadInputError, match=r"holds out 2 rows, and fewer than 256 measure nothing: set it to 2, or"):
         split_shards(store, 1)
     assert split_shards(store, 2) == ([0], [1, 2])
     tokens = study.experiment.store.model_copy(update={"tokens": 2 * 4096 + 2})

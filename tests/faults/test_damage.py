@@ -137,7 +137,8 @@ def test_damage_beside_the_shards_is_named_and_repaired(
     harm(extraction.store / file)
     found = damages(extraction.workspace.storage(extraction.plan.store), deep=True)
     assert any(file.startswith(damage.file) for damage in found)
-    if finished or harm is not change_a_digit or file.startswith("commits/"):  # which is not in what the reader uses, and no manifest tells
+    # What the reader does not use, and no manifest tells, is another matter.
+    if finished or harm is not change_a_digit or file.startswith("commits/"):
         with pytest.raises(CorruptArtefactError):
             read_all(ActivationStore(extraction.store))
     code, said = verified(extraction.store, "--deep")

@@ -9,11 +9,12 @@ import torch
 from small_study import Study
 from typer.testing import CliRunner
 
+from pipeline.artefacts.identity import sealed
 from pipeline.artefacts.workspace import Workspace
 from pipeline.cli import app
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.runtime.compatibility import importing_sae_bench
-from pipeline.sae.finished import export_sae, find
+from pipeline.sae.finished import export_sae, find, load_sae
 from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae
 from pipeline.store.batches import rows_in_order
 from pipeline.store.reader import ActivationStore
@@ -75,9 +76,9 @@ def test_a_label_of_several_saes_names_them(copied: Path, tmp_path: Path) -> Non
     saes = tmp_path / "workspace" / "saes"
     shutil.copytree(copied, saes / copied.name)
     manifest = json.loads((copied / "manifest.json").read_text())
-    manifest["inputs"]["layer"] = 1
+    manifest["inputs"]["layer"], manifest["key"] = 1, "0123456789ab"
     shutil.copytree(copied, saes / "full-s0-0123456789ab")
-    (saes / "full-s0-0123456789ab" / "manifest.json").write_text(json.dumps(manifest))
+    (saes / "full-s0-0123456789ab" / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(BadInputError) as caught:
         find("full-s0", Workspace(tmp_path / "workspace"))
     assert "'full-s0' is more than one SAE" in str(caught.value)
@@ -128,3 +129,15 @@ def test_an_export_that_fails_leaves_nothing(copied: Path, tmp_path: Path, monke
     with pytest.raises(OSError, match="no space left"):
         export_sae(copied, tmp_path / "exported")
     assert sorted(path.name for path in tmp_path.iterdir()) == [copied.name]
+
+
+def test_two_saes_that_changed_places_are_told(study: Study, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    first, second = (sae.artefact for sae in study.plan.saes[:2])
+    for source, target in ((first, second), (second, first)):
+        shutil.copytree(study.workspace.folder(source), workspace.folder(target))
+    for place in (str(workspace.folder(first)), first.name):
+        with pytest.raises((CorruptArtefactError, BadInputError), match=f"{second.key}"):
+            load_sae(place, workspace)
+    renamed = Path(shutil.copytree(study.workspace.folder(first), tmp_path / "mine"))
+    assert load_sae(renamed, workspace).d_sae == 96

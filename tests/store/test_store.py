@@ -103,7 +103,8 @@ def test_the_scale_makes_the_mean_square_norm_one(tmp_path: Path) -> None:
     assert torch.isclose((values.float() * store.scale(3)).square().sum(dim=1).mean(), torch.tensor(1.0), rtol=1e-5)
 
 
-def test_one_pass_of_batches_has_every_row_once_and_no_held_out_one(tmp_path: Path) -> None:
+def test_one_pass_of_batches_has_every_row_once_and_no_held_out_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.store.batches.FEWEST_HELDOUT", 54)
     store = filled(tmp_path / "s", numbered(5 * SHARD_ROWS - 10))
     training, heldout = split_shards(store, 1)
     assert (training, heldout) == ([0, 1, 2, 3], [4])

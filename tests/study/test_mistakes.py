@@ -159,11 +159,6 @@ MISTAKES = [
     ),
     Mistake(
         "extract small.toml",
-        "'warmup-500' resets dead latents first at step 500 and then needs 20 more, but training ends at 120: no reset",
-        (ARMS, 'arms = ["full", "warmup-500"]'),
-    ),
-    Mistake(
-        "extract small.toml",
         "study.arms: 'full' and 'mine' differ in their resets alone, and none comes within the 120 steps, remove one",
         (f"{RESETS}\n\n{STUDY}", f'every = 20\nfirst = 110\n[arms.mine]\nquestion = "?"\nresets = false\n{MINE}'),
     ),

@@ -1,0 +1,4 @@
+"""Bounds that an experiment is checked against before there is a store, and the store when there is one."""
+
+FEWEST_HELDOUT = 256
+"""Held-out rows without which nothing is trained: two rows showed an FVU of 0.905 where 3,616 showed 0.196."""
