@@ -18,6 +18,7 @@ from orchestration.parameters import ALL, Arm, ExperimentName, Layer, Seed, run_
 from orchestration.states import errors_in_one_line, outcome
 from orchestration.study import Study
 from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import InterruptedRunError
 from pipeline.front import open_workspace, plan_of, run
 from pipeline.study.experiment import Experiment
 
@@ -181,7 +182,14 @@ def _server(workspace: Workspace) -> Generator[None]:
     if PREFECT_API_URL.value():
         yield
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # otherwise the server outlives this process
+    terminated = False
+
+    def stop(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        raise KeyboardInterrupt  # otherwise the server outlives this process
+
+    signal.signal(signal.SIGTERM, stop)
     home = workspace.local.resolve() / ".prefect"
     home.mkdir(parents=True, exist_ok=True)
     # The stages show their progress and errors are raised; Prefect's log would repeat both.
@@ -196,7 +204,12 @@ def _server(workspace: Workspace) -> Generator[None]:
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # nothing watches it, and its thread delays the end by a second
         }
     ):
-        yield
+        try:
+            yield
+        except KeyboardInterrupt:
+            if terminated:
+                raise InterruptedRunError("stopped on request; run the same command again to go on") from None
+            raise
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task, exponential_backoff
 
+from pipeline.artefacts.system_errors import trouble
 from pipeline.errors import InterruptedRunError, PipelineError, StorageError
 from pipeline.runtime.interrupt import stop_when
 
@@ -46,7 +47,10 @@ def errors_in_one_line(function: Callable[P, R]) -> Callable[P, R]:
 def may_pass(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:  # noqa: ARG001 - Prefect's signature
     """True for an I/O error that a retry can overcome."""
     lasting = PipelineError | FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError
-    return isinstance(state.data, StorageError) or (isinstance(state.data, OSError) and not isinstance(state.data, lasting))
+    error = state.data
+    return isinstance(error, StorageError) or (
+        isinstance(error, Exception) and not isinstance(error, lasting) and trouble(error) is not None
+    )
 
 
 def stage_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:

@@ -17,10 +17,10 @@ from orchestration.states import reason, stage_task, value_or_error
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, MissingArtefactError
-from pipeline.report.current import is_current
 from pipeline.runtime.progress import watched_by
 from pipeline.study.plan import Plan
 from pipeline.study.planned import PlannedSAE
+from pipeline.study.reports import is_current
 
 ACTIVATIONS_READY = "activations.ready"
 """Event: an activation store was filled. `prefect.yaml` starts training on it."""
@@ -164,11 +164,13 @@ class Study:
 
     def evaluate(self) -> None:
         """Evaluate every SAE that exists and is not evaluated. A failure is recorded; the other SAEs go on."""
-        if all(self.workspace.manifest(sae.evaluation) for sae in self.plan.saes):
+        if all(self.workspace.manifest(artefact) for artefact in self.plan.evaluated):
             return
-        from pipeline.evaluate.evaluation import unmeasured
+        from pipeline.evaluate.evaluation import unmeasured, unprobed
 
         missing = unmeasured(self.plan, self.workspace)
+        for layer in set(unprobed(self.plan, self.workspace)) - {sae.layer for sae in missing}:
+            missing.append(next(sae for sae in self.plan.saes if sae.layer == layer))  # its task probes the model
         layers = [[sae for sae in missing if sae.layer == layer] for layer in dict.fromkeys(sae.layer for sae in missing)]
         self._each(evaluate_saes, [piece for layer in layers for piece in self._pieces(layer)])
 

@@ -49,7 +49,7 @@ def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
     """
     missing = unmeasured(plan, workspace)
     result = Evaluated(untrained=[str(sae) for sae in plan.saes if not _is_there(sae, workspace)])
-    for layer in dict.fromkeys(sae.layer for sae in missing):
+    for layer in dict.fromkeys([sae.layer for sae in missing] + unprobed(plan, workspace)):
         chosen = [sae for sae in missing if sae.layer == layer]
         result.failed |= evaluate_layer(plan, layer, chosen, workspace)
         result.made += [sae for sae in chosen if str(sae) not in result.failed]
@@ -68,6 +68,12 @@ def unmeasured(plan: Plan, workspace: Workspace) -> list[PlannedSAE]:
             f"no SAE of {plan.experiment.name} is trained yet; run: dasae train {plan.experiment.argument}"
         )
     return [sae for sae in trained if workspace.manifest(sae.evaluation) is None]
+
+
+def unprobed(plan: Plan, workspace: Workspace) -> list[int]:
+    """Layers with trained SAEs in which the model itself is not probed."""
+    layers = dict.fromkeys(sae.layer for sae in plan.saes if _is_there(sae, workspace))
+    return [layer for layer in layers if layer in plan.llm_probing and workspace.manifest(plan.llm_probing[layer]) is None]
 
 
 def _is_there(sae: PlannedSAE, workspace: Workspace) -> bool:
@@ -104,7 +110,7 @@ def probe_model(bench: LayerBench) -> dict[str, Accuracies]:
         if workspace.manifest(artefact) is None:
             scores = bench.tasks.of_model()
             _write(folder / LLM_PROBING, scores)
-            workspace.publish(artefact, facts={"datasets": list(scores)})
+            workspace.publish(artefact, files=[LLM_PROBING], facts={"datasets": list(scores)})
     return json.loads(workspace.verified(artefact, LLM_PROBING).read_text(encoding="utf-8"))
 
 
@@ -151,28 +157,31 @@ def _evaluate(on: Bench, parents: Mapping[str, str], probing_seconds: float) -> 
     workspace.reopen(planned.evaluation)  # an outdated evaluation must not look damaged while its files are replaced
     for leftover in folder.iterdir():
         leftover.unlink()
+    written: list[str] = []
     try:
-        write_evaluations(on, folder)
+        write_evaluations(on, folder, written)
         degenerate = None
     except DegenerateSAEError as error:
         degenerate = str(error)
     workspace.publish(
         planned.evaluation,
+        files=written,
         parents={parent.path: parents[parent.path] for parent in (planned.artefact, planned.baseline) if parent},
         facts={"degenerate": degenerate, "seconds": round(time.monotonic() - started, 1)},
     )
 
 
 @torch.no_grad()
-def write_evaluations(on: Bench, folder: Path) -> None:
+def write_evaluations(on: Bench, folder: Path, written: list[str]) -> None:
     """Compute the evaluations in the order of their table, each into its file, except those whose needs the study lacks.
 
-    Raises DegenerateSAEError; the files of earlier evaluations are written by then.
+    `written` gets the name of each file. Raises DegenerateSAEError; the files of earlier evaluations are written by then.
     """
     entries = [evaluation for evaluation in EVALUATIONS.values() if evaluation.needs <= on.layer.has]
     functions = [imported(evaluation.compute) for evaluation in entries]  # before any work: a name may be wrong
     for evaluation, compute in zip(entries, functions, strict=True):
         _write(folder / evaluation.file, compute(on))
+        written.append(evaluation.file)
     # In a study with probe texts, probing has already refused such an SAE.
     if Need.probes not in on.layer.has and not on.once(measure_reconstruction).l0:
         raise DegenerateSAEError("no latent fires on any held-out row")

@@ -9,7 +9,6 @@ from pipeline.artefacts.manifest import Artefact, Manifest
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import MissingArtefactError
 from pipeline.models.model_section import HuggingFaceModel, SyntheticModel, TinyModel
-from pipeline.report.current import made_of
 from pipeline.report.differences import differences
 from pipeline.report.results import Arm, Cost, Curve, ExamplesOf, Model, Results, Row, StoreFacts, Task, Training
 from pipeline.store.reader import ActivationStore
@@ -17,6 +16,7 @@ from pipeline.study.arms import arms_of
 from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
+from pipeline.study.reports import made_of
 from pipeline.study.stage_code import imported
 from pipeline.texts.text_sections import CorpusConfig, FilesCorpus
 
@@ -42,6 +42,9 @@ def collect(plan: Plan, workspace: Workspace) -> Results:
     experiment = plan.experiment
     seen = _Seen(workspace)
     evaluated = [sae for sae in plan.saes if seen.manifest(sae.evaluation)]
+    for sae in evaluated:
+        if seen.manifest(sae.artefact) is None:  # such as an SAE matched to one that was trained again
+            raise MissingArtefactError(f"{sae} is out of date or removed; run: dasae ablate {experiment.argument}")
     if not evaluated:
         raise MissingArtefactError(f"nothing of {experiment.name} is evaluated yet; run: dasae ablate {experiment.argument}")
     rows = [_row(sae, seen) for sae in evaluated]

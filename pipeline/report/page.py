@@ -20,12 +20,13 @@ from pipeline.report.differences import summary
 from pipeline.report.drawing import as_image
 from pipeline.report.metrics import FVU, columns
 from pipeline.report.results import Difference, ExamplesOf, Results
+from pipeline.study.reports import publish_report
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(results: Results, place: Path | Storage) -> str:
-    """Write index.html and its numbers to a place, each file whole or not at all; returns where the page is.
+    """Write index.html and its numbers to a place, and at last its manifest; returns where the page is.
 
     results.json has everything; results.csv a line per SAE, differences.csv a line per difference between two arms.
     Raises ValueError when `results` holds NaN or an infinity, which JSON cannot express.
@@ -34,12 +35,13 @@ def write_report(results: Results, place: Path | Storage) -> str:
     data = as_json(results)
     shown = columns(results)
     differences = ([getattr(entry, name) for name in Difference.model_fields] for entry in results.differences)
-    storage.write("results.json", data)
-    storage.write(
-        "results.csv", as_csv([one.name for one in shown], ([one.of(row) for one in shown] for row in results.rows))
-    )
-    storage.write("differences.csv", as_csv(list(Difference.model_fields), differences))
-    storage.write("index.html", _html(results).encode())
+    files = {
+        "results.json": data,
+        "results.csv": as_csv([one.name for one in shown], ([one.of(row) for one in shown] for row in results.rows)),
+        "differences.csv": as_csv(list(Difference.model_fields), differences),
+        "index.html": _html(results).encode(),
+    }
+    publish_report(storage, files, results.made_of)
     return f"{storage}/index.html"
 
 

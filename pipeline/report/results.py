@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from pipeline.study.recipe import TrainConfig
+from pipeline.study.reports import MadeOf
 
 Number = int | float
 """As the file has it: pydantic keeps an int an int in this union."""
@@ -293,17 +294,6 @@ class Cost(Frozen):
     train_seconds: float
     evaluate_seconds: float
     store_bytes: int
-
-
-class MadeOf(Frozen):
-    """All that a report depends on: when it changes, the report is written again."""
-
-    version: str
-    description: str
-    arms: dict[str, tuple[str, str]]
-    """Question and base of every arm."""
-    evaluations: dict[str, str]
-    """Hash of the manifest of every evaluation, by path."""
 
 
 class Results(Frozen):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.report.columns import Group, Metric, mean
@@ -14,7 +15,7 @@ def results_table(results: Results) -> Table:
     """The table of a study: the metrics with a `Brief`."""
     metrics = brief_metrics(results)
     table = Table(
-        title=f"{results.experiment}: mean over {len(results.seeds)} seeds, ± half their range",
+        title=f"{escape(results.experiment)}: mean over {len(results.seeds)} seeds, ± half their range",
         caption=_caption(results, [metric for metric in metrics if metric.group == Group.probing]),
         box=box.SIMPLE_HEAD,
         show_edge=False,

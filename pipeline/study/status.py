@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.filesize import decimal
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.artefacts.manifest import Artefact
@@ -13,6 +14,7 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.store.format import is_laid_out
 from pipeline.store.writer import ShardWriter
 from pipeline.study.plan import Plan
+from pipeline.study.reports import is_current
 
 LOOKED_UP_AT_ONCE = 12
 """Artefacts looked up in parallel: on an object store each look-up waits for replies, and a study has hundreds."""
@@ -33,14 +35,14 @@ class Status:
 
     def __init__(self, plan: Plan, workspace: Workspace):
         self.plan, self.workspace = plan, workspace
-        everything = [*plan.extracted, *plan.trained, *(sae.evaluation for sae in plan.saes)]
+        everything = [*plan.extracted, *plan.trained, *plan.evaluated]
         with ThreadPoolExecutor(LOOKED_UP_AT_ONCE) as pool:
             states = pool.map(self._state, everything)
             self.found = {artefact.path: state for artefact, state in zip(everything, states, strict=True)}
 
     def table(self) -> Table:
         """One line for each artefact; SAEs and evaluations of one arm and layer share a line."""
-        table = Table(title=f"{self.plan.experiment.name} in {self.workspace.root}", box=box.SIMPLE_HEAD)
+        table = Table(title=escape(f"{self.plan.experiment.name} in {self.workspace.root}"), box=box.SIMPLE_HEAD)
         for column in ("what", "state", "done"):
             table.add_column(column)
         table.add_column("bytes", justify="right")
@@ -69,11 +71,11 @@ class Status:
             return f"next: dasae extract {experiment.argument}   (or everything at once: dasae ablate {experiment.argument})"
         if not self._done(self.plan.trained):
             return f"next: dasae train {experiment.argument}"
-        if not self._done([sae.evaluation for sae in self.plan.saes]):
+        if not self._done(self.plan.evaluated):
             return f"next: dasae evaluate {experiment.argument}"
-        report = self.workspace.report(experiment.name)
-        done = report.size("index.html") is not None
-        return f"all done; report: {report}/index.html" if done else f"next: dasae report {experiment.argument}"
+        if not is_current(self.plan, self.workspace):
+            return f"next: dasae report {experiment.argument}"
+        return f"all done; report: {self.workspace.report(experiment.name)}/index.html"
 
     def _done(self, artefacts: Sequence[Artefact]) -> bool:
         return all(self.found[artefact.path].word == "done" for artefact in artefacts)

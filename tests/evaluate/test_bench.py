@@ -68,7 +68,7 @@ def test_held_out_rows_are_encoded_once_by_the_sae_and_once_by_the_random_one(
     monkeypatch.setattr(pairs, "BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(heldout, "KEPT_BYTES", kept_bytes)
     counts, on = encoded_rows(monkeypatch), bench()
-    write_evaluations(on, tmp_path)
+    write_evaluations(on, tmp_path, [])
     rows = on.once(measure_reconstruction).rows
     # Of the SAE: its sums, its pairs, its examples. Of the random one: its firings, its pairs.
     assert sum(counts) == rows * (2 if loops == 1 else 3 + 2)
@@ -96,7 +96,7 @@ def test_an_evaluation_is_a_function_and_an_entry(
         name="truth", file="truth.json", needs=frozenset({Need.truth}), compute="never.looked:for", show=dict
     )
     on = bench()
-    write_evaluations(on, tmp_path)
+    write_evaluations(on, tmp_path, [])
     assert [path.name for path in tmp_path.iterdir()] == ["strength.json"]
     written = json.loads((tmp_path / "strength.json").read_text())
     assert written["strongest"] == written["again"] == max(float(f_BF.max()) for f_BF in on.latents)
@@ -110,7 +110,7 @@ def test_a_degenerate_sae_keeps_the_files_from_before_it_was_found_out(
     table.clear()
     table.update({"reconstruction": reconstruction, PROBING.name: PROBING})
     with pytest.raises(DegenerateSAEError, match="it was not probed"):
-        write_evaluations(bench(), tmp_path)
+        write_evaluations(bench(), tmp_path, [])
     assert [path.name for path in tmp_path.iterdir()] == [reconstruction.file]
 
 

@@ -315,6 +315,7 @@ def test_same_results_give_the_same_bytes(many: Many, report: Path, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "differences.csv",
         "index.html",
+        "manifest.json",
         "results.csv",
         "results.json",
     ]

@@ -1,0 +1,74 @@
+"""What a report follows from, its manifest, and whether it is current. Scheduled runs ask: no heavy imports."""
+
+import json
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+import pipeline
+from pipeline.artefacts.identity import SEAL, is_sealed, sealed, sha256
+from pipeline.artefacts.manifest import MANIFEST, FileRecord
+from pipeline.artefacts.storage import Storage
+from pipeline.artefacts.workspace import Workspace
+from pipeline.study.arms import arms_of
+from pipeline.study.evaluations import EVALUATIONS
+from pipeline.study.plan import Plan
+
+
+class MadeOf(BaseModel):
+    """All that a report depends on: when it changes, the report is written again."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    description: str
+    arms: dict[str, tuple[str, str]]
+    """Question and base of every arm."""
+    evaluations: dict[str, str]
+    """Hash of the manifest of every evaluation, by path."""
+    table: tuple[str, ...] = ()
+    """Names in the table of evaluations, which a script may extend."""
+
+
+class ReportManifest(BaseModel):
+    """The record of a whole report, written last."""
+
+    files: dict[str, FileRecord]
+    made_of: MadeOf
+
+
+def made_of(plan: Plan, workspace: Workspace) -> MadeOf:
+    """All that a report depends on: the program's version, the experiment's texts, and the evaluations as they are now."""
+    evaluations = {sae.evaluation.path: workspace.fingerprint(sae.evaluation.path) for sae in plan.saes}
+    known = arms_of(plan.experiment.arms)
+    return MadeOf(
+        version=pipeline.__version__,
+        description=plan.experiment.description,
+        arms={name: (known[name].question, known[name].base) for name in plan.experiment.study.arms},
+        evaluations={path: found for path, found in evaluations.items() if found},
+        table=tuple(EVALUATIONS),
+    )
+
+
+def publish_report(place: Storage, files: Mapping[str, bytes], follows_from: MadeOf) -> None:
+    """Write the files of a report, and its manifest last: without it the report does not count as current."""
+    place.delete(MANIFEST)
+    place.sweep()
+    for name, content in files.items():
+        place.write(name, content)
+    records = {name: FileRecord(bytes=len(content), sha256=sha256(content)) for name, content in files.items()}
+    record = ReportManifest(files=records, made_of=follows_from).model_dump(mode="json")
+    place.write(MANIFEST, json.dumps(sealed(record), indent=1, ensure_ascii=False).encode())
+
+
+def is_current(plan: Plan, workspace: Workspace) -> bool:
+    """True if the report in the workspace shows all that is evaluated, and its files are as its manifest says."""
+    place = workspace.report(plan.experiment.name)
+    try:
+        record = json.loads(place.read(MANIFEST))
+        manifest = ReportManifest.model_validate(record)
+        if SEAL not in record or not is_sealed(record) or manifest.made_of != made_of(plan, workspace):
+            return False
+        return all(sha256(place.read(name)) == known.sha256 for name, known in manifest.files.items())
+    except (FileNotFoundError, ValidationError, ValueError):
+        return False
