@@ -85,7 +85,7 @@ def test_two_held_out_rows_measure_nothing(study: Study, tmp_path: Path) -> None
     store = filled(tmp_path / "store", numbered(2 * SHARD_ROWS + 2))
     with pytest.raises(BadInputError, match=r"holds out 2 rows, and fewer than 256 measure nothing: set it to 2, or"):
         split_shards(store, 1)
-    assert split_shards(store, 2) == ([0], [1, 2])
+    assert split_shards(filled(tmp_path / "enough", numbered(6 * SHARD_ROWS)), 4) == ([0, 1], [2, 3, 4, 5])
     tokens = study.experiment.store.model_copy(update={"tokens": 2 * 4096 + 2})
     plan = make_plan(study.experiment.model_copy(update={"store": tokens}))
     assert plan.model

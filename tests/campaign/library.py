@@ -1,0 +1,15 @@
+"""The classes of faults, by name."""
+
+from campaign import crashes
+from campaign.cases import Library
+
+CLASSES: dict[str, Library] = {
+    "kill": crashes.kills,
+    "torn": crashes.torn_writes,
+    "power": crashes.power_failures,
+    "signal": crashes.signals,
+    "error-write": crashes.errors,
+    "error-read": crashes.reading_errors,
+    "error-list": crashes.listing_errors,
+    "error-stat": crashes.stat_errors,
+}
