@@ -100,7 +100,8 @@ def _entries(results: Path, code: str) -> list[dict[str, Any]]:
 
 def _code() -> str:
     """A hash of the code under test and of the campaign: cases that ran with it need not run again."""
-    paths = sorted(path for folder in ("pipeline", "orchestration", "tests/campaign") for path in (ROOT / folder).rglob("*.py"))
+    folders = ("pipeline", "orchestration", "tests/campaign")
+    paths = sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
 
 

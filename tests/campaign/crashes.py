@@ -39,8 +39,7 @@ def kills(home: Path) -> Iterator[Case]:
 def torn_writes(home: Path) -> Iterator[Case]:
     """SIGKILL in the middle of every write."""
     new = lambda at, place: Injector(place.workspace, (WRITE,), at, tear, log=place.log)  # noqa: E731
-    for case in _at_changes(home, "torn", new, only=("write", "open-w")):
-        yield case
+    yield from _at_changes(home, "torn", new, only=("write", "open-w"))
 
 
 def power_failures(home: Path) -> Iterator[Case]:
@@ -96,9 +95,7 @@ def crashed(study: Study, stage: str, new: NewInjector, place: Place) -> Verdict
     return Verdict(verdict.outcome, f"at {hit}: {verdict.detail}")
 
 
-def _at_changes(
-    home: Path, kind: str, new: Callable[[int, Place], Injector], only: tuple[str, ...] = ()
-) -> Iterator[Case]:
+def _at_changes(home: Path, kind: str, new: Callable[[int, Place], Injector], only: tuple[str, ...] = ()) -> Iterator[Case]:
     for name in STUDIES:
         study = made(home, name)
         for stage in STAGES:

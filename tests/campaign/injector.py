@@ -69,7 +69,14 @@ class Injector:
     """
 
     def __init__(
-        self, root: Path, groups: tuple[str, ...], at: int = 0, action: Action = kill, *, again: str = "once", log: Path | None = None
+        self,
+        root: Path,
+        groups: tuple[str, ...],
+        at: int = 0,
+        action: Action = kill,
+        *,
+        again: str = "once",
+        log: Path | None = None,
     ):
         self.root, self.groups, self.at, self.action, self.again, self.log = str(root), groups, at, action, again, log
         self.count, self.hit = 0, Operation("", "")
@@ -139,7 +146,8 @@ class Injector:
 
         def wrapped(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
             changes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-            self.seen(WRITE if changes else READ, Operation("open-w" if changes else "open", _absolute(path, kwargs.get("dir_fd"))))
+            name = "open-w" if changes else "open"
+            self.seen(WRITE if changes else READ, Operation(name, _absolute(path, kwargs.get("dir_fd"))))
             return real(path, flags, *args, **kwargs)
 
         os.open = wrapped
@@ -199,6 +207,6 @@ class _Written:
 
 def _absolute(path: Any, folder: int | None = None) -> str:
     if isinstance(path, int):
-        return os.readlink(f"/proc/self/fd/{path}")
+        return str(Path(f"/proc/self/fd/{path}").readlink())
     name = os.fsdecode(path)
-    return os.path.abspath(name if folder is None else f"{os.readlink(f'/proc/self/fd/{folder}')}/{name}")  # noqa: PTH100
+    return os.path.abspath(name if folder is None else f"{_absolute(folder)}/{name}")  # noqa: PTH100

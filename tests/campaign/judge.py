@@ -17,9 +17,10 @@ GOOD = ("equal", "detected", "harmless")
 """`equal`: the same command afterwards ends with the bytes of an undisturbed run. `detected`: refused in one line, and what
 the line says helps. `harmless`: the fault was not reached, or nothing reads what it hit."""
 BAD = ("silent", "lost", "stuck", "false-done", "hang", "outside", "traceback", "litter", "broken-case")
-"""`silent`: exit code 0 and other bytes. `lost`: what was complete is made again or gone. `stuck`: the same command never ends
-well. `false-done`: said to be finished and is not. `hang`: no end. `outside`: something outside the workspace has changed.
-`traceback`: an error that is not one line. `litter`: files that nobody owns. `broken-case`: the campaign itself failed."""
+"""`silent`: exit code 0 and other bytes. `lost`: what was complete is made again or gone. `stuck`: the same command never
+ends well. `false-done`: said to be finished and is not. `hang`: no end. `outside`: something outside the workspace has
+changed. `traceback`: an error that is not one line. `litter`: files that nobody owns. `broken-case`: the
+campaign itself failed."""
 TIMES = {
     "seconds", "tokens_per_second", "generated", "datetime_epoch_millis", "eval_id", "finished", "host", "cost", "made_of",
     "model_seconds", "extract_seconds", "train_seconds", "evaluate_seconds", "seal",
@@ -107,7 +108,8 @@ def claims(workspace: Path, reference: Mapping[str, bytes]) -> list[str]:
     """Artefacts that have a manifest, and so are taken for finished, although they are not as in the reference."""
     found = files(workspace)
     finished = {name.rpartition("/")[0] for name in found if name.count("/") == 2 and name.endswith("/manifest.json")}
-    expected = {name: content for name, content in reference.items() if name.startswith(tuple(f"{one}/" for one in finished))}
+    places = tuple(f"{folder}/" for folder in finished)
+    expected = {name: content for name, content in reference.items() if name.startswith(places)}
     return differences({name: found[name] for name in found if name in expected}, expected)
 
 
@@ -144,7 +146,7 @@ def _without_times(value: Any) -> Any:
 
 
 def _page_without_times(page: str) -> str:
-    page = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d\S*|\d+ [A-Z][a-z]+ \d{4}( at)?,? \d\d:\d\d( UTC)?", "DATE", page)
+    page = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d[\d:+Z.]*|\d+ [A-Z][a-z]+ \d{4}( at)?,? \d\d:\d\d( UTC)?", "DATE", page)
     page = re.sub(r"(\d+(\.\d+)?(\s|&nbsp;)(ms|s|min|h|seconds?|minutes?)\b\s*)+", "TIME ", page)
     page = re.sub(r"<dt>seconds</dt><dd>[^<]*</dd>", "", page)
     return re.sub(r"(?m)^\s*<td>\d+\.\d</td>\n", "", page)  # seconds of training, by SAE

@@ -29,8 +29,10 @@ def finished(study: Study, tmp_path: Path) -> str:
 
 
 def manifests(workspace: str) -> dict[str, int]:
+    """When each artefact was made, by path; reports are left out."""
     root = Path(workspace)
-    return {str(path.parent.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
+    found = {str(path.parent.relative_to(root)): path.stat().st_mtime_ns for path in root.glob("*/*/manifest.json")}
+    return {path: made for path, made in found.items() if not path.startswith("reports/")}
 
 
 def rows(workspace: str) -> dict[str, dict[str, Any]]:
