@@ -141,7 +141,7 @@ def test_a_source_of_saes_is_added(
     plan = make_plan(study.experiment)
     assert plan.to_train == study.plan.to_train
     (theirs,) = plan.from_outside
-    assert Status(plan, own).next_command() == f"next: dasae train {study.experiment.argument}"
+    assert Status(plan, own).next_command().startswith(f"next: dasae train {study.experiment.argument} --workspace ")
     assert train(plan, own).made == [theirs]
     assert train(plan, own).made == []
     assert evaluate(plan, own).made == [theirs]

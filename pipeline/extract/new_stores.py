@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.errors import BadInputError
 from pipeline.store import format as fmt
 from pipeline.store.batches import check_heldout
 from pipeline.store.documents import SPLITS
@@ -71,7 +72,14 @@ def probe_store(plan: Plan, dataset: str, tokenizer: Any) -> fmt.NewStore:
             label += [class_number] * len(by_class[name])
             split += [split_number] * len(by_class[name])
     special_ids = packing.padding_ids(tokenizer)
-    sequences = packing.pad(texts, tokenizer, context=probes.context, special_ids=special_ids)
+    try:
+        sequences = packing.pad(texts, tokenizer, context=probes.context, special_ids=special_ids)
+    except packing.NoTokensError as error:
+        number = error.index
+        raise BadInputError(
+            f"{dataset}: a text of class {classes[label[number]]!r} for the {SPLITS[split[number]]} set has no tokens, "
+            f"remove it: {texts[number][:60]!r}"
+        ) from None
     layout = store_layout(
         plan.experiment.store,
         rows=sequences.rows,

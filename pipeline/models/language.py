@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import BadInputError, ModelAccessError
+from pipeline.errors import BadInputError, ModelAccessError, in_one_line
 from pipeline.runtime.compatibility import avoid_broken_torchvision
 from pipeline.runtime.devices import best_device
 
@@ -52,8 +52,8 @@ class ResidualStream:
 
         def keep(layer: int) -> Any:
             def hook(_module: Any, _inputs: Any, output: Any) -> None:
-                # The layers of some models (GPT-J, BLOOM) return a tuple whose first entry is the residual stream.
-                outputs[layer] = output[0] if isinstance(output, tuple) else output
+                # The layers of some models (GPT-J, OpenAI-GPT) return a tuple or list that begins with the residual stream.
+                outputs[layer] = output[0] if isinstance(output, tuple | list) else output
 
             return hook
 
@@ -67,7 +67,11 @@ class ResidualStream:
 
     def _check_causal(self) -> None:
         """Raise BadInputError if a later token changes what the model makes of an earlier one, as in an encoder."""
-        one, other = (self(torch.tensor([[1, 2, 3, last]])) for last in (4, 5))
+        try:
+            one, other = (self(torch.tensor([[1, 2, 3, last]])) for last in (4, 5))
+        except (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError) as error:
+            # Architectures differ in what they take and in what their layers return.
+            raise BadInputError(f"{self.name} cannot be read layer by layer: {in_one_line(error)}") from error
         for layer in self.layers:
             before, after = one[layer][:, :3].float(), other[layer][:, :3].float()
             if (before - after).norm() > NOISE * before.norm():
@@ -134,9 +138,12 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
 
 def _cut(config: Any, depth: int) -> Any:
     """The configuration, changed to the first `depth` layers: the layers above are neither loaded nor run."""
-    config.num_hidden_layers = depth
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:depth]
+    try:
+        config.num_hidden_layers = depth
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:depth]
+    except AttributeError:  # recurrent and mixed models derive the kinds of their layers
+        raise BadInputError(f"a {config.model_type} model cannot be cut after a layer; use a transformer") from None
     return config
 
 

@@ -26,8 +26,8 @@ MODEL_FORMAT = 1
 STORE_FORMAT = 2
 PROBES_FORMAT = 2
 
-MODEL_FILES = (".json", ".safetensors", ".model", ".txt")
-"""Suffixes of the files that are hashed in a model's folder: configuration, weights, and every form of tokenizer."""
+MODEL_FILES = (".json", ".safetensors", ".model", "vocab.txt", "merges.txt")
+"""Ends of the names of the files in a model's folder that are hashed: configuration, weights, every form of tokenizer."""
 
 MOST_NAMED = 4
 """A title names up to this many arms; of more, it gives only the number."""
@@ -137,7 +137,10 @@ def _external_model(experiment: Experiment) -> dict[str, Any]:
     assert isinstance(model, HuggingFaceModel)
     folder = Path(model.name)
     if folder.is_dir():
-        counted = [(path.name, path) for path in folder.iterdir() if path.suffix in MODEL_FILES]
+        counted = [(path.name, path) for path in sorted(folder.iterdir()) if path.name.endswith(MODEL_FILES)]
+        for _, path in counted:
+            if not path.exists():
+                raise BadInputError(f"{path} is a link to nothing: restore what it links to, or remove it")
         return {"content": fingerprint(counted), "dtype": model.dtype}
     return model.canonical(only=("name", "revision", "dtype"))
 

@@ -1,5 +1,6 @@
 """Shows the status of a study in a workspace: what is done, partial or missing, and which command comes next."""
 
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -66,16 +67,19 @@ class Status:
 
     def next_command(self) -> str:
         """The next command for the study, or where its report is."""
-        experiment = self.plan.experiment
         if not self._done(self.plan.extracted):
-            return f"next: dasae extract {experiment.argument}   (or everything at once: dasae ablate {experiment.argument})"
+            return f"next: {self._command('extract')}   (or everything at once: {self._command('ablate')})"
         if not self._done(self.plan.trained):
-            return f"next: dasae train {experiment.argument}"
+            return f"next: {self._command('train')}"
         if not self._done(self.plan.evaluated):
-            return f"next: dasae evaluate {experiment.argument}"
+            return f"next: {self._command('evaluate')}"
         if not is_current(self.plan, self.workspace):
-            return f"next: dasae report {experiment.argument}"
-        return f"all done; report: {self.workspace.report(experiment.name)}/index.html"
+            return f"next: {self._command('report')}"
+        return f"all done; report: {self.workspace.report(self.plan.experiment.name)}/index.html"
+
+    def _command(self, stage: str) -> str:
+        """A command that does the same in any shell: with the workspace, and quoted."""
+        return shlex.join(["dasae", stage, self.plan.experiment.argument, "--workspace", str(self.workspace.root)])
 
     def _done(self, artefacts: Sequence[Artefact]) -> bool:
         return all(self.found[artefact.path].word == "done" for artefact in artefacts)

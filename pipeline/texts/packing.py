@@ -84,11 +84,19 @@ def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
         yield group
 
 
+class NoTokensError(BadInputError):
+    """A text of which the tokenizer makes no token that becomes a row. `index` is its number."""
+
+    def __init__(self, index: int):
+        super().__init__(f"text {index} has no tokens")
+        self.index = index
+
+
 def pad(documents: Sequence[str], tokenizer: Any, *, context: int, special_ids: Sequence[int]) -> Sequences:
     """One sequence per text: BOS (`separator_id`), at most `context` - 1 tokens, padding on the right.
 
     Tokens of `special_ids` do not become rows. EOS serves as padding if the tokenizer has no padding token (GPT-2, Llama).
-    Raises BadInputError for a text without tokens, because its mean activation would be NaN.
+    Raises NoTokensError for a text without tokens, because its mean activation would be NaN.
     """
     separator = separator_id(tokenizer)
     padding = next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, separator) if token is not None)
@@ -98,7 +106,7 @@ def pad(documents: Sequence[str], tokenizer: Any, *, context: int, special_ids: 
         tokens_SL[index, : len(kept)] = kept
     counts = _count_rows(tokens_SL, special_ids)
     for index in np.flatnonzero(counts == 0):
-        raise BadInputError(f"text {index} has no tokens: {documents[index]!r}")
+        raise NoTokensError(index)
     doc_starts = np.arange(len(documents), dtype=np.int64) * context
     return Sequences(tokens_SL=tokens_SL, row_offsets=_row_offsets(counts), doc_starts=doc_starts)
 

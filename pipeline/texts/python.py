@@ -121,7 +121,8 @@ def draw(source: str, part: str, texts: TextsByClass, count: int, seed: int) -> 
     for label, of_class in texts.items():
         if len(of_class) < count:
             raise BadInputError(
-                f"{source}: class {label!r} has {len(of_class)} texts for the {part} set, {count} were asked for"
+                f"{source}: class {label!r} has {len(of_class)} texts for the {part} set, {count} were asked for: "
+                f"lower probes.{part}_size, or add texts"
             )
     return {label: sorted(of_class, key=lambda text: _hash(f"{seed} {text}"))[:count] for label, of_class in texts.items()}
 

@@ -288,7 +288,7 @@ def test_the_study_is_whole_without_probes(finished: tuple[Plan, Workspace], tmp
     plan, workspace = finished
     assert (plan.probes, plan.llm_probing) == ({}, {})
     status = Status(plan, workspace)
-    assert status.next_command() == f"next: dasae report {plan.experiment.argument}"
+    assert status.next_command().startswith(f"next: dasae report {plan.experiment.argument} --workspace ")
     assert status.table().row_count == 2 + 2 * 3
     assert "40 known features" in describe(plan)
     results = collect(plan, workspace)

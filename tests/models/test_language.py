@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CONFIGS, D_IN, DEPTH, GEMMA_2_2B, POSITIONS, VOCABULARY, save_gemma_2_2b, save_model
+from tiny_models import CONFIGS, D_IN, DEPTH, GEMMA, GEMMA_2_2B, POSITIONS, VOCABULARY, save_gemma_2_2b, save_model
 
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
@@ -225,3 +225,23 @@ def test_an_encoder_is_refused_when_it_is_loaded(folder: Path) -> None:
     transformers.BertModel(config).save_pretrained(folder)
     with pytest.raises(BadInputError, match="is not a decoder-only language model: its layers look at later tokens"):
         ResidualStream(str(folder), layers=(0, 1), dtype="float32")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, state_size=4),
+        transformers.RecurrentGemmaConfig(**GEMMA | {"num_hidden_layers": 3}, lru_width=32),
+    ],
+    ids=["mamba", "recurrent-gemma"],
+)
+def test_a_recurrent_model_is_refused_when_it_is_loaded(folder: Path, config: transformers.PreTrainedConfig) -> None:
+    save_model(folder, config)
+    with pytest.raises(BadInputError, match=r"model cannot be cut after a layer; use a transformer$"):
+        ResidualStream(str(folder), layers=(0, 1), dtype="float32")
+
+
+def test_layers_that_return_lists_are_read(folder: Path) -> None:
+    save_model(folder, transformers.OpenAIGPTConfig(vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=2))
+    outputs = ResidualStream(str(folder), layers=(0, 1), dtype="float32")(torch.tensor([[2, 5, 6, 7]]))
+    assert [tuple(hidden_SLD.shape) for hidden_SLD in outputs.values()] == [(1, 4, 32), (1, 4, 32)]

@@ -68,4 +68,4 @@ def test_status_waits_for_the_report_and_for_the_probed_model(study: Study, tmp_
     assert {artefact.path for artefact in study.plan.llm_probing.values()} <= set(found.found)
     workspace.report(study.experiment.name).write("index.html", b"page")
     found.workspace = workspace
-    assert found.next_command() == f"next: dasae report {study.experiment.argument}"
+    assert found.next_command().startswith(f"next: dasae report {study.experiment.argument} --workspace ")
