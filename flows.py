@@ -170,7 +170,7 @@ def _run_ablation(experiment: str, workspace: str) -> int:
     from pipeline.report.terminal import results_table
 
     report = place.report(study.name)
-    Console().print(results_table(Results.model_validate_json(report.read("results.json"))))
+    Console(markup=False).print(results_table(Results.model_validate_json(report.read("results.json"))))
     print(f"{len(made)} artefacts made" if made else "nothing to do, everything was there")
     print(f"report: {report}/index.html")
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from pipeline.errors import BadInputError
 from pipeline.front import DEFAULT_WORKSPACE, INTERRUPTED, WORKSPACE_VARIABLE, complain, open_workspace, plan_of, run
@@ -31,7 +32,8 @@ app = typer.Typer(
 )
 store_app = typer.Typer(no_args_is_help=True, help="Describe or verify an activation store.")
 app.add_typer(store_app, name="store")
-console = Console()
+console = Console(markup=False)
+"""Paths and messages may hold brackets, which are no markup."""
 
 ExperimentArgument = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="A name in experiments/, or the path of a TOML file.")
@@ -181,7 +183,7 @@ def verify(store: StoreArgument, deep: DeepOption = False) -> None:
 
     found = damages(_store(store), deep=deep)
     for damage in found:
-        console.print(f"[bold]damaged[/]: {damage}", highlight=False, soft_wrap=True)
+        _point_out("damaged", f"{damage}")
     how = "every checksum compared" if deep else "sizes compared; --deep compares every checksum"
     console.print(f"{len(found)} files damaged ({how})" if found else f"no damage ({how})", highlight=False)
     raise typer.Exit(int(bool(found)))
@@ -200,6 +202,11 @@ def export(
     found = find(sae, open_workspace(workspace))
     export_sae(found, folder)
     console.print(f"export: {found.name} to {folder}, for {to.value}", highlight=False, soft_wrap=True)
+
+
+def _point_out(word: str, message: str) -> None:
+    """Print a line that begins with a bold word."""
+    console.print(Text.assemble((word, "bold"), f": {message}"), soft_wrap=True)
 
 
 def _plan(experiment: str, arms: str | None, seeds: str | None, layer: int | None) -> "Plan":
@@ -244,7 +251,7 @@ def _train(plan: "Plan", workspace: "Workspace", track: Service | None = None) -
     from_outside = f", {brought} from outside" if brought else ""
     console.print(f"train: {len(result.made) - brought} SAEs trained{from_outside}, {there} were there", highlight=False)
     for sae, why in result.failed.items():
-        console.print(f"[bold]failed[/]: {sae}: {why}; not published", highlight=False)
+        _point_out("failed", f"{sae}: {why}; not published")
     return bool(result.failed)
 
 
@@ -255,11 +262,11 @@ def _evaluate(plan: "Plan", workspace: "Workspace") -> bool:
     there = len(plan.saes) - len(result.made) - len(result.untrained) - len(result.failed)
     console.print(f"evaluate: {len(result.made)} SAEs evaluated, {there} were there", highlight=False)
     for sae in result.untrained:
-        console.print(f"[bold]not trained[/]: {sae}", highlight=False)
+        _point_out("not trained", f"{sae}")
     for sae, why in result.degenerate.items():
-        console.print(f"[bold]degenerate[/]: {sae}: {why}", highlight=False)
+        _point_out("degenerate", f"{sae}: {why}")
     for sae, why in result.failed.items():
-        console.print(f"[bold]failed[/]: {sae}: {why}", highlight=False)
+        _point_out("failed", f"{sae}: {why}")
     return bool(result.degenerate or result.failed)
 
 

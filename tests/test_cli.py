@@ -119,3 +119,15 @@ def test_two_experiments_stand_side_by_side(
     page = (workspace / "reports" / "small-beside-other" / "index.html").read_text()
     assert "Both studies read the same activations" in page
     assert "Only in small: magnitude." in page
+
+
+def test_brackets_in_a_path_are_no_markup(study: Study, tmp_path: Path) -> None:
+    place = tmp_path / "runs [/x] [bold]"
+    shutil.copytree(study.workspace.local, place)
+    for arguments in (["status", study.experiment.argument], ["report", study.experiment.argument]):
+        done = CliRunner().invoke(app, [*arguments, "--workspace", str(place)])
+        assert done.exit_code == 0, done.output
+        assert "[/x] [bold]" in done.output
+    for command in ("info", "verify"):
+        done = CliRunner().invoke(app, ["store", command, str(place / study.plan.store.path)])
+        assert done.exit_code == 0, done.output

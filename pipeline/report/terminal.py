@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.report.columns import Group, Metric, mean
 from pipeline.report.metrics import columns
@@ -15,7 +15,7 @@ def results_table(results: Results) -> Table:
     """The table of a study: the metrics with a `Brief`."""
     metrics = brief_metrics(results)
     table = Table(
-        title=f"{escape(results.experiment)}: mean over {len(results.seeds)} seeds, ± half their range",
+        title=Text(f"{results.experiment}: mean over {len(results.seeds)} seeds, ± half their range", "table.title"),
         caption=_caption(results, [metric for metric in metrics if metric.group == Group.probing]),
         box=box.SIMPLE_HEAD,
         show_edge=False,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.filesize import decimal
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
@@ -43,7 +43,9 @@ class Status:
 
     def table(self) -> Table:
         """One line for each artefact; SAEs and evaluations of one arm and layer share a line."""
-        table = Table(title=escape(f"{self.plan.experiment.name} in {self.workspace.root}"), box=box.SIMPLE_HEAD)
+        table = Table(
+            title=Text(f"{self.plan.experiment.name} in {self.workspace.root}", "table.title"), box=box.SIMPLE_HEAD
+        )
         for column in ("what", "state", "done"):
             table.add_column(column)
         table.add_column("bytes", justify="right")
