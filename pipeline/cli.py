@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.text import Text
 
 from pipeline.errors import BadInputError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.artefacts.manifest import Artefact
     from pipeline.artefacts.storage import Storage
     from pipeline.artefacts.workspace import Workspace
+    from pipeline.study.litter import Litter
     from pipeline.study.plan import Plan
 
 app = typer.Typer(
@@ -32,6 +34,8 @@ app = typer.Typer(
 )
 store_app = typer.Typer(no_args_is_help=True, help="Describe or verify an activation store.")
 app.add_typer(store_app, name="store")
+workspace_app = typer.Typer(no_args_is_help=True, help="Find and remove what belongs to nobody.")
+app.add_typer(workspace_app, name="workspace")
 console = Console(markup=False)
 """Paths and messages may hold brackets, which are no markup."""
 
@@ -48,6 +52,10 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Estimate disk and
 DeepOption = Annotated[bool, typer.Option("--deep", help="Compare every checksum, not only sizes.")]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Discard what this stage made for the chosen part; make it again.")
+]
+ExperimentsOption = Annotated[
+    list[str] | None,
+    typer.Option("--experiment", help="Another experiment that is known, beside those in experiments/; may be repeated."),
 ]
 StoreArgument = Annotated[str, typer.Argument(metavar="PATH", help="Folder or s3:// URL of a store.")]
 PROGRAM = "dasae"
@@ -202,6 +210,52 @@ def export(
     found = find(sae, open_workspace(workspace))
     export_sae(found, folder)
     console.print(f"export: {found.name} to {folder}, for {to.value}", highlight=False, soft_wrap=True)
+
+
+@workspace_app.command()
+def check(experiments: ExperimentsOption = None, workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
+    """List what belongs to nobody: leftovers of killed processes, broken links, and artefacts of no known experiment."""
+    _litter(experiments or [], open_workspace(workspace))
+
+
+@workspace_app.command()
+def clean(
+    experiments: ExperimentsOption = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    orphans: Annotated[bool, typer.Option("--orphans", help="Also remove artefacts of no known experiment.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove leftovers and broken links, after showing them."""
+    from pipeline.study.litter import What, remove
+
+    opened = open_workspace(workspace)
+    chosen = [one for one in _litter(experiments or [], opened) if orphans or one.what != What.orphan]
+    if not chosen:
+        console.print("nothing to remove" + ("" if orphans else "; --orphans removes orphans, too"), highlight=False)
+    elif yes or typer.confirm(f"remove {len(chosen)} of these?"):
+        removed = list(remove(opened, chosen))
+        console.print(f"{len(removed)} removed, {len(chosen) - len(removed)} in use", highlight=False)
+
+
+def _litter(experiments: "Sequence[str]", workspace: "Workspace") -> "list[Litter]":
+    """What belongs to nobody, after showing it. The experiments in experiments/ are known, and those given."""
+    from pipeline.study.experiment import available
+    from pipeline.study.litter import litter
+
+    plans: list[Plan] = []
+    for name in dict.fromkeys([*available(), *experiments]):
+        try:
+            plans.append(plan_of(name))
+        except BadInputError as error:
+            if name in experiments:
+                raise
+            console.print(f"{name} is not known here, so its artefacts count as orphans: {error}", highlight=False)
+    found = litter(workspace, plans)
+    for one in found:
+        console.print(f"{one.what:12} {decimal(one.bytes):>10}  {one.path}", highlight=False, soft_wrap=True)
+    total = decimal(sum(one.bytes for one in found))
+    console.print(f"{len(found)} in {workspace.root} belong to nobody, {total}", highlight=False, soft_wrap=True)
+    return found
 
 
 def _point_out(word: str, message: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts.identity import key_of, sealed, sha256, sha256_file
-from pipeline.artefacts.local_files import fsync, refuse_outside, remove_tree
+from pipeline.artefacts.local_files import fsync, is_abandoned, refuse_outside, remove_tree
 from pipeline.artefacts.local_storage import LocalStorage
 from pipeline.artefacts.locks import Locks
 from pipeline.artefacts.manifest import MANIFEST, Artefact, FileRecord, Kind, Manifest, library_versions, read_manifest
@@ -24,6 +24,9 @@ from pipeline.artefacts.object_storage import SCHEME, ObjectStorage
 from pipeline.artefacts.storage import RECORD_BYTES, Storage, cache_folder, write_atomically
 from pipeline.artefacts.system_errors import explained
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError, StorageError
+
+LOCKS, REPORTS = ".locks", "reports"
+"""Folders of a workspace beside those of the artefacts' kinds."""
 
 
 class Workspace:
@@ -37,7 +40,7 @@ class Workspace:
         self.root = root
         self.local = _scratch(str(root)) if self.remote else _expanded(root)
         """Where artefacts are; with an object store, where they are made before they are copied there."""
-        self._locks = Locks(self.local / ".locks", within=self.local)
+        self._locks = Locks(self.local / LOCKS, within=self.local)
         with explained(self.local, "read"):
             if any(os.path.lexists(path) and not path.is_dir() for path in (self.local, *self.local.parents)):
                 raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
@@ -58,7 +61,7 @@ class Workspace:
 
     def report(self, experiment: str) -> Storage:
         """The storage that holds the report of an experiment."""
-        return self.place(f"reports/{experiment}")
+        return self.place(f"{REPORTS}/{experiment}")
 
     def manifest(self, artefact: Artefact) -> Manifest | None:
         """The manifest of a finished artefact; None when it does not exist or is stale, because a parent has changed.
@@ -218,6 +221,33 @@ class Workspace:
             for name in storage.sizes():
                 storage.delete(name)
             remove_tree(folder, self.local)
+
+    def is_locked(self, path: str) -> bool:
+        """Whether a process works on the artefact at a path inside the workspace."""
+        name = path.replace("/", "-")
+        with self._locks.attempted(name) as mine, self._locks.attempted(f"{name}.parts") as alone:
+            return not (mine and alone)
+
+    def is_free(self, lock: str) -> bool:
+        """Whether a lock, by its file's name, is one that nobody holds."""
+        return is_abandoned(self._locks.folder / lock)
+
+    def remove(self, path: str) -> bool:
+        """Remove a file or folder inside the workspace; False if a process works on the artefact it belongs to."""
+        artefact = "/".join(path.split("/")[:2])
+        name = artefact.replace("/", "-")
+        with self._locks.attempted(name) as mine, self._locks.attempted(f"{name}.parts") as alone:
+            if not (mine and alone):
+                return False
+            storage = self.place("")
+            for file in self.place(path).sizes() if self.remote else ():
+                storage.delete(f"{path}/{file}")
+            target = self.local / path
+            if target.is_dir() and not target.is_symlink():
+                remove_tree(target, self.local)
+            else:
+                storage.delete(path)
+        return True
 
     def reopen(self, artefact: Artefact) -> None:
         """Mark a finished artefact as unfinished, so that its stage can repair or replace it."""
