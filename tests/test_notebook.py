@@ -93,3 +93,11 @@ def test_results_are_a_data_frame(study: Study, tmp_path: Path) -> None:
     assert list(frame["sae"]) == [sae.artefact.key for sae in study.plan.saes]
     differences = pipeline.read_results(study.experiment, workspace, "differences")
     assert len(differences) == len(results.differences)
+    table = tmp_path / "reports" / study.experiment.name / "results.csv"
+    whole = table.read_text()
+    table.write_text(whole.replace("0.", "1.", 1))
+    with pytest.raises(CorruptArtefactError, match="was changed after it was written; make it with: dasae report"):
+        pipeline.read_results(study.experiment, workspace)
+    table.write_text("")
+    with pytest.raises(CorruptArtefactError, match="was changed after it was written"):
+        pipeline.read_results(study.experiment, workspace)

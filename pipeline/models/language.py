@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import BadInputError, ModelAccessError, in_one_line
-from pipeline.runtime.compatibility import avoid_broken_torchvision
+from pipeline.runtime.compatibility import avoid_broken_torchvision, errors_are_not_absence
 from pipeline.runtime.devices import best_device
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -204,7 +204,7 @@ def _outermost_lists(module: torch.nn.Module) -> Iterator[torch.nn.ModuleList]:
 def _loading(what: str) -> Generator[None]:
     """Load quietly; raise ModelAccessError, in one line, for whatever goes wrong."""
     try:
-        with quiet_transformers():
+        with quiet_transformers(), errors_are_not_absence():
             yield
     except Exception as error:  # tokenizers raises plain Exception
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,13 +1,15 @@
 """Collects the results of a study from the artefacts in the workspace."""
 
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import pipeline
 from pipeline.artefacts.manifest import Artefact, Manifest
 from pipeline.artefacts.workspace import Workspace
-from pipeline.errors import MissingArtefactError
+from pipeline.errors import CorruptArtefactError, MissingArtefactError, PipelineError, in_one_line
 from pipeline.models.model_section import HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.report.differences import differences
 from pipeline.report.results import Arm, Cost, Curve, ExamplesOf, Model, Results, Row, StoreFacts, Task, Training
@@ -37,7 +39,8 @@ REPORTED_LLM_PROBING = {
 def collect(plan: Plan, workspace: Workspace) -> Results:
     """Everything the report shows: one row per evaluated SAE, and how they came about.
 
-    Raises MissingArtefactError while nothing of the study is evaluated.
+    Raises MissingArtefactError while nothing of the study is evaluated, and CorruptArtefactError for an artefact that is not
+    as this program writes it.
     """
     experiment = plan.experiment
     seen = _Seen(workspace)
@@ -48,7 +51,14 @@ def collect(plan: Plan, workspace: Workspace) -> Results:
     if not evaluated:
         raise MissingArtefactError(f"nothing of {experiment.name} is evaluated yet; run: dasae ablate {experiment.argument}")
     rows = [_row(sae, seen) for sae in evaluated]
-    results = Results(
+    with _understood(f"the model, the stores or the SAEs of {experiment.name}"):
+        results = _results(plan, workspace, seen, evaluated, rows)
+    return results.model_copy(update={"differences": tuple(differences(results))})
+
+
+def _results(plan: Plan, workspace: Workspace, seen: "_Seen", evaluated: list[PlannedSAE], rows: list[Row]) -> Results:
+    experiment = plan.experiment
+    return Results(
         experiment=experiment.name,
         description=experiment.description,
         generated=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -69,7 +79,18 @@ def collect(plan: Plan, workspace: Workspace) -> Results:
         examples=tuple(_examples(rows)),
         cost=_cost(plan, evaluated, seen),
     )
-    return results.model_copy(update={"differences": tuple(differences(results))})
+
+
+@contextmanager
+def _understood(what: str) -> Generator[None]:
+    """Raise CorruptArtefactError for content that is whole and cannot be understood: of another program, or forged."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        reason = in_one_line(error)
+        raise CorruptArtefactError(f"{what} cannot be understood ({reason}); remove it and run its stage again") from None
 
 
 def _store(plan: Plan, workspace: Workspace) -> StoreFacts:
@@ -131,13 +152,15 @@ def _row(sae: PlannedSAE, seen: "_Seen") -> Row:
     evaluated = seen.required(sae.evaluation)
     fields: dict[str, Any] = {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer, "sae": sae.artefact.key}
     if isinstance(sae, TrainedSAE):
-        facts = seen.required(sae.artefact).facts
-        fields |= {name: facts[name] for name in TRAINING_FACTS}
-    fields["degenerate"] = evaluated.facts["degenerate"]
-    for evaluation in EVALUATIONS.values() if fields["degenerate"] is None else ():
-        if evaluation.file in evaluated.files:
-            fields |= imported(evaluation.show)(json.loads(seen.text(sae.evaluation, evaluation.file)))
-    return Row.model_validate(fields)
+        with _understood(str(seen.workspace.storage(sae.artefact))):
+            facts = seen.required(sae.artefact).facts
+            fields |= {name: facts[name] for name in TRAINING_FACTS}
+    with _understood(str(seen.workspace.storage(sae.evaluation))):
+        fields["degenerate"] = evaluated.facts["degenerate"]
+        for evaluation in EVALUATIONS.values() if fields["degenerate"] is None else ():
+            if evaluation.file in evaluated.files:
+                fields |= imported(evaluation.show)(json.loads(seen.text(sae.evaluation, evaluation.file)))
+        return Row.model_validate(fields)
 
 
 def _examples(rows: list[Row]) -> list[ExamplesOf]:

@@ -1,10 +1,14 @@
 """Works around faults of other packages: broken imports, checks that fail, needless logs, slow memory."""
 
+import errno
 import importlib
+import os
+import stat
 import sys
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 
 def avoid_broken_torchvision() -> None:
@@ -43,6 +47,38 @@ def importing_sae_bench() -> Generator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
+
+
+@contextmanager
+def errors_are_not_absence() -> Generator[None]:
+    """While this lasts, `os.path.isfile` and its like raise what the system says, unless it says that nothing is there.
+
+    By default they answer False to every error. transformers asks them, so that a tokenizer whose file cannot be looked at
+    for a moment loads without its merges and splits texts into characters, without a word.
+    """
+    kinds: dict[str, Callable[[int], bool]] = {"isfile": stat.S_ISREG, "isdir": stat.S_ISDIR, "exists": lambda _: True}
+    before = {name: getattr(os.path, name) for name in kinds}
+
+    def strictly(is_kind: Callable[[int], bool]) -> Callable[[Any], bool]:
+        def ask(path: Any) -> bool:
+            try:
+                return is_kind(os.stat(path).st_mode)  # noqa: PTH116 - a path may be a number
+            except ValueError:  # no path at all, such as one with a null character
+                return False
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EBADF, errno.ENAMETOOLONG):
+                    return False
+                raise
+
+        return ask
+
+    for name, is_kind in kinds.items():
+        setattr(os.path, name, strictly(is_kind))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(os.path, name, function)
 
 
 def keep_freed_memory() -> None:

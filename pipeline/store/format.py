@@ -15,6 +15,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
 
+from pipeline.artefacts.identity import SEAL, is_sealed, sealed, sha256
 from pipeline.artefacts.storage import Storage, read_many
 from pipeline.errors import CorruptArtefactError
 from pipeline.section import Dtype
@@ -37,6 +38,8 @@ UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError)
 """What zarr and the parsers raise for damaged metadata, checksums and compressed bytes."""
 COMMITS = "commits"
 ROOT = "zarr.json"
+TEXT_FILES = "text_files"
+"""Attribute of the root that holds the hashes of the `text_arrays`' files."""
 RowField = Literal["doc_id", "sequence", "position", "token_id"]
 ROW_FIELDS: dict[RowField, str] = {"doc_id": "int64", "sequence": "int32", "position": "int32", "token_id": "int32"}
 """Arrays that say which token each row belongs to, in the row order of the layers, and their dtypes on disk."""
@@ -199,6 +202,11 @@ def create(storage: Storage, new: NewStore) -> None:
             # By default a chunk of zeros is not written, and would look like a lost one.
             config={"write_empty_chunks": True},
         )
+    rows = [f"{name}/" for name in (*map(layer_array, new.layout.layers), *ROW_FIELDS)]
+    text_files = sorted(name for name in files if name != ROOT and not name.startswith(tuple(rows)))
+    hashes = {name: sha256(files[name].to_bytes()) for name in text_files}
+    # Until there is a manifest, nothing else says what was written here.
+    group.attrs.put(sealed({**new.layout.model_dump(mode="json"), TEXT_FILES: hashes}))
     for name in sorted(files, key=lambda name: (name == ROOT, name)):
         storage.write(name, files[name].as_numpy_array().data)
 
@@ -271,11 +279,23 @@ def is_laid_out(storage: Storage) -> bool:
 
 
 def read_layout(storage: Storage) -> Layout:
-    """The layout of a store. Raises CorruptArtefactError when there is no store of this format."""
+    """The layout of a store. Raises what `read_root` does."""
+    return read_root(storage)[0]
+
+
+def read_root(storage: Storage) -> tuple[Layout, dict[str, str]]:
+    """The layout of a store, and SHA-256 by name of the files of its `text_arrays`: {} in stores of earlier versions.
+
+    Raises CorruptArtefactError when there is no store of this format, or its layout was changed.
+    """
     try:
         if not 0 < (storage.size(ROOT) or 0) <= LARGEST_METADATA:
             raise ValueError("it is missing, empty or too large")
-        return Layout.model_validate(json.loads(storage.read(ROOT))["attributes"])
+        record: dict[str, Any] = dict(json.loads(storage.read(ROOT))["attributes"])
+        if not is_sealed(record):
+            raise ValueError("it was changed after it was written")
+        fields = {name: value for name, value in record.items() if name not in (SEAL, TEXT_FILES)}
+        return Layout.model_validate(fields), dict(record.get(TEXT_FILES, {}))
     except UNREADABLE:
         raise CorruptArtefactError(
             f"{storage} is not an activation store of format {FORMAT}: its {ROOT} is missing, damaged or of another format"

@@ -89,10 +89,12 @@ class _Verification:
             manifest = None
         yield from self._unlike_manifest(manifest.files if manifest else {})
         try:
-            layout = fmt.read_layout(self.storage)
+            layout, text_files = fmt.read_root(self.storage)
         except CorruptArtefactError:
-            yield Damage(fmt.ROOT, "is missing or cannot be read")
+            yield Damage(fmt.ROOT, "is missing, damaged or was changed")
             return
+        # A manifest already has checksums of what `format.create` wrote.
+        yield from self._unlike_created(layout, text_files) if MANIFEST not in self.sizes else ()
         yield from self._in_layout(layout)
         commits: dict[int, Commit] = {}
         yield from self._in_shards(layout, commits)
@@ -112,12 +114,17 @@ class _Verification:
             if what:
                 yield Damage(name, what, int(shard[1]) if shard else None)
 
-    def _in_layout(self, layout: fmt.Layout) -> Iterator[Damage]:
-        """Damage to what `format.create` wrote: metadata, tokens, documents."""
-        # The manifest already has checksums of this metadata; only the token arrays need reading.
-        for name, content in fmt.skeleton(layout)[1].items() if MANIFEST not in self.sizes else ():
-            if self._size(name) is None or self.storage.read(name) != content.to_bytes():
+    def _unlike_created(self, layout: fmt.Layout, text_files: Mapping[str, str]) -> Iterator[Damage]:
+        """Files of an unfinished store that are not as `format.create` wrote them. The root has a seal."""
+        metadata = {
+            name: sha256(content.to_bytes()) for name, content in fmt.skeleton(layout)[1].items() if name != fmt.ROOT
+        }
+        for name, known in (metadata | dict(text_files)).items():
+            if self._size(name) is None or sha256(self.storage.read(name)) != known:
                 yield Damage(name, "is not as it was written")
+
+    def _in_layout(self, layout: fmt.Layout) -> Iterator[Damage]:
+        """With `deep`, metadata, tokens and documents that cannot be read."""
         for name in fmt.text_arrays(layout) if self.deep else ():
             try:
                 fmt.read_whole(self.storage, name)

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 import pipeline
 from pipeline.artefacts.identity import SEAL, is_sealed, sealed, sha256
 from pipeline.artefacts.manifest import MANIFEST, FileRecord
-from pipeline.artefacts.storage import Storage
+from pipeline.artefacts.storage import RECORD_BYTES, Storage
 from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import CorruptArtefactError, MissingArtefactError
 from pipeline.study.arms import arms_of
 from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.plan import Plan
@@ -61,14 +62,48 @@ def publish_report(place: Storage, files: Mapping[str, bytes], follows_from: Mad
     place.write(MANIFEST, json.dumps(sealed(record), indent=1, ensure_ascii=False).encode())
 
 
+def read_report(place: Storage, name: str, remedy: str) -> bytes:
+    """A file of a whole report. `remedy` is the end of the errors' messages.
+
+    Raises MissingArtefactError for a report that was not written to its end, and CorruptArtefactError for a file that is not
+    as the manifest says.
+    """
+    manifest = _manifest(place)
+    if manifest is None or name not in manifest.files:
+        raise MissingArtefactError(f"{place} holds no whole report; {remedy}")
+    if (content := _as_recorded(place, name, manifest.files[name])) is None:
+        raise CorruptArtefactError(f"{place}/{name} is missing or was changed after it was written; {remedy}")
+    return content
+
+
 def is_current(plan: Plan, workspace: Workspace) -> bool:
     """True if the report in the workspace shows all that is evaluated, and its files are as its manifest says."""
     place = workspace.report(plan.experiment.name)
-    try:
-        record = json.loads(place.read(MANIFEST))
-        manifest = ReportManifest.model_validate(record)
-        if SEAL not in record or not is_sealed(record) or manifest.made_of != made_of(plan, workspace):
-            return False
-        return all(sha256(place.read(name)) == known.sha256 for name, known in manifest.files.items())
-    except (FileNotFoundError, ValidationError, ValueError):
+    manifest = _manifest(place)
+    if manifest is None or manifest.made_of != made_of(plan, workspace):
         return False
+    return all(_as_recorded(place, name, known) is not None for name, known in manifest.files.items())
+
+
+def _manifest(place: Storage) -> ReportManifest | None:
+    """The manifest; None where it is missing or damaged."""
+    try:
+        record = json.loads(place.read(MANIFEST, RECORD_BYTES))
+        return ReportManifest.model_validate(record) if SEAL in record and is_sealed(record) else None
+    except (
+        FileNotFoundError,
+        CorruptArtefactError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ):  # ValidationError is a ValueError, too
+        return None
+
+
+def _as_recorded(place: Storage, name: str, known: FileRecord) -> bytes | None:
+    """A file's content; None where it is not what the manifest says."""
+    try:
+        content = place.read(name, known.bytes)
+    except (FileNotFoundError, CorruptArtefactError):  # gone, or too long
+        return None
+    return content if sha256(content) == known.sha256 else None

@@ -99,8 +99,9 @@ def untrue_manifests(found: Mapping[str, bytes]) -> list[str]:
 
 
 def marks(workspace: Path) -> dict[str, tuple[int, int]]:
-    """Which making of every manifest and commit is there."""
+    """Which making of every manifest and commit is there. `dasae report` always writes anew: reports do not count."""
     paths = [*workspace.glob("*/*/manifest.json"), *workspace.glob("*/*/commits/*.json")]
+    paths = [path for path in paths if path.relative_to(workspace).parts[0] != "reports"]
     return {path.relative_to(workspace).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
 
 

@@ -1,6 +1,6 @@
 """The classes of faults, by name."""
 
-from campaign import crashes
+from campaign import crashes, damages, object_store, services, strangers, together
 from campaign.cases import Library
 
 CLASSES: dict[str, Library] = {
@@ -12,4 +12,12 @@ CLASSES: dict[str, Library] = {
     "error-read": crashes.reading_errors,
     "error-list": crashes.listing_errors,
     "error-stat": crashes.stat_errors,
+    "damage": damages.damages,
+    "swap": damages.swaps,
+    "progress": damages.progress,
+    "stranger": strangers.strangers,
+    "together": together.together,
+    "clock": together.clocks,
+    "s3": object_store.requests,
+    "prefect": services.kills,
 }

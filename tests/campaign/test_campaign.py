@@ -1,4 +1,4 @@
-"""A seeded sample of the campaign, every class at least twice, and whether its judge can find fault at all."""
+"""A seeded sample of the campaign, every class at least once, and whether its judge can find fault at all."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def campaign(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("each", [2, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("each", [1, pytest.param(25, marks=pytest.mark.slow)])
 def test_no_fault_ends_badly(tmp_path: Path, each: int) -> None:
     ended = campaign(tmp_path, "--sample", str(each))
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -1,6 +1,8 @@
 """Models of every family are cut and hooked rightly, and one that cannot be used is refused in one line."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, D_IN, DEPTH, GEMMA, GEMMA_2_2B, POSITIONS, VOCABULARY, save_gemma_2_2b, save_model
 
 from pipeline.artefacts.workspace import Workspace
-from pipeline.errors import BadInputError
+from pipeline.errors import BadInputError, ModelAccessError
 from pipeline.extract.extraction import extract
 from pipeline.models.access import check_available
-from pipeline.models.language import ResidualStream, quiet_transformers, transformers
+from pipeline.models.language import ResidualStream, load_tokenizer, quiet_transformers, transformers
 from pipeline.models.model_section import HuggingFaceModel
 from pipeline.store.reader import ActivationStore
 from pipeline.study.experiment import Experiment
@@ -147,6 +149,28 @@ def test_a_folder_that_lacks_something_says_what(folder: Path) -> None:
     assert "the weights of" in refused(folder)
     (folder / "config.json").unlink()
     assert "holds no model: it has no config.json" in refused(folder)
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_a_tokenizer_that_cannot_be_looked_at_for_a_moment_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """transformers takes the error for absence. At its second look, it would load a tokenizer of single characters."""
+    expected, looks, real = load_tokenizer(str(folder))("some words")["input_ids"], -100, os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        nonlocal looks
+        looks += str(path).endswith("tokenizer.json")
+        if looks == failing and str(path).endswith("tokenizer.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, *arguments, **options)
+
+    looks = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        with pytest.raises(ModelAccessError, match="cannot be loaded"):
+            load_tokenizer(str(folder))
+    assert load_tokenizer(str(folder))("some words")["input_ids"] == expected
 
 
 @pytest.mark.parametrize("family_name", ["llama", "gpt-2"])

@@ -16,6 +16,7 @@ from pipeline.store import format as fmt
 from pipeline.store.batches import rows_in_order, shuffled_batches, split_shards
 from pipeline.store.documents import Documents
 from pipeline.store.reader import ActivationStore
+from pipeline.store.verify import damages
 from pipeline.store.writer import ShardWriter, commit_name
 
 
@@ -89,6 +90,27 @@ def test_an_interrupted_layout_is_seen_and_made_anew(tmp_path: Path) -> None:
     assert not fmt.is_laid_out(LocalStorage(tmp_path))
     fmt.create(LocalStorage(tmp_path), new_store(300))
     assert ShardWriter(LocalStorage(tmp_path)).layout.rows == 300
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("zarr.json", b'"seed": 0', b'"seed": 1'),
+        ("tokens/zarr.json", b'"chunk_grid"', b'"chunk_grid" '),
+        ("tokens/c/0/0", b"", b"x"),
+    ],
+)
+def test_what_an_unfinished_store_says_of_itself_is_compared_before_it_is_gone_on_with(
+    tmp_path: Path, name: str, old: bytes, new: bytes
+) -> None:
+    storage, store = LocalStorage(tmp_path), new_store(3 * SHARD_ROWS)
+    fmt.create(storage, store)
+    written = {name: storage.read(name) for name in storage.sizes()}
+    assert not damages(storage, deep=False)
+    changed = written[name].replace(old, new, 1)
+    assert changed != written[name]
+    storage.write(name, changed)
+    assert [damage.file for damage in damages(storage, deep=False)] == [name]
 
 
 def test_rows_never_written_do_not_look_like_activations(tmp_path: Path) -> None:
