@@ -11,8 +11,10 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 """A commit of a Hub repository; unlike a branch, it never moves."""
 
 Dtype = Literal["bfloat16", "float32"]
-Seed = Annotated[int, Field(ge=0)]
-"""Seed of a random generator; numpy accepts no negative one."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""Seed of a random generator; numpy accepts no negative one, torch none beyond."""
+PositiveInt = Annotated[int, Field(gt=0, le=2**40)]
+"""A number of rows, steps, latents or the like. Nobody has more than the bound, and counting up to it takes days."""
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 

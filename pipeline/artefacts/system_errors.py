@@ -16,6 +16,9 @@ LASTING = {
 }
 """What a retry does not overcome."""
 
+NO_MEMORY = "can't allocate memory"
+"""What torch says, in a RuntimeError."""
+
 
 @contextmanager
 def explained(path: Path | str, participle: Literal["read", "written", "deleted"] = "written") -> Generator[None]:
@@ -50,7 +53,7 @@ def trouble(error: Exception) -> str | None:
 def _errno(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno or errno.EIO
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY in str(error)):
         return errno.ENOMEM
     # safetensors tells I/O errors from damaged files by their text only. It is not imported here, because it is slow.
     if type(error).__name__ == "SafetensorError" and (code := re.search(r"\(os error (\d+)\)", str(error))):

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from pipeline.section import COMMIT, Dtype, Section, Seed, needs_commit
+from pipeline.section import COMMIT, Dtype, PositiveInt, Section, Seed, needs_commit
 
 
 class HuggingFaceModel(Section):

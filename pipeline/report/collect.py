@@ -13,6 +13,7 @@ from pipeline.errors import CorruptArtefactError, MissingArtefactError, Pipeline
 from pipeline.models.model_section import HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.report.differences import differences
 from pipeline.report.results import Arm, Cost, Curve, ExamplesOf, Model, Results, Row, StoreFacts, Task, Training
+from pipeline.store.norms import massive_rows
 from pipeline.store.reader import ActivationStore
 from pipeline.study.arms import arms_of
 from pipeline.study.evaluations import EVALUATIONS
@@ -105,6 +106,7 @@ def _store(plan: Plan, workspace: Workspace) -> StoreFacts:
         d_in=facts["d_in"],
         seconds=facts["seconds"],
         corpus=_corpus_name(experiment.corpus),
+        remarks=tuple(massive_rows(facts)),
     )
 
 

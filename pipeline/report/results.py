@@ -278,6 +278,8 @@ class StoreFacts(Frozen):
     d_in: int
     seconds: float
     corpus: str
+    remarks: tuple[str, ...] = ()
+    """What a reader must know of its rows (`store.norms.massive_rows`)."""
 
 
 class Training(TrainConfig):

@@ -58,6 +58,10 @@ def _cell(metric: Metric, rows: Sequence[Row]) -> str:
 
 
 def _caption(results: Results, probing: Sequence[Metric]) -> str:
+    return "\n".join((_explanation(results, probing), *results.store.remarks))
+
+
+def _explanation(results: Results, probing: Sequence[Metric]) -> str:
     if results.is_synthetic:
         return (
             "FVU: variance unexplained. found: true features that have a latent of their own, cosine > 0.8. F1: of the "

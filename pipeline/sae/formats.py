@@ -1,6 +1,8 @@
 """Writes and reads SAEs in SAELens' format: `cfg.json` and `sae_weights.safetensors`."""
 
+import glob
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,8 +39,8 @@ def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
     }
     tensors = {"W_enc": sae.W_enc_DF, "b_enc": sae.b_enc_F, "W_dec": sae.W_dec_FD, "b_dec": sae.b_dec_D}
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
     write_atomically(folder / WEIGHTS, weights)
+    write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
 
 
 def read_sae(folder: Path) -> SAE:
@@ -59,7 +61,9 @@ def read_sae(folder: Path) -> SAE:
 
 
 def to_saelens(source: Path, target: Path, name: str) -> None:
-    """Write the SAE in the folder `source` into `target`, for `sae_lens.SAE.load_from_disk`. The write is atomic.
+    """Write the SAE in the folder `source` into `target`, for `sae_lens.SAE.load_from_disk`.
+
+    A new folder appears whole. In an empty one that is there, the configuration comes last: without it, nothing is loaded.
 
     `name` is the artefact's name, for the metadata. Raises BadInputError when `target` exists and is not an empty folder,
     and when SAELens has no architecture for the activation.
@@ -70,13 +74,19 @@ def to_saelens(source: Path, target: Path, name: str) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInputError(f"{target} exists and is not an empty folder; name another one")
     metadata = json.loads((source / CONFIG).read_text(encoding="utf-8"))["metadata"]
+    metadata |= {"artefact": name}
+    if target.exists():  # a mount point, or the folder in which somebody works, cannot be replaced
+        write_sae(sae, target, metadata)
+        return
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
+    prefix = f".export-{target.name}-"
+    for left in target.parent.glob(f"{glob.escape(prefix)}*"):  # of an export that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(dir=target.parent, prefix=prefix) as temporary:
         folder = Path(temporary) / "sae"
         folder.mkdir()
-        write_sae(sae, folder, metadata | {"artefact": name})
-        for path in (folder / CONFIG, folder / WEIGHTS, folder):
-            fsync(path)
+        write_sae(sae, folder, metadata)
+        fsync(folder)
         folder.replace(target)
     fsync(target.parent)

@@ -20,8 +20,9 @@ from pipeline.artefacts.storage import Storage, read_many
 from pipeline.errors import CorruptArtefactError
 from pipeline.section import Dtype
 from pipeline.store.codecs import CODECS, Codec
+from pipeline.store.limits import MOST_SHARDS
 
-MOST_SHARDS, MOST_SPECIAL_IDS, MOST_LAYERS = 2**20, 2**16, 2**12
+MOST_SPECIAL_IDS, MOST_LAYERS = 2**16, 2**12
 MOST_NUMBER = 2**40
 """Bounds on what a store may say of itself, far above any real store: nobody counts to 1e15 because a file says so."""
 LARGEST_METADATA = 2**24

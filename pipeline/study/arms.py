@@ -38,7 +38,7 @@ ARMS: dict[str, Arm] = {
     ),
     "full": Arm(
         run=1,
-        question="The whole method: free norms, directional, top-K of row or column, weighted, resets after step 1,000.",
+        question="The whole method: free norms, directional, top-K of row or column, weighted, with resets.",
         diff={},
     ),
     "magnitude": Arm(

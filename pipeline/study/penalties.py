@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, model_validator
 
-from pipeline.section import Dtype, Fraction, Section
+from pipeline.section import Dtype, Fraction, PositiveInt, Section
 from pipeline.study.stage_code import StageCode
 
 

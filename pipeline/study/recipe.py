@@ -11,13 +11,12 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveFloat,
-    PositiveInt,
     SerializeAsAny,
     model_validator,
 )
 
 from pipeline.sae.activations import ACTIVATIONS
-from pipeline.section import Before, Dtype, Section, Seed, one_of
+from pipeline.section import Before, Dtype, PositiveInt, Section, Seed, one_of
 from pipeline.study.penalties import Contrast, PenaltySection, declared_penalty
 
 

@@ -8,10 +8,11 @@ The other sections are in `pipeline.models.model_section` ([model]), `pipeline.t
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from pipeline.section import Dtype, Fraction, Section, Seed
+from pipeline.section import Dtype, Fraction, PositiveInt, Section, Seed
 from pipeline.store.codecs import Codec
+from pipeline.store.limits import MOST_SHARDS
 
 
 class StoreConfig(Section):
@@ -42,6 +43,8 @@ class StoreConfig(Section):
     def _whole_chunks(self) -> Self:
         if self.shard_rows % self.chunk_rows:
             raise ValueError(f"shard_rows {self.shard_rows} is not a multiple of chunk_rows {self.chunk_rows}")
+        if self.tokens > self.shard_rows * MOST_SHARDS:
+            raise ValueError(f"tokens {self.tokens:,} are more than {MOST_SHARDS:,} shards hold; raise shard_rows")
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers {list(self.layers)} names a layer twice")
         return self

@@ -173,6 +173,8 @@ def _matching(pattern: str) -> list[Path]:
     files = [file for name in names if (file := Path(name)).is_file()]
     if not files:
         problem = f"is a folder, name its files, such as {path / '*.parquet'}" if path.is_dir() else "matches no file"
+        if "[" in pattern:
+            problem += "; a bracket begins a choice of characters, and [[] is the bracket itself"
         raise BadInputError(f"corpus.paths: {pattern!r} {problem}")
     return files
 

@@ -121,6 +121,20 @@ def test_only_a_new_or_empty_folder_is_written(copied: Path, tmp_path: Path) -> 
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_an_export_goes_into_the_folder_in_which_somebody_works_and_clears_what_a_killed_one_left(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    export_sae(copied, Path())
+    assert sorted(path.name for path in here.iterdir()) == ["cfg.json", WEIGHTS]
+    (tmp_path / ".export-there-x" / "sae").mkdir(parents=True)
+    (tmp_path / ".export-elsewhere-x").mkdir()
+    export_sae(copied, tmp_path / "there")
+    assert sorted(path.name for path in tmp_path.glob(".export-*")) == [".export-elsewhere-x"]
+
+
 def test_an_export_that_fails_leaves_nothing(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full_disk(*_: object) -> None:
         raise OSError("no space left")

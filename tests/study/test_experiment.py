@@ -205,6 +205,7 @@ def test_built_in_arms_that_coincide_under_the_experiment_s_values_are_refused(s
         ),
         (TINY, f'{HUB}\nname = "a/b"\nd_in = 8\ndepth = 4\nrevision = "v1.0"', "not 'v1.0'; https://huggingface.co/a/b/"),
         ("learning_rate = 1e-3", "learning_rate = nan", "train.learning_rate"),
+        ("steps = 120", "steps = 9_000_000_000_000_000_000", "train.steps"),
         ("first = 40", "first = 40\n[train.contrast]\ntopk = 1.5", "train.contrast.topk"),
     ],
 )

@@ -183,3 +183,14 @@ def test_a_text_with_two_labels_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     write(tmp_path, "test", text=["c", "d"], label=[0, 1])
     probe_texts(tmp_path, 1, 1, 42)
     assert "train.parquet: 1 texts have a second label" in capsys.readouterr().err
+
+
+def test_repeated_texts_of_known_data_sets_are_counted_and_stay(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {"a": ["one", "one", "two"], "b": ["three", "four"]}, {"a": ["two"], "b": ["five"]}
+    monkeypatch.setattr("pipeline.texts.python.probe_texts", lambda *_: texts)
+    probes = ProbesConfig(datasets=("python/text-kind",))
+    assert load_texts("python/text-kind", probes) == texts
+    said = capsys.readouterr().err
+    assert said.startswith("python/text-kind: 1 texts are drawn more than once within a class, and 1 test texts are also")
