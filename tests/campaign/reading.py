@@ -142,7 +142,7 @@ def _repaired(study: Study, place: Place, kind: str, folder: str) -> Verdict:
         if bad := refused(ended):
             return Verdict(bad.outcome, f"the remedy, {stage}: {bad.detail}")
         if ended.code and "move it away" in ended.last_line:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
             ended = run(command(*study.argv(stage, place.workspace)), place.folder)
         if ended.code:
             return Verdict("stuck", f"the remedy, {stage}: exit {ended.code}: {ended.last_line}")
