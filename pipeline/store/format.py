@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -207,15 +207,20 @@ def create(storage: Storage, new: NewStore) -> None:
     text_files = sorted(name for name in files if name != ROOT and not name.startswith(tuple(rows)))
     hashes = {name: sha256(files[name].to_bytes()) for name in text_files}
     # Until there is a manifest, nothing else says what was written here.
-    group.attrs.put(sealed({**new.layout.model_dump(mode="json"), TEXT_FILES: hashes}))
+    files[ROOT] = skeleton(new.layout, hashes)[1][ROOT]
     for name in sorted(files, key=lambda name: (name == ROOT, name)):
         storage.write(name, files[name].as_numpy_array().data)
 
 
-def skeleton(layout: Layout) -> tuple[zarr.Group, dict[str, Buffer]]:
-    """The group and row arrays of an empty store in memory, and the files behind them, which writing to the group fills."""
+def skeleton(layout: Layout, text_files: Mapping[str, str] | None = None) -> tuple[zarr.Group, dict[str, Buffer]]:
+    """The group and row arrays of an empty store in memory, and the files behind them, which writing to the group fills.
+
+    `text_files` are the hashes that the root holds (`read_root`).
+    """
     files: dict[str, Buffer] = {}
     attributes = layout.model_dump(mode="json")
+    if text_files:
+        attributes = sealed({**attributes, TEXT_FILES: dict(text_files)})
     group = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3, attributes=attributes)
     bits = BITS[layout.dtype]
     padded = layout.shards * layout.shard_rows

@@ -115,10 +115,8 @@ class _Verification:
                 yield Damage(name, what, int(shard[1]) if shard else None)
 
     def _unlike_created(self, layout: fmt.Layout, text_files: Mapping[str, str]) -> Iterator[Damage]:
-        """Files of an unfinished store that are not as `format.create` wrote them. The root has a seal."""
-        metadata = {
-            name: sha256(content.to_bytes()) for name, content in fmt.skeleton(layout)[1].items() if name != fmt.ROOT
-        }
+        """Files of an unfinished store that are not as `format.create` wrote them."""
+        metadata = {name: sha256(content.to_bytes()) for name, content in fmt.skeleton(layout, text_files)[1].items()}
         for name, known in (metadata | dict(text_files)).items():
             if self._size(name) is None or sha256(self.storage.read(name)) != known:
                 yield Damage(name, "is not as it was written")
