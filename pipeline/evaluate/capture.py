@@ -180,8 +180,8 @@ def measure_random_capture(on: Bench) -> Capture:
     seen = on.once(measure_reconstruction)
     null = random_tied(on.sae, next(iter(on.layer.rows)), seen.l0)
     latents = Latents(null, on.layer.rows)
-    cofiring = CofiringPairs(firings(latents, null.d_sae), seen.rows, on.config)
-    for block in pair_blocks(latents, null.d_sae):
+    cofiring = CofiringPairs(firings(latents.sparse(), null.d_sae), seen.rows, on.config)
+    for block in pair_blocks(latents.sparse, null.d_sae):
         cofiring.update(block)
     return Capture(null.W_dec_FD, cofiring, on.config)
 

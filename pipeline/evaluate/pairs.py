@@ -3,14 +3,19 @@
 Pairs are counted a block of latents at a time: of 16,384 latents, one float32 matrix of all pairs takes 1 GB.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
+from pipeline.evaluate.sparse import SparseLatents, add_pairs, stacked
 from pipeline.sae.sae import SAE
 from pipeline.study.sections import EvaluateConfig
 
+GROUP_FIRINGS = 2**24
+"""Firings of the rows whose pairs are counted at once: 128 MB, and four times that while they are counted."""
+PANEL_BYTES = 256 * 2**20
+"""Size of the float32 matrix [p, F] of the latents whose pairs are counted in one pass over the rows."""
 BLOCK_BYTES = 64 * 2**20
 """Size of a block's float32 matrix [b, F]: b is 1,024 of 16,384 latents, and all of up to 4,096."""
 MOST_PAIRS = 4.0
@@ -36,29 +41,30 @@ class PairBlock:
         return slice(self.first, self.first + len(self.joint_bF))
 
 
-def blocks_of(latents: int) -> list[slice]:
-    """Latents in blocks: a float32 matrix [b, `latents`] takes BLOCK_BYTES."""
-    size = max(1, BLOCK_BYTES // (4 * max(1, latents)))
+def blocks_of(latents: int, most: int | None = None) -> list[slice]:
+    """Latents in blocks: a float32 matrix [b, `latents`] takes at most `most` bytes, BLOCK_BYTES by default."""
+    size = max(1, (BLOCK_BYTES if most is None else most) // (4 * max(1, latents)))
     return [slice(first, min(first + size, latents)) for first in range(0, latents, size)]
 
 
-def pair_blocks(latents: Iterable[torch.Tensor], d_sae: int) -> Iterator[PairBlock]:
-    """Every pair i < j once; entries with j <= i are 0. Each block loops over `latents`, the chunks [B, F] of all rows."""
-    for block in blocks_of(d_sae):
-        joint_bF = torch.zeros(block.stop - block.start, d_sae)
-        strength_bF = torch.zeros_like(joint_bF)
-        for f_BF in latents:
-            strength_bF.addmm_(f_BF[:, block].T, f_BF)
-            fired_BF = (f_BF > 0).float()
-            joint_bF.addmm_(fired_BF[:, block].T, fired_BF)  # exact: float32 counts to 2^24 rows
-        yield PairBlock(block.start, joint_bF.triu_(block.start + 1), strength_bF.triu_(block.start + 1))
+def pair_blocks(latents: Callable[[], Iterable[SparseLatents]], d_sae: int) -> Iterator[PairBlock]:
+    """Every pair i < j once; entries with j <= i are 0. `latents()` gives the chunks of all rows, every time the same."""
+    for panel in blocks_of(d_sae, PANEL_BYTES):
+        joint_pF = torch.zeros(panel.stop - panel.start, d_sae)
+        strength_pF = torch.zeros_like(joint_pF)
+        for group in stacked(latents(), GROUP_FIRINGS):
+            add_pairs(group, panel, joint_pF, strength_pF)
+        size = blocks_of(d_sae)[0].stop
+        for first in range(panel.start, panel.stop, size):
+            block = slice(first - panel.start, first - panel.start + size)
+            yield PairBlock(first, joint_pF[block].triu_(first + 1), strength_pF[block].triu_(first + 1))
 
 
-def firings(latents: Iterable[torch.Tensor], d_sae: int) -> torch.Tensor:
+def firings(latents: Iterable[SparseLatents], d_sae: int) -> torch.Tensor:
     """int64 [F]: rows on which each latent fires, of chunks [B, F]."""
     fired_F = torch.zeros(d_sae, dtype=torch.int64)
-    for f_BF in latents:
-        fired_F += (f_BF > 0).sum(dim=0)
+    for chunk in latents:
+        fired_F += chunk.fired_F()
     return fired_F
 
 

@@ -8,6 +8,7 @@ import torch
 from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate.bench import Bench
 from pipeline.evaluate.pairs import blocks_of
+from pipeline.evaluate.sparse import SparseLatents
 from pipeline.sae.sae import SAE
 
 DENSITY_EDGES = [quarter / 4 for quarter in range(-24, 1)]
@@ -30,16 +31,16 @@ class Reconstruction:
         self.sum_D = torch.zeros(d_in, dtype=torch.float64)
         self.fired_F = torch.zeros(d_sae, dtype=torch.int64)
 
-    def update(self, x_BD: torch.Tensor, f_BF: torch.Tensor) -> None:
+    def update(self, x_BD: torch.Tensor, latents: SparseLatents) -> None:
         """Take in rows and their latents."""
-        reconstructed_BD = self.sae.decode(f_BF)
+        reconstructed_BD = latents.decoded(self.sae)
         self.rows += len(x_BD)
         self.squared_error += (x_BD - reconstructed_BD).square().sum(dtype=torch.float64)
         self.squared_norm += x_BD.square().sum(dtype=torch.float64)
         self.reconstructed += (reconstructed_BD - self.sae.b_dec_D).square().sum(dtype=torch.float64)
         self.cosine += torch.nn.functional.cosine_similarity(x_BD, reconstructed_BD).sum(dtype=torch.float64)
         self.sum_D += x_BD.sum(dim=0, dtype=torch.float64)
-        self.fired_F += (f_BF > 0).sum(dim=0)
+        self.fired_F += latents.fired_F()
 
     @property
     def l0(self) -> float:
@@ -85,8 +86,8 @@ METRICS: dict[str, Callable[[Reconstruction], float]] = {
 def measure_reconstruction(on: Bench) -> Reconstruction:
     """The sums over all held-out rows."""
     sums = Reconstruction(on.sae)
-    for x_BD, f_BF in on.latents.with_rows():
-        sums.update(x_BD, f_BF)
+    for x_BD, latents in on.latents.with_rows():
+        sums.update(x_BD, latents)
     return sums
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline.evaluate import pairs as pairs_module
 from pipeline.evaluate.capture import PAIRS_CURVE, TOPK_CURVE, Capture, random_tied, topk_mask
 from pipeline.evaluate.pairs import CofiringPairs, firings, pair_blocks
+from pipeline.evaluate.sparse import SparseLatents
 from pipeline.sae.sae import SAE
 from pipeline.study.sections import EvaluateConfig
 
@@ -18,9 +19,9 @@ CONFIG = EvaluateConfig(k_values=(1,), capture_topk=0.1, live_firings=2, joint_f
 
 
 def cofiring(f_BF: torch.Tensor, config: EvaluateConfig = CONFIG) -> CofiringPairs:
-    latents, chunks = f_BF.shape[1], torch.split(f_BF, 3)
+    latents, chunks = f_BF.shape[1], [SparseLatents.of(some_BF) for some_BF in torch.split(f_BF, 3)]
     pairs = CofiringPairs(firings(chunks, latents), len(f_BF), config)
-    for block in pair_blocks(chunks, latents):
+    for block in pair_blocks(lambda: chunks, latents):
         pairs.update(block)
     return pairs
 

@@ -8,6 +8,7 @@ from small_study import Study
 
 from pipeline.evaluate import heldout
 from pipeline.evaluate.heldout import HeldoutRows, Latents
+from pipeline.evaluate.sparse import BYTES_PER_FIRING
 from pipeline.sae.sae import SAE
 from pipeline.store.batches import rows_in_order
 from pipeline.store.reader import ActivationStore
@@ -52,7 +53,7 @@ X_BD = torch.randn(100, 6, generator=torch.Generator().manual_seed(1))
 def test_rows_are_read_and_encoded_once_however_often_latents_are_asked_for(sae: SAE, encoded: list[int]) -> None:
     rows = Counted(X_BD)
     latents = Latents(sae, rows)
-    f_BF = torch.cat([f_BF for _, f_BF in latents.with_rows()])
+    f_BF = torch.cat([some.dense() for _, some in latents.with_rows()])
     for _ in range(3):
         assert torch.equal(torch.cat(list(latents)), f_BF)
     assert (rows.read, sum(encoded)) == (100, 100)
@@ -66,7 +67,7 @@ def test_what_does_not_fit_is_encoded_again_to_the_same_bits(
 ) -> None:
     expected = torch.cat([sae.encode(x_BD) for x_BD in torch.split(X_BD, 30)])
     firing = int(expected[: 30 * chunks_that_fit].count_nonzero())
-    monkeypatch.setattr(heldout, "KEPT_BYTES", heldout.BYTES_PER_FIRING * firing)
+    monkeypatch.setattr(heldout, "KEPT_BYTES", BYTES_PER_FIRING * firing)
     encoded.clear()
     latents = Latents(sae, Counted(X_BD))
     for loop in range(3):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pipeline.evaluate import pairs as pairs_module
 from pipeline.evaluate.interference import relative, same_direction
 from pipeline.evaluate.pairs import CrossTerms, SimilarPairs, pair_blocks
+from pipeline.evaluate.sparse import SparseLatents
 from pipeline.sae.sae import SAE
 from pipeline.study.penalties import Contrast
 from pipeline.train.contrast import contrastive
@@ -22,7 +23,8 @@ def random_sae(seed: int, latents: int) -> SAE:
 
 def measured(sae: SAE, x_BD: torch.Tensor, pairs: SimilarPairs, reconstructed: float) -> dict[str, float]:
     terms = CrossTerms(sae, pairs)
-    for block in pair_blocks([sae.encode(some_BD) for some_BD in torch.split(x_BD, 7)], sae.d_sae):
+    chunks = [SparseLatents.of(sae.encode(some_BD)) for some_BD in torch.split(x_BD, 7)]
+    for block in pair_blocks(lambda: chunks, sae.d_sae):
         terms.update(block)
     return relative(terms, reconstructed)
 

@@ -7,6 +7,7 @@ import torch
 from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate import pairs
 from pipeline.evaluate.reconstruction import Reconstruction
+from pipeline.evaluate.sparse import SparseLatents
 from pipeline.sae.sae import SAE
 
 
@@ -21,7 +22,7 @@ def test_metrics_on_a_case_worked_by_hand() -> None:
     x_BD = torch.tensor([[3.0, 0.0], [0.0, 4.0], [3.0, 4.0], [2.0, -4.0]])
     metrics = Reconstruction(sae)
     for rows_BD in x_BD.split(3):
-        metrics.update(rows_BD, sae.encode(rows_BD))
+        metrics.update(rows_BD, SparseLatents.of(sae.encode(rows_BD)))
     result = metrics.compute()
     variance = float((x_BD - x_BD.mean(dim=0)).square().sum())
     assert result["rows"] == 4
@@ -47,7 +48,7 @@ def test_histograms_and_aggregates_are_those_of_the_definition(monkeypatch: pyte
     x_BD = torch.randn(400, 5, generator=torch.Generator().manual_seed(1))
     metrics = Reconstruction(sae)
     for rows_BD in x_BD.split(90):
-        metrics.update(rows_BD, sae.encode(rows_BD))
+        metrics.update(rows_BD, SparseLatents.of(sae.encode(rows_BD)))
     result = metrics.compute()
     f_BF = sae.encode(x_BD)
     assert float(metrics.reconstructed) == pytest.approx(float((f_BF @ sae.W_dec_FD).square().sum()), rel=1e-5)
@@ -75,6 +76,6 @@ def test_a_reconstruction_that_is_not_finite_is_degenerate() -> None:
     sae = some_sae(8, scale=float("inf"))
     metrics = Reconstruction(sae)
     x_BD = torch.ones(3, 5) * 2
-    metrics.update(x_BD, sae.encode(x_BD))
+    metrics.update(x_BD, SparseLatents.of(sae.encode(x_BD)))
     with pytest.raises(DegenerateSAEError, match="reconstructions of held-out rows are not finite"):
         metrics.compute()

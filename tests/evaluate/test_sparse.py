@@ -1,0 +1,44 @@
+"""Latents without their zeros: the same sums as with them, however many fire."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.evaluate import sparse
+from pipeline.evaluate.sparse import SparseLatents, add_pairs, stacked
+from pipeline.sae.sae import SAE
+
+
+def drawn(seed: int, rows: int, latents: int, share: float) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    f_BF = torch.randn(rows, latents, generator=generator).abs()
+    return f_BF * (torch.rand(rows, latents, generator=generator) < share)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 30), st.sampled_from([0.0, 0.05, 0.5, 1.0]))
+def test_pairs_are_those_of_the_dense_products(seed: int, rows: int, latents: int, share: float) -> None:
+    f_BF = drawn(seed, rows, latents, share)
+    fired_BF = (f_BF > 0).float()
+    block = slice(latents // 3, latents // 3 + max(1, latents // 2))
+    for cost in (0, 1, 1e9):  # always sparse, by cost, never
+        joint_bF = torch.zeros(len(range(latents)[block]), latents)
+        strength_bF = torch.zeros_like(joint_bF)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sparse, "PAIR_COST", cost)
+            patch.setattr(sparse, "DENSE_ROWS", 7)
+            for group in stacked([SparseLatents.of(some_BF) for some_BF in f_BF.split(5)], 20):
+                add_pairs(group, block, joint_bF, strength_bF)
+        assert torch.equal(joint_bF, fired_BF[:, block].T @ fired_BF)
+        torch.testing.assert_close(strength_bF, f_BF[:, block].T @ f_BF)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 20), st.sampled_from([0.0, 0.02, 0.5]))
+def test_latents_come_back_and_decode_as_they_were(seed: int, rows: int, share: float) -> None:
+    f_BF = drawn(seed, rows, 60, share)
+    latents = SparseLatents.of(f_BF)
+    assert torch.equal(latents.dense(), f_BF)
+    assert torch.equal(latents.fired_F(), (f_BF > 0).sum(dim=0))
+    W_dec_FD = torch.nn.functional.normalize(torch.randn(60, 7, generator=torch.Generator().manual_seed(seed)), dim=1)
+    sae = SAE(W_enc_DF=W_dec_FD.T, b_enc_F=torch.zeros(60), W_dec_FD=W_dec_FD, b_dec_D=torch.ones(7))
+    torch.testing.assert_close(latents.decoded(sae), sae.decode(f_BF))
