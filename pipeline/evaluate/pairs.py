@@ -50,14 +50,14 @@ def blocks_of(latents: int, most: int | None = None) -> list[slice]:
 def pair_blocks(latents: Callable[[], Iterable[SparseLatents]], d_sae: int) -> Iterator[PairBlock]:
     """Every pair i < j once; entries with j <= i are 0. `latents()` gives the chunks of all rows, every time the same."""
     for panel in blocks_of(d_sae, PANEL_BYTES):
-        joint_pF = torch.zeros(panel.stop - panel.start, d_sae)
-        strength_pF = torch.zeros_like(joint_pF)
+        joint_bF = torch.zeros(panel.stop - panel.start, d_sae)
+        strength_bF = torch.zeros_like(joint_bF)
         for group in stacked(latents(), GROUP_FIRINGS):
-            add_pairs(group, panel, joint_pF, strength_pF)
+            add_pairs(group, panel, joint_bF, strength_bF)
         size = blocks_of(d_sae)[0].stop
         for first in range(panel.start, panel.stop, size):
             block = slice(first - panel.start, first - panel.start + size)
-            yield PairBlock(first, joint_pF[block].triu_(first + 1), strength_pF[block].triu_(first + 1))
+            yield PairBlock(first, joint_bF[block].triu_(first + 1), strength_bF[block].triu_(first + 1))
 
 
 def firings(latents: Iterable[SparseLatents], d_sae: int) -> torch.Tensor:

@@ -31,11 +31,10 @@ class SparseLatents:
     @classmethod
     def of(cls, f_BF: torch.Tensor) -> "SparseLatents":
         """The same latents, given with their zeros."""
-        row_N, column_N = f_BF.nonzero().T
-        value_N = f_BF[row_N, column_N]
-        start_B = torch.zeros(len(f_BF) + 1, dtype=torch.int32)
-        torch.cumsum(row_N.bincount(minlength=len(f_BF)), dim=0, out=start_B[1:])
-        arrays: Any = (value_N.numpy(), column_N.int().numpy(), start_B.numpy())
+        rows, columns = f_BF.nonzero().T
+        starts = torch.zeros(len(f_BF) + 1, dtype=torch.int32)
+        torch.cumsum(rows.bincount(minlength=len(f_BF)), dim=0, out=starts[1:])
+        arrays: Any = (f_BF[rows, columns].numpy(), columns.int().numpy(), starts.numpy())
         return cls(sparse.csr_matrix(arrays, shape=tuple(f_BF.shape)))
 
     @property
