@@ -40,7 +40,7 @@ from pipeline.study.arms import ARMS, Recipes
 from pipeline.study.penalties import Contrast
 from pipeline.study.recipe import TrainConfig
 from pipeline.train.cohort import Member, train_cohort
-from pipeline.train.pair_kernels import thresholds
+from pipeline.train.pair_selection import thresholds
 from pipeline.train.step import Trainer
 from pipeline.train.weights import decoder_norms
 

@@ -27,7 +27,7 @@ from pipeline.sae.activations import RELU
 from pipeline.study.penalties import Contrast
 from pipeline.study.recipe import TrainConfig
 from pipeline.train import losses
-from pipeline.train.pair_kernels import thresholds
+from pipeline.train.pair_selection import thresholds
 from pipeline.train.step import Trainer
 from pipeline.train.weights import decoder_norms
 

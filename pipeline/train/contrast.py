@@ -4,7 +4,7 @@ import torch
 
 from pipeline.runtime.linalg import vector_norm
 from pipeline.study.penalties import Contrast
-from pipeline.train import pair_kernels
+from pipeline.train import pair_kernels, pair_selection
 from pipeline.train.penalty import Accumulator, Latents, PenaltyTerm
 from pipeline.train.weights import Weights, decoder_norms
 
@@ -63,13 +63,13 @@ class ContrastTerm(PenaltyTerm):
 
     def add_gradient(self, latents: Latents, into: Accumulator) -> torch.Tensor:
         """Add the gradient to `into`; returns the penalty. Holds no matrix of F x F (`pair_kernels`)."""
-        pairs = pair_kernels.SelectedPairs(**vars(latents), threshold_F=self.threshold_F, config=self.section)
+        pairs = pair_selection.SelectedPairs(**vars(latents), threshold_F=self.threshold_F, config=self.section)
         return pair_kernels.penalty(pairs, into)
 
     def prepare(self, W_dec_FD: torch.Tensor, done: int) -> None:
         """Compute the thresholds again when they are due."""
         if self.refreshed < 0 or done - self.refreshed >= self.section.pair_refresh:
-            self.threshold_F.copy_(pair_kernels.thresholds(W_dec_FD, decoder_norms(W_dec_FD), self.section)[0])
+            self.threshold_F.copy_(pair_selection.thresholds(W_dec_FD, decoder_norms(W_dec_FD), self.section)[0])
             self.refreshed = done
 
     def latents_were_reset(self) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.sae.activations import Activation
 from pipeline.study.penalties import Contrast
-from pipeline.train import pair_kernels
+from pipeline.train import pair_kernels, pair_selection
 from pipeline.train.losses import pre_activations
 from pipeline.train.penalty import PenaltyTerm
 from pipeline.train.weights import Weights, decoder_norms
@@ -30,8 +30,8 @@ def geometry(weights: Weights, x_BD: torch.Tensor, activation: Activation, penal
     """Measure one SAE on a batch [B, D]; `penalty` is the arm's own, which may rescale the encoder."""
     norm_F = decoder_norms(weights.W_dec_FD)
     f_BF = activation.in_training(pre_activations(weights, x_BD, penalty.encoder_scale(norm_F) if penalty else None))
-    threshold_F, nearest_F = pair_kernels.thresholds(weights.W_dec_FD, norm_F, PAIRS)
-    pairs = pair_kernels.SelectedPairs(
+    threshold_F, nearest_F = pair_selection.thresholds(weights.W_dec_FD, norm_F, PAIRS)
+    pairs = pair_selection.SelectedPairs(
         f_BF=f_BF,
         firing_B=torch.sign(f_BF).sum(dim=1),
         W_dec_FD=weights.W_dec_FD,

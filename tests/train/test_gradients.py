@@ -7,14 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.runtime import devices
 from pipeline.sae.activations import RELU
 from pipeline.study.penalties import Contrast
 from pipeline.study.recipe import TrainConfig
-from pipeline.train import losses, pair_kernels
+from pipeline.train import losses, pair_dense, pair_firings, pair_kernels, pair_selection
 from pipeline.train.contrast import contrastive
 from pipeline.train.diagnostics import geometry
 from pipeline.train.gradients import closed_form
 from pipeline.train.losses import Differentiated, Objective
+from pipeline.train.pair_dense import by_blocks, by_panels
+from pipeline.train.pair_firings import by_rows, by_table
+from pipeline.train.pair_kernels import Kernel
 from pipeline.train.penalty import PenaltyTerm, penalty_term
 from pipeline.train.step import Trainer
 from pipeline.train.weights import Weights, decoder_norms
@@ -28,6 +32,8 @@ contrasts = st.builds(
     topk=st.floats(0.01, 1.0),
     weighted=st.booleans(),
 )
+
+KERNELS: list[Kernel] = [by_blocks, by_panels, by_table, by_rows]
 
 
 def random_weights(d_in: int, d_sae: int, generator: torch.Generator) -> Weights:
@@ -67,31 +73,32 @@ def assert_same(one: Differentiated, other: Differentiated, **tolerance: float) 
     torch.testing.assert_close(other.firings_F.long(), one.firings_F)
 
 
-@given(shapes, seeds, st.none() | contrasts, st.booleans())
+@given(shapes, seeds, st.none() | contrasts, st.sampled_from(KERNELS))
 def test_losses_and_gradients_are_those_of_autograd(
-    shape: tuple[int, int, int], seed: int, contrast: Contrast | None, few_fire: bool
+    shape: tuple[int, int, int], seed: int, contrast: Contrast | None, kernel: Kernel
 ) -> None:
     rows, d_in, d_sae = shape
     generator = torch.Generator().manual_seed(seed)
     weights = random_weights(d_in, d_sae, generator)
     x_BD = torch.randn(rows, d_in, generator=generator, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        # Either kernel, whichever would be chosen; unweighted pairs are all pairs, which only one of them knows.
-        patch.setattr(pair_kernels, "few_fire", lambda latents: few_fire and latents.config.weighted)
-        patch.setattr(pair_kernels, "SMALL", 2)
-        patch.setattr(pair_kernels, "TALL", 3)
-        patch.setattr(pair_kernels, "WIDE", 4)
-        patch.setattr(pair_kernels, "GATHERED", 3 * d_in * d_sae)
+        # Any kernel, whichever would be chosen; unweighted pairs are all pairs, which the sparse ones do not know.
+        patch.setattr(pair_kernels, "kernel_for", lambda pairs: kernel if pairs.config.weighted else by_blocks)
+        patch.setattr(pair_dense, "SMALL", 2)
+        patch.setattr(pair_dense, "TALL", 3)
+        patch.setattr(pair_dense, "WIDE", 4)
+        patch.setattr(pair_firings, "GATHERED", 3 * d_in * d_sae)
+        patch.setattr(devices, "PANEL_BYTES", 4 * 3 * d_sae)
         assert_same(*both(weights, x_BD, contrast), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("kernel", ["by_rows", "by_blocks"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("select", ["union", "row", "mutual"])
-def test_kernels_are_the_definition_beyond_one_block(kernel: str, select: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_the_definition_beyond_one_block(kernel: Kernel, select: str, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = random_weights(24, 500, generator)
     x_BD = torch.randn(60, 24, generator=generator, dtype=torch.float64)
-    monkeypatch.setattr(pair_kernels, "few_fire", lambda _: kernel == "by_rows")
+    monkeypatch.setattr(pair_kernels, "kernel_for", lambda _: kernel)
     contrast = Contrast.model_validate({"select": select})
     assert_same(*both(weights, x_BD, contrast), rtol=1e-9, atol=1e-10)
 
@@ -113,12 +120,12 @@ def test_selecting_by_row_is_the_mean_of_union_and_mutual(seed: int, contrast: C
 
 
 def test_which_kernel_is_cheaper_depends_on_how_many_fire() -> None:
-    def few_fire(firing: int, d_sae: int, **changes: object) -> bool:
-        W_dec_FD = torch.ones(d_sae, 64)
-        return pair_kernels.few_fire(
-            pair_kernels.SelectedPairs(
-                f_BF=torch.ones(32, 1).expand(32, d_sae),
-                firing_B=torch.full((32,), firing),
+    def chosen(firing: int, d_sae: int, d_in: int, **changes: object) -> Kernel:
+        W_dec_FD = torch.ones(d_sae, d_in)
+        return pair_kernels.kernel_for(
+            pair_selection.SelectedPairs(
+                f_BF=torch.ones(2048, 1).expand(2048, d_sae),
+                firing_B=torch.full((2048,), firing),
                 W_dec_FD=W_dec_FD,
                 norm_F=W_dec_FD[:, 0],
                 threshold_F=W_dec_FD[:, 0],
@@ -126,10 +133,10 @@ def test_which_kernel_is_cheaper_depends_on_how_many_fire() -> None:
             )
         )
 
-    assert few_fire(10, 2048)
-    assert not few_fire(1000, 2048)
-    assert not few_fire(10, 128)
-    assert not few_fire(10, 2048, weighted=False)
+    assert chosen(50, 6144, 768) is by_rows
+    assert chosen(50, 1536, 192) is by_table
+    assert chosen(400, 1536, 192) is by_blocks
+    assert chosen(50, 1536, 192, weighted=False) is by_blocks
 
 
 class Spread(PenaltyTerm):
@@ -180,10 +187,10 @@ def test_thresholds_are_the_kth_largest_similarities_to_others() -> None:
     W_dec_FD = random_weights(6, 400, torch.Generator().manual_seed(0)).W_dec_FD
     cosine_FF = torch.nn.functional.normalize(W_dec_FD) @ torch.nn.functional.normalize(W_dec_FD).T
     ordered_FF = cosine_FF.fill_diagonal_(-torch.inf).sort(dim=1, descending=True).values
-    threshold_F, nearest_F = pair_kernels.thresholds(W_dec_FD, decoder_norms(W_dec_FD), Contrast(topk=0.1))
+    threshold_F, nearest_F = pair_selection.thresholds(W_dec_FD, decoder_norms(W_dec_FD), Contrast(topk=0.1))
     torch.testing.assert_close(threshold_F, ordered_FF[:, 38])  # k = int(0.1 x 399)
     torch.testing.assert_close(nearest_F, ordered_FF[:, 0])
-    everything_F, _ = pair_kernels.thresholds(W_dec_FD, decoder_norms(W_dec_FD), Contrast(topk=1.0))
+    everything_F, _ = pair_selection.thresholds(W_dec_FD, decoder_norms(W_dec_FD), Contrast(topk=1.0))
     assert bool((everything_F == -torch.inf).all())
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.sae.activations import RELU
 from pipeline.study.penalties import Contrast
 from pipeline.study.recipe import Resets, TrainConfig
-from pipeline.train import losses, pair_kernels
+from pipeline.train import losses, pair_selection
 from pipeline.train.penalty import penalty_term
 from pipeline.train.step import Trainer
 
@@ -195,11 +195,11 @@ def test_a_contrast_of_every_third_step_is_three_times_as_strong_on_those_steps(
 
 def test_thresholds_are_refreshed_when_due_and_after_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     refreshed: list[int] = []
-    real = pair_kernels.thresholds
+    real = pair_selection.thresholds
     recipe = config(contrast=Contrast(every=2, pair_refresh=5), resets=Resets(every=10, first=20))
     trainer, stream = Trainer(config=recipe, d_in=D_IN, seed=0), batches()
     monkeypatch.setattr(
-        "pipeline.train.pair_kernels.thresholds", lambda *arguments: refreshed.append(trainer.done) or real(*arguments)
+        "pipeline.train.pair_selection.thresholds", lambda *arguments: refreshed.append(trainer.done) or real(*arguments)
     )
     trainer.weights.b_enc_F[:3] = -100
     reset = [trainer.step(next(stream)).reset_now for _ in range(32)]
