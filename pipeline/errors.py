@@ -1,5 +1,8 @@
 """Defines all errors that are raised on purpose. A message is one line: what is wrong, and what to do about it."""
 
+NO_MEMORY = "can't allocate memory"
+"""What torch says of the CPU's memory, in a RuntimeError; of a GPU's it has an error of its own."""
+
 
 class PipelineError(Exception):
     """Base of all errors here. `exit_code` is the exit status of the `dasae` command."""
@@ -29,6 +32,10 @@ class CorruptArtefactError(PipelineError, OSError):
 
 class StorageError(PipelineError):
     """Reading or writing failed for a reason that may pass, such as a full disk or the network. A retry can help."""
+
+
+class OutOfMemoryError(PipelineError):
+    """Memory does not hold what is computed together. Less at a time can help."""
 
 
 class DegenerateSAEError(PipelineError):

@@ -7,6 +7,8 @@ import pytest
 from pipeline.errors import BadInputError, InterruptedRunError, PipelineError
 from pipeline.front import open_workspace, plan_of, run
 
+NO_ROOM = "error: Cannot allocate memory; solve that, then run the same command again\n"
+
 
 @pytest.mark.parametrize(
     ("error", "code", "says"),
@@ -14,6 +16,7 @@ from pipeline.front import open_workspace, plan_of, run
         (BadInputError("no such arm"), 2, "error: no such arm\n"),
         (PipelineError("the disk is full"), 1, "error: the disk is full\n"),
         (InterruptedRunError("stopped"), 143, "error: stopped\n"),
+        (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"), 1, NO_ROOM),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on\n"),
     ],
 )

@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pipeline.errors import PipelineError, StorageError
+from pipeline.errors import NO_MEMORY, PipelineError, StorageError
 
 LASTING = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY),
     *(errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL, errno.ENXIO),
 }
 """What a retry does not overcome."""
-
-NO_MEMORY = "can't allocate memory"
-"""What torch says, in a RuntimeError."""
 
 
 @contextmanager
@@ -53,7 +50,7 @@ def trouble(error: Exception) -> str | None:
 def _errno(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno or errno.EIO
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY in str(error)):
+    if isinstance(error, MemoryError) or NO_MEMORY in str(error):
         return errno.ENOMEM
     # safetensors tells I/O errors from damaged files by their text only. It is not imported here, because it is slow.
     if type(error).__name__ == "SafetensorError" and (code := re.search(r"\(os error (\d+)\)", str(error))):

@@ -15,6 +15,7 @@ from pipeline.evaluate.tasks import ProbeTasks
 from pipeline.models.language import LanguageModel, load_tokenizer
 from pipeline.models.model_section import SyntheticModel
 from pipeline.models.synthetic import GroundTruth
+from pipeline.runtime.devices import best_device
 from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import CONFIG
 from pipeline.sae.sae import SAE
@@ -79,7 +80,8 @@ class LayerBench(Shared):
     def language_model(self) -> LanguageModel:
         """The whole language model. Raises BadInputError in a study with a synthetic one."""
         name, revision = study_model(self.plan, self.workspace)
-        return LanguageModel(name, revision=revision, dtype=self.experiment.model.dtype)
+        device = best_device(self.experiment.run.device)
+        return LanguageModel(name, revision=revision, dtype=self.experiment.model.dtype, device=device)
 
     @cached_property
     def tokenizer(self) -> Any:

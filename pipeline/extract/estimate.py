@@ -47,9 +47,10 @@ def describe(plan: Plan) -> str:
     documents = len(plan.probes) * MOST_CLASSES * texts_per_class
     probe_rows = documents * (experiment.probes.context - 1)
     flop = 2 * WEIGHTS_PER_LAYER * model.d_in**2 * (max(store.layers) + 1)
-    rate = _matmul_flops(model.dtype)
+    device = best_device(experiment.run.device)
+    rate = _matmul_flops(model.dtype, device)
     seconds = (store.tokens + probe_rows) * flop / (rate * EFFICIENCY)
-    on_gpu = best_device().type != "cpu"
+    on_gpu = device.type != "cpu"
     lines += [
         f"  probe texts  at most {documents:,} texts of at most {experiment.probes.context} tokens, "
         f"at most {decimal(probe_rows * row_bytes)}",
@@ -76,9 +77,8 @@ def _held(corpus: FilesCorpus, asked: int) -> str:
     )
 
 
-def _matmul_flops(dtype: str) -> float:
-    """FLOP/s of a square matrix product on this machine's device."""
-    device = best_device()
+def _matmul_flops(dtype: str, device: torch.device) -> float:
+    """FLOP/s of a square matrix product on a device of this machine."""
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type, lambda: None)
     size = 1024 if device.type == "cpu" else 4096
     a = torch.randn(size, size, device=device, dtype=DTYPES[dtype])

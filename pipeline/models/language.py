@@ -27,8 +27,16 @@ class ResidualStream:
     ModelAccessError for a model that cannot be loaded and BadInputError for a model without these layers.
     """
 
-    def __init__(self, model: str, *, revision: str | None = None, layers: tuple[int, ...], dtype: str):
-        self.name, self.layers, self.device = model, layers, best_device()
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        layers: tuple[int, ...],
+        dtype: str,
+        device: torch.device | None = None,
+    ):
+        self.name, self.layers, self.device = model, layers, device or best_device()
         self.tokenizer = load_tokenizer(model, revision)
         config = _load_config(model, revision)
         self.depth: int = config.num_hidden_layers
@@ -93,8 +101,8 @@ class LanguageModel:
     Raises ModelAccessError for a model that cannot be loaded.
     """
 
-    def __init__(self, model: str, *, revision: str | None = None, dtype: str):
-        self.device = best_device()
+    def __init__(self, model: str, *, revision: str | None = None, dtype: str, device: torch.device | None = None):
+        self.device = device or best_device()
         config = _load_config(model, revision)
         causal = transformers.AutoModelForCausalLM
         self.model = _load_weights(causal, model, revision, config, DTYPES[dtype]).to(self.device)

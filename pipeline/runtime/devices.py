@@ -1,21 +1,43 @@
 """Chooses the device that tensors are computed on, and how much is computed at once there."""
 
+import os
+import re
+
 import torch
 
+from pipeline.errors import BadInputError
+
+VARIABLE = "DASAE_DEVICE"
+"""Environment variable that names a device, whatever the experiment says."""
+NAMES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 PANEL_BYTES = 2**30
 """Memory of a GPU for one float32 matrix of some latents by all."""
 
 
-def best_device() -> torch.device:
-    """The best device of this machine: CUDA, else Apple's MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def best_device(asked: str = "auto") -> torch.device:
+    """The device that DASAE_DEVICE names, else the one asked for. `auto`: CUDA, else Apple's MPS, else the CPU.
+
+    Raises BadInputError for a device that this machine does not have.
+    """
+    name, by = (os.environ[VARIABLE], VARIABLE) if VARIABLE in os.environ else (asked, "run.device")
+    if not NAMES.fullmatch(name):
+        raise BadInputError(f"{by}: {name!r} is no device; name auto, cpu, mps, cuda or cuda:0")
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if cards else "mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        raise BadInputError(f"{by}: there is no {name}; torch {torch.__version__} finds {cards} CUDA devices here")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise BadInputError(f"{by}: there is no mps; torch {torch.__version__} does not find it here")
+    return device
 
 
-def training_device() -> torch.device:
-    """CUDA, else the CPU. Training was never tried on Apple's MPS."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def training_device(asked: str = "auto") -> torch.device:
+    """The same for training, which was never tried on Apple's MPS: `auto` is CUDA, else the CPU."""
+    device = best_device(asked)
+    chosen = os.environ.get(VARIABLE, asked) != "auto"
+    return device if chosen or device.type != "mps" else torch.device("cpu")
 
 
 def block_rows(latents: int) -> int:

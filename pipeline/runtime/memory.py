@@ -1,8 +1,24 @@
-"""Measures free memory."""
+"""Measures free memory, and tells a lack of it from other errors."""
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import torch
+
+from pipeline.errors import NO_MEMORY, OutOfMemoryError, in_one_line
+
+
+@contextmanager
+def memory_needed(what: str) -> Generator[None]:
+    """Raise OutOfMemoryError, which says what it was needed for, where memory runs out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or NO_MEMORY in str(error):
+            reason = in_one_line(error)
+            raise OutOfMemoryError(f"out of memory {what}: {reason}; free some, then run the same command again") from error
+        raise
 
 
 def free_memory(device: torch.device) -> int:

@@ -91,6 +91,8 @@ class RunConfig(Section):
     """Dask's scheduler, such as `tcp://127.0.0.1:8786`. Without one, the flow starts `workers` processes on its machine."""
     workers: PositiveInt = 2
     """Processes that the flow starts."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    """Where tensors are computed: `auto` takes a GPU if there is one. DASAE_DEVICE overrules it."""
 
     @model_validator(mode="after")
     def _address_of_a_scheduler(self) -> Self:

@@ -6,6 +6,7 @@ from pipeline.models.access import check_available
 from pipeline.models.language import ResidualStream
 from pipeline.models.model_section import HuggingFaceModel, SyntheticModel
 from pipeline.models.synthetic import FEATURES, GroundTruth
+from pipeline.runtime.devices import best_device
 from pipeline.study.plan import Plan
 
 
@@ -33,7 +34,9 @@ def open_study_model(plan: Plan, workspace: Workspace) -> ResidualStream:
     """
     config = plan.experiment.model
     name, revision = study_model(plan, workspace)
-    model = ResidualStream(name, revision=revision, layers=plan.experiment.store.layers, dtype=config.dtype)
+    device = best_device(plan.experiment.run.device)
+    layers = plan.experiment.store.layers
+    model = ResidualStream(name, revision=revision, layers=layers, dtype=config.dtype, device=device)
     if (model.d_in, model.depth) != (config.d_in, config.depth):
         raise BadInputError(
             f"model: {config.name} has d_in {model.d_in} and depth {model.depth}, "

@@ -22,6 +22,7 @@ import torch
 
 from pipeline.errors import DegenerateSAEError, DivergedSAEError, InterruptedRunError, PipelineError, in_one_line
 from pipeline.runtime.interrupt import stop_on_signal
+from pipeline.runtime.memory import memory_needed
 from pipeline.runtime.progress import progress
 from pipeline.runtime.threads import one_thread
 from pipeline.train.step import StepMetrics, Trainer
@@ -83,21 +84,19 @@ def train_cohort(
 
     All members have taken equally many steps, and `batches` begins with the next. `save` gets the members still in training
     every `save_every` seconds and after SIGTERM or Ctrl-C, which then raises InterruptedRunError. An error of the machine is
-    raised after `save` got every member that is sound, one by one; PipelineError when memory has run out.
+    raised after `save` got every member that is sound, one by one; OutOfMemoryError when memory has run out.
     """
     try:
         _take_steps(members, batches, steps, title, save=save, save_every=save_every)
     except InterruptedRunError:
         raise
-    except Exception as error:
+    except Exception:
         for member in members:
             if member.sound:
                 with suppress(OSError, PipelineError):  # the disk may be the reason; the error itself says so
                     save([member])
-        if isinstance(error, MemoryError | torch.OutOfMemoryError):
-            message = f"out of memory in step {members[0].trainer.done}: {in_one_line(error)}"
-            raise PipelineError(f"{message}; free some, then run the same command again") from error
-        raise
+        with memory_needed(f"in step {members[0].trainer.done}"):
+            raise
 
 
 def _take_steps(

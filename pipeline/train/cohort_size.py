@@ -14,7 +14,7 @@ COPIES = 3
 
 def cohort_size(experiment: Experiment) -> int:
     """SAEs that fit into the memory that is free now, at least 1."""
-    free = free_memory(training_device()) * SHARE - _shared_bytes(experiment)
+    free = free_memory(training_device(experiment.run.device)) * SHARE - _shared_bytes(experiment)
     return max(1, int(free / _bytes_each(experiment)))
 
 
@@ -25,5 +25,5 @@ def _bytes_each(experiment: Experiment) -> int:
 def _shared_bytes(experiment: Experiment) -> int:
     """Bytes of all threads' buffers: gradients and the values of a forward and a backward pass, twice for bfloat16."""
     D, F, B = experiment.model.d_in, experiment.train.d_sae, experiment.train.batch_size
-    threads = (os.cpu_count() or 1) if training_device().type == "cpu" else 1
+    threads = (os.cpu_count() or 1) if training_device(experiment.run.device).type == "cpu" else 1
     return threads * 2 * 4 * (2 * D * F + 2 * B * F + 2 * B * D)

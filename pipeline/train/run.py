@@ -1,13 +1,19 @@
 """Trains cohorts from their last checkpoints to their last step, with a log and checkpoints in each SAE's folder."""
 
+import gc
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from pipeline.errors import OutOfMemoryError
 from pipeline.runtime.devices import training_device
+from pipeline.runtime.memory import memory_needed
 from pipeline.store.batches import shuffled_batches, split_shards
 from pipeline.store.reader import ActivationStore
 from pipeline.study.plan import TRAINING_LOG
@@ -46,16 +52,36 @@ class Runner:
     tracker: Callable[[TrainedSAE, int], AbstractContextManager[Tracker | None]]
     save_every: float
     """Seconds between checkpoints."""
+    device: torch.device = field(default_factory=training_device)
 
     def run(self, jobs: Sequence[Job], title: str = "train") -> Iterator[list[InTraining]]:
         """Train jobs that share their batches. Yields the members of each cohort when it ends, finished or stopped.
 
-        Jobs whose checkpoints are of the same step form a cohort. Raises InterruptedRunError after SIGTERM or Ctrl-C, with
-        everything saved.
+        Jobs whose checkpoints are of the same step form a cohort. Where memory does not hold it, each half of it is one.
+        Raises InterruptedRunError after SIGTERM or Ctrl-C, with everything saved.
         """
-        for done, indices in checkpoint.resume_points([job.folder for job in jobs]).items():
-            run = _Run(self, [jobs[index] for index in indices], done)
-            yield run.train(title)
+        waiting = [list(jobs)] if jobs else []
+        while waiting:
+            together = waiting.pop(0)
+            for done, indices in checkpoint.resume_points([job.folder for job in together]).items():
+                cohort = [together[index] for index in indices]
+                if members := self._fitting(cohort, done, title):
+                    yield members
+                    del members  # or they would be in memory while the next cohort is made
+                    continue
+                gc.collect()  # the error and the SAEs that it stopped refer to each other
+                half = len(cohort) // 2
+                waiting += [cohort[:half], cohort[half:]]
+                print(f"out of memory with {len(cohort)} SAEs; going on with {half} at a time", file=sys.stderr)
+
+    def _fitting(self, cohort: Sequence[Job], done: int, title: str) -> list[InTraining] | None:
+        """Train a cohort; None where memory does not hold it. Raises OutOfMemoryError for one SAE alone."""
+        try:
+            return _Run(self, cohort, done).train(title)
+        except OutOfMemoryError:
+            if len(cohort) == 1:
+                raise
+            return None
 
 
 @dataclass
@@ -72,7 +98,8 @@ class _Run:
         store, layer, recipe = self.runner.store, self.jobs[0].sae.layer, self.jobs[0].recipe
         training, _ = split_shards(store, recipe.heldout_shards)
         with ExitStack() as stack:
-            members = [self._member(job, stack) for job in self.jobs]
+            with memory_needed(f"for {len(self.jobs)} SAEs"):
+                members = [self._member(job, stack) for job in self.jobs]
             batches = shuffled_batches(
                 store,
                 layer,
@@ -97,7 +124,7 @@ class _Run:
 
     def _member(self, job: Job, stack: ExitStack) -> InTraining:
         d_in = self.runner.store.layout.d_in
-        trainer = Trainer(config=job.recipe, d_in=d_in, seed=job.sae.seed, device=training_device())
+        trainer = Trainer(config=job.recipe, d_in=d_in, seed=job.sae.seed, device=self.runner.device)
         path = job.folder / TRAINING_LOG
         content = b""
         if self.done:

@@ -71,8 +71,9 @@ def train(
         workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
         store = ActivationStore(workspace.storage(plan.store))
         check_rows(store, plan.experiment)
+        device = training_device(plan.experiment.run.device)
         tell_of_no_resets({sae.arm: sae.recipe for cohort in missing for sae in cohort})
-        stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every), result)
+        stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every, device=device), result)
         for cohort in missing:
             stage.make(cohort)
     sweep(plan, workspace)
@@ -117,11 +118,15 @@ class _Stage:
         """Train SAEs whose recipe is complete."""
         jobs = [Job(sae=sae, recipe=sae.recipe, folder=self.workspace.folder(sae.artefact)) for sae in saes]
         for members in self.runner.run(jobs):
-            for member in members:
-                if member.stopped is None:
-                    self._publish_trained(member)
-                else:
-                    self.result.failed[str(member.job.sae)] = member.stopped
+            self._record(members)
+            del members  # or they would be in memory while the next cohort is made
+
+    def _record(self, members: list[InTraining]) -> None:
+        for member in members:
+            if member.stopped is None:
+                self._publish_trained(member)
+            else:
+                self.result.failed[str(member.job.sae)] = member.stopped
 
     def match(self, saes: list[TrainedSAE]) -> None:
         """Train SAEs of one layer, searching the sparsity weight of each."""
@@ -206,5 +211,5 @@ class _Stage:
             "tokens": sae.recipe.steps * sae.recipe.batch_size,
             "resets": resets,
             "seconds": round(seconds, 1),
-            "device": str(training_device()),
+            "device": str(self.runner.device),
         }

@@ -106,7 +106,7 @@ def _with_another_number(text: str, draw: random.Random) -> str:
 
 def _with_another_fact(content: bytes, draw: random.Random) -> bytes:
     record = json.loads(content)
-    facts = [name for name, value in record["facts"].items() if isinstance(value, int | float)]
+    facts = [name for name, value in record.get("facts", {}).items() if isinstance(value, int | float)]
     if facts:
         record["facts"][draw.choice(facts)] += 7
     return json.dumps(record).encode() if facts else content
