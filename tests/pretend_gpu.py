@@ -5,9 +5,9 @@
         ...
     gpu.launches, gpu.waits
 
-Operations between it and the CPU raise, as CUDA would. Counted are the kernels that each operation would launch, and where the
-host would wait for the device: to read a number, for indices whose number depends on values, for copies from and to ordinary
-memory. Only the thread that enters is watched. (torch's FakeTensorMode cannot do this without a CUDA build.)
+Operations between it and the CPU raise, as CUDA would. Counted are the kernels that each operation would launch, and where
+the host would wait for the device: to read a number, for indices whose number depends on values, for copies from and to
+ordinary memory. Only the thread that enters is watched. (torch's FakeTensorMode cannot do this without a CUDA build.)
 """
 
 import sys
@@ -20,42 +20,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from pipeline.runtime import transfer
+
 CUDA = torch.device("cuda", 0)
-VIEWS = frozenset(
-    [
-        "view",
-        "_unsafe_view",
-        "slice",
-        "select",
-        "t",
-        "transpose",
-        "permute",
-        "expand",
-        "unsqueeze",
-        "squeeze",
-        "as_strided",
-        "detach",
-        "alias",
-        "diagonal",
-        "split",
-        "split_with_sizes",
-        "unbind",
-        "_reshape_alias",
-        "lift_fresh",
-        "unfold",
-        "empty",
-        "empty_strided",
-        "empty_like",
-        "new_empty",
-        "new_empty_strided",
-    ]
-)
+VIEWS = {
+    "view", "_unsafe_view", "slice", "select", "t", "transpose", "permute", "expand", "unsqueeze", "squeeze", "as_strided",
+    "detach", "alias", "diagonal", "split", "split_with_sizes", "unbind", "_reshape_alias", "lift_fresh", "unfold", "empty",
+    "empty_strided", "empty_like", "new_empty", "new_empty_strided",
+}  # fmt: skip
 """Operations that launch nothing."""
 LAUNCHES = {"sort": 3, "topk": 15, "nonzero": 4, "bincount": 4, "masked_select": 4}
 """Operations that launch more than one kernel: upper estimates, after ATen's CUDA sources."""
-WAITS = frozenset(["nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "equal", "histc", "multinomial"])
+WAITS = {"nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "equal", "histc", "multinomial"}
 """Operations whose result has a size that the host must learn, or is a number."""
-INDEXING = frozenset(["index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"])
+INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
 
 
 class OnGpu(torch.Tensor):
@@ -144,6 +122,10 @@ class PretendedGpu(TorchDispatchMode):
         for name, value in there.items():
             self._stack.callback(setattr, torch.cuda, name, getattr(torch.cuda, name))
             setattr(torch.cuda, name, value)
+        # Pinned memory and events are of the driver.
+        for name, value in (("_host_memory", _host_memory), ("_recorded", lambda _: None)):
+            self._stack.callback(setattr, transfer, name, getattr(transfer, name))
+            setattr(transfer, name, value)
         PretendedGpu.current = self
         self._stack.callback(setattr, PretendedGpu, "current", None)
         self._stack.enter_context(_Functions())
@@ -220,6 +202,10 @@ class PretendedGpu(TorchDispatchMode):
             plain = [tensor for tensor in plain if all(tensor is not index for index in args[1])]
         if any(tensor.dim() for tensor in plain):
             raise RuntimeError(f"Expected all tensors to be on the same device, found cuda:0 and cpu in {name} at {_line()}")
+
+
+def _host_memory(shape: Any, dtype: torch.dtype, _: torch.device) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype)
 
 
 def _on_gpu(value: Any) -> Any:

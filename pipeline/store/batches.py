@@ -17,12 +17,15 @@ import numpy.typing as npt
 import torch
 
 from pipeline.errors import BadInputError
+from pipeline.runtime.transfer import HostBuffers
 from pipeline.store import format as fmt
 from pipeline.store.limits import FEWEST_HELDOUT
 from pipeline.store.reader import ActivationStore
 
 BATCHES_AHEAD = 1
 """Finished batches in the queue, besides the one being made."""
+
+CPU = torch.device("cpu")
 
 Bounds = tuple[int, int]
 """First row of a chunk and one past its last."""
@@ -62,8 +65,9 @@ def shuffled_batches(
     buffer_chunks: int,
     seed: int,
     start: int = 0,
+    device: torch.device = CPU,
 ) -> Generator[torch.Tensor, None, None]:
-    """Endless float32 batches [B, D], scaled to E||x||^2 = 1, from batch number `start` on.
+    """Endless float32 batches [B, D] on a device, scaled to E||x||^2 = 1, from batch number `start` on.
 
     Every row comes once per pass over the shards. The order depends only on `seed`, the pass and the store, so the number of
     batches taken is enough to resume a stream. Threads read ahead of the caller and hold two buffers in the store's dtype
@@ -72,7 +76,16 @@ def shuffled_batches(
     order = _Order(store.chunks(shards), buffer_chunks, seed)
     if order.rows < batch_size:
         raise BadInputError(f"train.batch_size {batch_size} is more than the {order.rows} rows to train on; lower it")
-    return _ahead(_batches(store, layer, order, batch_size, start * batch_size))
+    scale, row = store.scale(layer), start * batch_size
+    dtype, shape = fmt.BITS[store.layout.dtype].torch_dtype, (batch_size, store.layout.d_in)
+    if device.type == "cpu":
+        one = HostBuffers(1, shape, dtype, device)
+        # A copy also of float32 rows, because the buffer is filled again.
+        gathered = _gathered(store, layer, order, one, row)
+        return _ahead(batch_BD.to(torch.float32, copy=True).mul_(scale) for batch_BD in gathered)
+    # One that is filled, those in the queue, one that is taken from it, and one whose copy is still under way.
+    some = HostBuffers(BATCHES_AHEAD + 3, shape, dtype, device)
+    return _sent(_ahead(_gathered(store, layer, order, some, row)), some, scale)
 
 
 def rows_in_order(store: ActivationStore, layer: int, shards: Sequence[int]) -> Iterator[torch.Tensor]:
@@ -113,20 +126,28 @@ class _Order:
             done += 1
 
 
-def _batches(
-    store: ActivationStore, layer: int, order: _Order, batch_size: int, row: int
+def _gathered(
+    store: ActivationStore, layer: int, order: _Order, buffers: HostBuffers, row: int
 ) -> Generator[torch.Tensor, None, None]:
-    scale, d_in = store.scale(layer), store.layout.d_in
-    batch_BD, filled = torch.empty(batch_size, d_in), 0
+    """Batches in the store's dtype, unscaled, each in the next of the buffers."""
+    batch, filled = buffers.next(), 0
     for buffer_RD, rows_R in _loaded(store, layer, order, row):
         while len(rows_R):
-            taken, rows_R = rows_R[: batch_size - filled], rows_R[batch_size - filled :]
-            batch_BD[filled : filled + len(taken)] = buffer_RD[torch.from_numpy(taken)]
+            taken, rows_R = rows_R[: len(batch) - filled], rows_R[len(batch) - filled :]
+            torch.index_select(buffer_RD, 0, torch.from_numpy(taken), out=batch[filled : filled + len(taken)])
             filled += len(taken)
-            if filled == batch_size:
-                yield batch_BD.mul_(scale)
-                # A new tensor, because the caller may keep the last one.
-                batch_BD, filled = torch.empty(batch_size, d_in), 0
+            if filled == len(batch):
+                yield batch
+                batch, filled = buffers.next(), 0
+
+
+def _sent(
+    batches: Generator[torch.Tensor, None, None], buffers: HostBuffers, scale: float
+) -> Generator[torch.Tensor, None, None]:
+    """The batches on the device of the buffers, converted and scaled there."""
+    with closing(batches):
+        for number, _ in enumerate(batches):
+            yield buffers.send(number).float().mul_(scale)
 
 
 def _loaded(

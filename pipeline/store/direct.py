@@ -1,7 +1,7 @@
-"""Reads chunks of a sharded Zarr array straight into the caller's buffer, without zarr-python.
+"""Reads chunks of a sharded Zarr array straight into the caller's buffer, and makes raw shards, without zarr-python.
 
-zarr-python reads the same files (a test compares both), but takes several times as long: it reads a shard's index on every
-call, and copies a chunk once per codec. Here each index is read once, and the kernel copies a raw chunk once.
+zarr-python reads and writes the same files (tests compare both), but takes several times as long: it reads a shard's index on
+every call, and copies a chunk once per codec. Here each index is read once, and a raw chunk is copied once.
 """
 
 import json
@@ -41,6 +41,33 @@ def stored_checksums(content: npt.NDArray[Any], chunks: int) -> str:
     ends.append(len(content))
     stored = [content[end - CRC_BYTES : end].tobytes() if end else bytes(CRC_BYTES) for end in ends]
     return "".join(f"{int.from_bytes(checksum, 'little'):08x}" for checksum in stored)
+
+
+def raw_shard(values_RD: npt.NDArray[Any], shard_rows: int, chunk_rows: int, fill: int) -> npt.NDArray[np.uint8]:
+    """The file of a shard of raw chunks, byte for byte as zarr-python writes it.
+
+    The last chunk that has rows is filled up with `fill`, and chunks behind it are absent.
+    """
+    chunks, used = shard_rows // chunk_rows, -(-len(values_RD) // chunk_rows)
+    chunk_bytes = chunk_rows * values_RD[:1].nbytes
+    content = np.empty(used * (chunk_bytes + CRC_BYTES) + chunks * ENTRY_BYTES + CRC_BYTES, np.uint8)
+    index = np.full((chunks, 2), ABSENT, "<u8")
+    for chunk in range(used):
+        start = chunk * (chunk_bytes + CRC_BYTES)
+        index[chunk] = start, chunk_bytes + CRC_BYTES
+        rows = values_RD[chunk * chunk_rows : (chunk + 1) * chunk_rows]
+        target = content[start : start + chunk_bytes].view(values_RD.dtype).reshape(chunk_rows, *values_RD.shape[1:])
+        target[: len(rows)], target[len(rows) :] = rows, fill
+        _seal(content[start : start + chunk_bytes + CRC_BYTES])
+    end = content[used * (chunk_bytes + CRC_BYTES) :]
+    end[:-CRC_BYTES] = index.reshape(-1).view(np.uint8)
+    _seal(end)
+    return content
+
+
+def _seal(part: npt.NDArray[np.uint8]) -> None:
+    """Put the checksum of all but its last bytes there."""
+    part[-CRC_BYTES:] = np.array([google_crc32c.value(part[:-CRC_BYTES])], "<u4").view(np.uint8)
 
 
 class ShardedArray:

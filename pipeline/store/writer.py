@@ -13,7 +13,7 @@ from pipeline.errors import CorruptArtefactError, PipelineError
 from pipeline.runtime.linalg import vector_norm
 from pipeline.store import format as fmt
 from pipeline.store.commits import MASSIVE, Commit, FileCheck, LayerNorms, commit_name
-from pipeline.store.direct import stored_checksums
+from pipeline.store.direct import raw_shard, stored_checksums
 from pipeline.store.format import ShardRows
 
 
@@ -77,13 +77,21 @@ class ShardWriter:
 
     def _put(self, name: str, start: int, values: npt.NDArray[Any]) -> dict[str, FileCheck]:
         """Encode the rows of one array and write their file; returns its name and checksum."""
-        cast("zarr.Array[Any]", self.group[name])[start : start + len(values)] = values
-        (made,) = [file for file in self.files if not file.endswith(fmt.ROOT)]
-        content = cast("fmt.Integers", self.files.pop(made).as_numpy_array())
+        made, content = self._encoded(name, start, values)
         self.storage.write(made, content.data)
         checksum = cast("int", google_crc32c.value(content))  # google_crc32c has no types
         chunks = stored_checksums(content, self.layout.shard_rows // self.layout.chunk_rows)
         return {made: FileCheck(bytes=content.nbytes, crc32c=checksum, chunks=chunks)}
+
+    def _encoded(self, name: str, start: int, values: npt.NDArray[Any]) -> tuple[str, fmt.Integers]:
+        """Name and content of the file."""
+        layout = self.layout
+        if layout.codec == "raw" and name not in fmt.ROW_FIELDS:
+            fill = fmt.BITS[layout.dtype].fill
+            return f"{name}/c/{start // layout.shard_rows}/0", raw_shard(values, layout.shard_rows, layout.chunk_rows, fill)
+        cast("zarr.Array[Any]", self.group[name])[start : start + len(values)] = values
+        (made,) = [file for file in self.files if not file.endswith(fmt.ROOT)]
+        return made, cast("fmt.Integers", self.files.pop(made).as_numpy_array())
 
 
 def _norms(rows_RD: torch.Tensor, layer: int, sequence_R: fmt.Integers) -> LayerNorms:

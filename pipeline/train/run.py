@@ -108,6 +108,7 @@ class _Run:
                 buffer_chunks=recipe.buffer_chunks,
                 seed=recipe.data_seed,
                 start=self.done,
+                device=self.runner.device,
             )
             started = time.monotonic() - self.seconds
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretend_gpu import PretendedGpu
 from small_store import SHARD_ROWS, filled, flipped, numbered, numbers
 
 from pipeline.errors import CorruptArtefactError
@@ -52,6 +54,22 @@ def test_every_row_once_a_pass_and_the_same_from_any_batch_on(
     start = min(start, two_passes)
     tail = stream(start, two_passes - start)
     assert all(torch.equal(one, other) for one, other in zip(whole[start:], tail, strict=True))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_batches_that_are_kept_stay_as_they_were_and_are_the_same_on_a_gpu(tmp_path: Path, dtype: str) -> None:
+    values_RD = numbered(4 * SHARD_ROWS).to(getattr(torch, dtype))
+    store = filled(tmp_path / "s", values_RD, dtype=dtype)
+    stream = partial(shuffled_batches, store, 3, store.shards, batch_size=16, buffer_chunks=6, seed=1)
+    batches = list(islice(stream(), 16))
+    assert Counter(number for batch_BD in batches for number in numbers(batch_BD, store.scale(3))) == Counter(
+        range(store.rows)
+    )
+    with PretendedGpu() as gpu:
+        there = list(islice(stream(device=torch.device("cuda")), 16))
+        assert {str(batch_BD.device) for batch_BD in there} == {"cuda:0"}
+        assert not gpu.waits
+        assert all(torch.equal(one.cpu(), other) for one, other in zip(there, batches, strict=True))
 
 
 def threads() -> set[threading.Thread]:
