@@ -1,7 +1,7 @@
 """Reads chunks of a sharded Zarr array straight into the caller's buffer, and makes raw shards, without zarr-python.
 
-zarr-python reads and writes the same files (tests compare both), but takes several times as long: it reads a shard's index on
-every call, and copies a chunk once per codec. Here each index is read once, and a raw chunk is copied once.
+zarr-python reads and writes the same files (tests compare both), but takes several times as long: it reads a shard's index
+on every call, and copies a chunk once per codec. Here each index is read once, and a raw chunk is copied once.
 """
 
 import json
@@ -89,7 +89,7 @@ class ShardedArray:
         """
         try:
             return cls._parsed(storage, name, json.loads(storage.read(f"{name}/zarr.json")))
-        except (*fmt.UNREADABLE, LookupError) as error:
+        except fmt.UNREADABLE as error:
             raise CorruptArtefactError(f"{storage}/{name}/zarr.json cannot be read: {error!r}; {fmt.REMEDY}") from None
 
     @classmethod

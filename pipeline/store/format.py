@@ -35,7 +35,7 @@ Integers = npt.NDArray[np.integer[Any]]
 
 FORMAT = "dasae-activations/2"
 REMEDY = "repair it with the command that made it, `dasae extract EXPERIMENT --deep`"
-UNREADABLE = (ValueError, TypeError, KeyError, RuntimeError, FileNotFoundError)
+UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, FileNotFoundError)
 """What zarr and the parsers raise for damaged metadata, checksums and compressed bytes."""
 COMMITS = "commits"
 ROOT = "zarr.json"
