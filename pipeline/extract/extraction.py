@@ -60,6 +60,10 @@ def shares(work: Work, parts: int) -> list[Work]:
     return [share for share in shared if share]
 
 
+GPU_WRITERS = 3
+"""Shards that are written at a time while a GPU computes."""
+
+
 class Extraction:
     """The stage in steps. Several processes can share the step `write`. The model is opened when it is first needed."""
 
@@ -145,7 +149,9 @@ class Extraction:
             return
         sequences = fmt.read_sequences(writer.storage)
         make_rows = self.make_rows  # opens the model before the progress bar starts
-        with fill.filling(artefact, self.workspace, writer, missing) as filling:
+        # A GPU makes a shard faster than one thread writes it; the cores of a CPU are busy making the next one.
+        on_gpu = not isinstance(self.plan.experiment.model, SyntheticModel) and self.model.device.type != "cpu"
+        with fill.filling(artefact, self.workspace, writer, missing, GPU_WRITERS if on_gpu else 1) as filling:
             for shard in filling.claimed():
                 filling.commit(shard, make_rows(shard, writer.layout, sequences))
 

@@ -4,10 +4,11 @@ import secrets
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Generator, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.artefacts.identity import key_of
 from pipeline.artefacts.manifest import MANIFEST, Artefact
@@ -71,8 +72,10 @@ class Filling:
     pool: Executor
     claim: ExitStack
     """Holds the claim on the shard in hand."""
-    writing: Future[None] | None = None
-    """Ends when the shard handed over last is written."""
+    writers: int
+    """Shards that are written at the same time."""
+    writing: deque[Future[None]] = field(default_factory=deque[Future[None]])
+    """Each ends when a shard that was handed over is written, in that order."""
 
     def claimed(self) -> Iterator[int]:
         """Claim missing shards and yield each, until all are committed, by this process or by others.
@@ -97,9 +100,9 @@ class Filling:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def commit(self, shard: int, rows: ShardRows) -> None:
-        """Write and commit a claimed shard in the background, while the model computes the next one."""
-        self._wait_until_written()
-        self.writing = self.pool.submit(self._write, shard, rows, self.claim.pop_all())
+        """Write and commit a claimed shard in the background, while the model computes the next ones."""
+        self._wait_until_written(but=self.writers - 1)
+        self.writing.append(self.pool.submit(self._write, shard, rows, self.claim.pop_all()))
         self.advance(self.writer.layout.shard_rows)
 
     def _missing(self) -> list[int]:
@@ -118,21 +121,25 @@ class Filling:
         with claim:
             self.writer.write(shard, rows)
 
-    def _wait_until_written(self) -> None:
-        if self.writing:
-            self.writing.result()
+    def _wait_until_written(self, but: int = 0) -> None:
+        """Wait for the shards handed over, `but` the last so many."""
+        while len(self.writing) > but:
+            self.writing.popleft().result()
 
 
 @contextmanager
-def filling(artefact: Artefact, workspace: Workspace, writer: ShardWriter, shards: Collection[int]) -> Generator[Filling]:
+def filling(
+    artefact: Artefact, workspace: Workspace, writer: ShardWriter, shards: Collection[int], writers: int = 1
+) -> Generator[Filling]:
     """Fill missing shards of a laid-out store. Any number of processes may do this at once and divide the shards.
 
-    In the block, take shards from `claimed` and hand the rows of each to `commit`. It traps SIGTERM and Ctrl-C.
+    `writers` shards are written at a time, each in a thread. In the block, take shards from `claimed` and hand the rows of
+    each to `commit`. It traps SIGTERM and Ctrl-C.
     """
     with (
         progress(f"extract {artefact.label}", len(shards) * writer.layout.shard_rows, "tokens") as advance,
         stop_on_signal() as stop,
-        ThreadPoolExecutor(1) as pool,
+        ThreadPoolExecutor(writers) as pool,
         ExitStack() as claim,
     ):
         yield Filling(
@@ -144,6 +151,7 @@ def filling(artefact: Artefact, workspace: Workspace, writer: ShardWriter, shard
             stop=stop,
             pool=pool,
             claim=claim,
+            writers=writers,
         )
 
 

@@ -37,8 +37,10 @@ def run_shard(
     )
 
     dtype = fmt.BITS[layout.dtype].torch_dtype
-    layers = {layer: torch.empty(stop - start, layout.d_in, dtype=dtype) for layer in layout.layers}
-    place_R = torch.from_numpy(np.argsort(order_R))  # the final place of each row, rows counted in the order of the text
+    # On the model's device, so that the host waits for it once a shard instead of once a batch and layer.
+    layers = {layer: torch.empty(stop - start, layout.d_in, dtype=dtype, device=model.device) for layer in layout.layers}
+    # The final place of each row, rows counted in the order of the text.
+    place_R = torch.from_numpy(np.argsort(order_R)).to(model.device)
     for batch in range(first, last, forward_batch):
         end = min(batch + forward_batch, last)
         outputs = model(torch.from_numpy(tokens_SL[batch:end]).long())
@@ -47,9 +49,9 @@ def run_shard(
         wanted = real_SL[batch - first : end - first].ravel().nonzero()[0][low - offsets[batch] : high - offsets[batch]]
         wanted_R = torch.from_numpy(wanted).to(model.device)
         for layer, hidden_SLD in outputs.items():
-            rows_RD = hidden_SLD.flatten(0, 1)[wanted_R].to("cpu", dtype)
+            rows_RD = hidden_SLD.flatten(0, 1)[wanted_R].to(dtype)
             layers[layer].index_copy_(0, place_R[low - start : high - start], rows_RD)
-    rows = fmt.ShardRows(layers=layers, fields=fields)
+    rows = fmt.ShardRows(layers={layer: rows_RD.cpu() for layer, rows_RD in layers.items()}, fields=fields)
     return rows if layout.max_norm is None else _without_massive(rows, layout.max_norm)
 
 

@@ -1,6 +1,7 @@
 """Writes the shards of a store. A shard's commit record appears only when all files of the shard are on disk."""
 
 import math
+import threading
 from typing import Any, cast
 
 import google_crc32c
@@ -34,6 +35,8 @@ class ShardWriter:
         self.layout = fmt.read_layout(storage)
         # zarr encodes a shard into memory. `Storage.write` writes it whole and syncs it, which zarr does not.
         self.group, self.files = fmt.skeleton(self.layout)
+        self.encoding = threading.Lock()
+        """Held while zarr encodes: threads that write different shards share the memory that it encodes into."""
 
     def missing(self) -> list[int]:
         """Shards that are not committed yet."""
@@ -89,9 +92,10 @@ class ShardWriter:
         if layout.codec == "raw" and name not in fmt.ROW_FIELDS:
             fill = fmt.BITS[layout.dtype].fill
             return f"{name}/c/{start // layout.shard_rows}/0", raw_shard(values, layout.shard_rows, layout.chunk_rows, fill)
-        cast("zarr.Array[Any]", self.group[name])[start : start + len(values)] = values
-        (made,) = [file for file in self.files if not file.endswith(fmt.ROOT)]
-        return made, cast("fmt.Integers", self.files.pop(made).as_numpy_array())
+        with self.encoding:
+            cast("zarr.Array[Any]", self.group[name])[start : start + len(values)] = values
+            (made,) = [file for file in self.files if not file.endswith(fmt.ROOT)]
+            return made, cast("fmt.Integers", self.files.pop(made).as_numpy_array())
 
 
 def _norms(rows_RD: torch.Tensor, layer: int, sequence_R: fmt.Integers) -> LayerNorms:

@@ -1,6 +1,7 @@
 import dataclasses
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -111,6 +112,25 @@ def test_what_an_unfinished_store_says_of_itself_is_compared_before_it_is_gone_o
     assert changed != written[name]
     storage.write(name, changed)
     assert [damage.file for damage in damages(storage, deep=False)] == [name]
+
+
+@pytest.mark.parametrize("codec", ["raw", "blosc"])
+def test_threads_write_shards_of_one_store_at_the_same_time(tmp_path: Path, codec: str) -> None:
+    values_RD = numbered(8 * SHARD_ROWS)
+    expected = filled(tmp_path / "one", values_RD, codec=codec)
+    storage = LocalStorage(tmp_path / "many")
+    fmt.create(storage, new_store(len(values_RD), codec=codec))
+    writer = ShardWriter(storage)
+
+    def write(shard: int) -> None:
+        start, stop = writer.layout.shard_range(shard)
+        writer.write(shard, shard_rows(values_RD[start:stop], start))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, writer.missing()))
+    assert {name: storage.read(name) for name in storage.sizes()} == {
+        name: expected.storage.read(name) for name in expected.storage.sizes()
+    }
 
 
 def test_rows_never_written_do_not_look_like_activations(tmp_path: Path) -> None:
