@@ -7,7 +7,8 @@ from rich.filesize import decimal
 
 from pipeline.models.language import DTYPES
 from pipeline.models.model_section import SyntheticModel, TinyModel
-from pipeline.runtime.devices import best_device
+from pipeline.runtime.devices import best_device, training_device
+from pipeline.runtime.precision import slower_choice
 from pipeline.study.plan import Plan
 from pipeline.texts.files import corpus_files
 from pipeline.texts.text_sections import FilesCorpus
@@ -28,6 +29,12 @@ MOST_CLASSES = 5
 
 def describe(plan: Plan) -> str:
     """A few lines on rows, bytes on disk and time on this machine, whose speed is measured for about a second."""
+    recipe, device = plan.experiment.train, training_device(plan.experiment.run.device)
+    slower = slower_choice(recipe.precision, recipe.batch_size, plan.experiment.model.d_in, recipe.d_sae, device)
+    return "\n".join([*_extraction(plan), *([f"  training     {slower}"] if slower else [])])
+
+
+def _extraction(plan: Plan) -> list[str]:
     experiment = plan.experiment
     store, model = experiment.store, experiment.model
     row_bytes = len(store.layers) * model.d_in * DTYPES[store.dtype].itemsize + ROW_FIELD_BYTES
@@ -40,9 +47,7 @@ def describe(plan: Plan) -> str:
     if isinstance(experiment.corpus, FilesCorpus):
         lines.append(_held(experiment.corpus, store.tokens))
     if isinstance(model, SyntheticModel):
-        return "\n".join(
-            [*lines, f"  drawn        from {model.features:,} known features: no text, no model to run, no probes"]
-        )
+        return [*lines, f"  drawn        from {model.features:,} known features: no text, no model to run, no probes"]
     texts_per_class = (experiment.probes.train_size + experiment.probes.test_size) // 2
     documents = len(plan.probes) * MOST_CLASSES * texts_per_class
     probe_rows = documents * (experiment.probes.context - 1)
@@ -64,7 +69,7 @@ def describe(plan: Plan) -> str:
         lines.append(
             f"               about {_duration(seconds * rate / TYPICAL_GPU)} on a GPU of {TYPICAL_GPU / 1e12:.0f} TFLOP/s"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _held(corpus: FilesCorpus, asked: int) -> str:

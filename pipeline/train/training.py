@@ -16,6 +16,7 @@ from pipeline.artefacts.storage import LocalStorage, write_atomically
 from pipeline.artefacts.workspace import Workspace
 from pipeline.models.model_section import SyntheticModel
 from pipeline.runtime.devices import training_device
+from pipeline.runtime.precision import slower_choice
 from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, write_sae
 from pipeline.store.batches import rows_in_order, split_shards
@@ -72,6 +73,9 @@ def train(
         store = ActivationStore(workspace.storage(plan.store))
         check_rows(store, plan.experiment)
         device = training_device(plan.experiment.run.device)
+        recipe, d_in = plan.experiment.train, plan.experiment.model.d_in
+        if slower := slower_choice(recipe.precision, recipe.batch_size, d_in, recipe.d_sae, device):
+            print(slower, file=sys.stderr)
         tell_of_no_resets({sae.arm: sae.recipe for cohort in missing for sae in cohort})
         stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every, device=device), result)
         for cohort in missing:
