@@ -1,15 +1,18 @@
+# pyright: reportPrivateUsage=false, reportIncompatibleMethodOverride=false, reportAssignmentType=false, reportArgumentType=false
 """A GPU that is not there: tensors that say they are on cuda:0 while their values lie on the CPU.
 
     with PretendedGpu() as gpu:
         x = torch.randn(3, 4, device="cuda")
         ...
-    gpu.launches, gpu.waits
+    gpu.launches, gpu.waits, gpu.bytes, gpu.flops
 
+With `values=False` nothing is computed: tensors have shapes only, for sizes that a CPU could not compute.
 Operations between it and the CPU raise, as CUDA would. Counted are the kernels that each operation would launch, and where
 the host would wait for the device: to read a number, for indices whose number depends on values, for copies from and to
 ordinary memory. Only the thread that enters is watched. (torch's FakeTensorMode cannot do this without a CUDA build.)
 """
 
+import math
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -31,6 +34,14 @@ VIEWS = {
 """Operations that launch nothing."""
 LAUNCHES = {"sort": 3, "topk": 15, "nonzero": 4, "bincount": 4, "masked_select": 4}
 """Operations that launch more than one kernel: upper estimates, after ATen's CUDA sources."""
+PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "mv", "addmv", "dot"}
+OVERWRITING = {"copy_", "fill_", "zero_"}
+"""Operations that do not read what they write to."""
+RATES = {torch.float32: 51e12, torch.bfloat16: 757e12}
+BANDWIDTH = 2.9e12
+"""FLOP/s and bytes/s of an H100, as measured (docs/performance.md)."""
+SHORTEST = 2e-6
+"""Seconds that the shortest kernel takes."""
 WAITS = {"nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "equal", "histc", "multinomial"}
 """Operations whose result has a size that the host must learn, or is a number."""
 INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
@@ -42,7 +53,8 @@ class OnGpu(torch.Tensor):
     inner: torch.Tensor
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> "OnGpu":
+    def __new__(cls: Any, inner: torch.Tensor) -> "OnGpu":
+        """Shape and dtype of the inner tensor."""
         return torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
@@ -97,8 +109,9 @@ class PretendedGpu(TorchDispatchMode):
 
     current: "PretendedGpu | None" = None
 
-    def __init__(self) -> None:
+    def __init__(self, *, values: bool = True) -> None:
         super().__init__()
+        self.inner = torch.device("cpu" if values else "meta")
         self.reset()
 
     def reset(self) -> None:
@@ -107,6 +120,12 @@ class PretendedGpu(TorchDispatchMode):
         """Launches by operation and line of the package."""
         self.waits: Counter[tuple[str, str]] = Counter()
         """The same of waits."""
+        self.bytes = 0
+        """Read and written by kernels: every operand once, and every result."""
+        self.flops: Counter[torch.dtype] = Counter()
+        """Of matrix products, by dtype of their operands."""
+        self.seconds = 0.0
+        """What the kernels would take one after the other (`RATES`, `BANDWIDTH`, `SHORTEST`): predicted."""
 
     @property
     def launches(self) -> int:
@@ -146,7 +165,7 @@ class PretendedGpu(TorchDispatchMode):
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operation."""
         name = func._schema.name.split("::")[1]
-        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+        tensors = _tensors((args, kwargs))
         device = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
         # A number that torch's C++ makes on the device of a tensor that it believes to be on `meta`.
         here = device is not None and (device.type == "cuda" or (name == "scalar_tensor" and device.type == "meta"))
@@ -170,10 +189,12 @@ class PretendedGpu(TorchDispatchMode):
                 return value.inner
             return value
 
-        inner_kwargs = tree_map(inside, kwargs) | ({"device": torch.device("cpu")} if "device" in kwargs else {})
+        inner_kwargs = tree_map(inside, kwargs) | ({"device": self.inner} if "device" in kwargs else {})
         result = func(*tree_map(inside, args), **inner_kwargs)
         if name not in VIEWS:
             self.kernels[name, _line()] += LAUNCHES.get(name, 1)
+            others = {key: value for key, value in kwargs.items() if key != "out"}
+            self._count(name, _tensors((args, others)), _tensors(result))
         return tree_map(lambda value: known[id(value)] if id(value) in known else _on_gpu(value), result)
 
     def _moved(self, name: str, args: Any, kwargs: dict[str, Any], device: torch.device | None) -> torch.Tensor | None:
@@ -192,9 +213,22 @@ class PretendedGpu(TorchDispatchMode):
         if target is None:
             others = {key: value for key, value in kwargs.items() if key not in ("device", "non_blocking")}
             copied = torch.ops.aten._to_copy.default(plain, **others)
-            return OnGpu(copied) if to_gpu else copied
-        (target.inner if to_gpu else target).copy_(plain)
+            return OnGpu(copied.to(self.inner)) if to_gpu else copied
+        if self.inner.type == "cpu":
+            (target.inner if to_gpu else target).copy_(plain)
         return target
+
+    def _count(self, name: str, read: list[torch.Tensor], written: list[torch.Tensor]) -> None:
+        read = read[1:] if name in OVERWRITING else read
+        moved = sum(map(_bytes, read + written))
+        flops, dtype = 0, torch.float32
+        if name in PRODUCTS:
+            left, right = read[-2:]
+            flops, dtype = 2 * left.numel() * (right.shape[-1] if right.dim() > 1 else 1), left.dtype
+        rate = RATES.get(dtype, RATES[torch.float32])
+        self.bytes += moved
+        self.flops[dtype] += flops
+        self.seconds += max(SHORTEST * LAUNCHES.get(name, 1), moved / BANDWIDTH, flops / rate)
 
     def _refuse_mixed(self, name: str, args: Any, tensors: list[torch.Tensor]) -> None:
         plain = [tensor for tensor in tensors if not isinstance(tensor, OnGpu)]
@@ -202,6 +236,16 @@ class PretendedGpu(TorchDispatchMode):
             plain = [tensor for tensor in plain if all(tensor is not index for index in args[1])]
         if any(tensor.dim() for tensor in plain):
             raise RuntimeError(f"Expected all tensors to be on the same device, found cuda:0 and cpu in {name} at {_line()}")
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [value for value in tree_flatten(values)[0] if isinstance(value, torch.Tensor)]
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """Bytes that lie in memory: an expanded dimension counts once."""
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return math.prod(sizes) * tensor.element_size()
 
 
 def _host_memory(shape: Any, dtype: torch.dtype, _: torch.device) -> torch.Tensor:
