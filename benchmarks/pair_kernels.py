@@ -2,8 +2,8 @@
 
     python benchmarks/pair_kernels.py [--shapes 192,1536,50 192,1536,400 768,6144,50] [--rounds 5]
 
-A shape is d_in, d_sae and the latents that fire on each of 2,048 rows, with log-normal frequencies. A step is its five matrix
-products in float32; ratios are of processor time. The kernel that training chooses is marked.
+A shape is d_in, d_sae and the latents that fire on each of 2,048 rows, with log-normal frequencies. A step is its five
+matrix products in float32; ratios are of processor time. The kernel that training chooses is marked.
 """
 
 import argparse

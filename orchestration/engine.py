@@ -9,6 +9,7 @@ from prefect.client.schemas.objects import State
 from prefect.tasks import Task
 
 from pipeline.errors import BadInputError
+from pipeline.runtime.devices import training_device
 from pipeline.runtime.interrupt import stop_when
 from pipeline.study.sections import RunConfig
 
@@ -54,7 +55,10 @@ class Dask:
 
 @contextmanager
 def engine(config: RunConfig) -> Generator[Engine]:
-    """The engine of an experiment's section [run]. Raises BadInputError where prefect-dask is not installed."""
+    """The engine of an experiment's section [run].
+
+    Raises BadInputError where prefect-dask is not installed, and where workers that the flow starts would share a GPU.
+    """
     if config.engine == "local":
         yield Local()
         return
@@ -65,6 +69,11 @@ def engine(config: RunConfig) -> Generator[Engine]:
         raise BadInputError(
             "run.engine is dask, which is not installed: pip install 'direction-aware-sae[dask]', or set it to local"
         ) from None
+    if not config.address and config.workers > 1 and training_device(config.device).type == "cuda":
+        raise BadInputError(
+            f"run.workers {config.workers}: processes that the flow starts would share one GPU; set run.workers to 1, or start "
+            f"a worker for each GPU and name their scheduler in run.address (docs/operations.md)"
+        )
     # One thread for each worker: a stage uses several cores by itself.
     cluster = {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None}
     with DaskTaskRunner(address=config.address, cluster_kwargs=None if config.address else cluster) as runner:
