@@ -9,7 +9,6 @@ from prefect.client.schemas.objects import State
 from prefect.tasks import Task
 
 from pipeline.errors import BadInputError
-from pipeline.runtime.devices import training_device
 from pipeline.runtime.interrupt import stop_when
 from pipeline.study.sections import RunConfig
 
@@ -69,10 +68,12 @@ def engine(config: RunConfig) -> Generator[Engine]:
         raise BadInputError(
             "run.engine is dask, which is not installed: pip install 'direction-aware-sae[dask]', or set it to local"
         ) from None
+    from pipeline.runtime.devices import training_device  # here, because torch is slow to import
+
     if not config.address and config.workers > 1 and training_device(config.device).type == "cuda":
         raise BadInputError(
-            f"run.workers {config.workers}: processes that the flow starts would share one GPU; set run.workers to 1, or start "
-            f"a worker for each GPU and name their scheduler in run.address (docs/operations.md)"
+            f"run.workers {config.workers}: processes that the flow starts would share one GPU; set run.workers to 1, or "
+            f"start a worker for each GPU and name their scheduler in run.address (docs/operations.md)"
         )
     # One thread for each worker: a stage uses several cores by itself.
     cluster = {"n_workers": config.workers, "threads_per_worker": 1, "dashboard_address": None}
