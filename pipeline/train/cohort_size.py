@@ -2,12 +2,15 @@
 
 import os
 
-from pipeline.runtime.devices import training_device
+from pipeline.runtime.devices import block_rows, training_device
 from pipeline.runtime.memory import free_memory
 from pipeline.study.experiment import Experiment
+from pipeline.train.pair_kernels import LARGEST_TABLE
 
 SHARE = 0.7
 """Fraction of the free memory that a cohort may use; batches, buffers and other programs need the rest."""
+PAIR_MATRICES = 4
+"""Similarities, masks, joint firing and products of them, float32."""
 COPIES = 3
 """Weights and two Adam moments, float32. Gradients lie in buffers that the SAEs of a thread share."""
 
@@ -23,7 +26,12 @@ def _bytes_each(experiment: Experiment) -> int:
 
 
 def _shared_bytes(experiment: Experiment) -> int:
-    """Bytes of all threads' buffers: gradients and the values of a forward and a backward pass, twice for bfloat16."""
+    """Bytes of all threads' buffers: gradients and the values of a forward and a backward pass, twice for bfloat16.
+
+    And of the contrast: PAIR_MATRICES of F x F on a CPU if they are held there at all, of some rows of it on a GPU.
+    """
     D, F, B = experiment.model.d_in, experiment.train.d_sae, experiment.train.batch_size
-    threads = (os.cpu_count() or 1) if training_device(experiment.run.device).type == "cpu" else 1
-    return threads * 2 * 4 * (2 * D * F + 2 * B * F + 2 * B * D)
+    on_cpu = training_device(experiment.run.device).type == "cpu"
+    pair_rows = (F if F <= LARGEST_TABLE else 0) if on_cpu else min(F, block_rows(F))
+    threads = (os.cpu_count() or 1) if on_cpu else 1
+    return threads * 4 * (2 * (2 * D * F + 2 * B * F + 2 * B * D) + PAIR_MATRICES * pair_rows * F)

@@ -62,7 +62,7 @@ class ContrastTerm(PenaltyTerm):
         return contrastive(f_BF, W_dec_FD, self.section)
 
     def add_gradient(self, latents: Latents, into: Accumulator) -> torch.Tensor:
-        """Add the gradient to `into`; returns the penalty. Holds no matrix of F x F (`pair_kernels`)."""
+        """Add the gradient to `into`, by the cheapest of `pair_kernels`; returns the penalty."""
         pairs = pair_selection.SelectedPairs(**vars(latents), threshold_F=self.threshold_F, config=self.section)
         return pair_kernels.penalty(pairs, into)
 
