@@ -1,6 +1,5 @@
 """Gives evaluations their inputs, each made once: of one SAE (`Bench`), and of a layer for all its SAEs (`LayerBench`)."""
 
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pipeline.models.model_section import SyntheticModel
 from pipeline.models.synthetic import GroundTruth
 from pipeline.runtime.devices import best_device
 from pipeline.sae.finished import open_sae
-from pipeline.sae.formats import CONFIG
+from pipeline.sae.formats import CONFIG, read_config
 from pipeline.sae.sae import SAE
 from pipeline.store.batches import split_shards
 from pipeline.store.documents import Documents
@@ -120,8 +119,7 @@ class Bench(Shared):
     @cached_property
     def sae_config(self) -> dict[str, Any]:
         """The SAE's `cfg.json`."""
-        path = self.layer.workspace.verified(self.planned.artefact, CONFIG)
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_config(self.layer.workspace.verified(self.planned.artefact, CONFIG).parent)
 
     @cached_property
     def baseline(self) -> SAE | Missing:

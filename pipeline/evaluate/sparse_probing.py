@@ -71,7 +71,7 @@ def saebench_output(
         ],
         eval_result_unstructured=per_class,
         sae_bench_commit_hash=f"sae-bench {version('sae-bench')}",
-        sae_lens_id=str(sae_config["metadata"]["arm"]),
+        sae_lens_id=str(sae_config["metadata"].get("arm", "")),
         sae_lens_release_id="direction-aware-sae",
         sae_lens_version=version("sae-lens"),
         sae_cfg_dict=dict(sae_config),

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType] - takes a bare PathLike
 
 from pipeline.artefacts.storage import explained, fsync, write_atomically
-from pipeline.errors import BadInputError, CorruptArtefactError
+from pipeline.errors import BadInputError, CorruptArtefactError, in_one_line
 from pipeline.sae.activations import ACTIVATIONS
 from pipeline.sae.sae import SAE
 
@@ -43,14 +43,33 @@ def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
     write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of `cfg.json`. Raises CorruptArtefactError for one that `write_sae` did not write."""
+    path = folder / CONFIG
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptArtefactError(f"{path} cannot be read: {in_one_line(error)}") from None
+    if not isinstance(config, dict) or not isinstance(cast("dict[str, Any]", config).get("metadata"), dict):
+        raise CorruptArtefactError(f"{path} is not the configuration of an SAE")
+    return cast("dict[str, Any]", config)
+
+
 def read_sae(folder: Path) -> SAE:
-    """The SAE that `write_sae` wrote. Raises CorruptArtefactError for an architecture that no activation has."""
-    architecture = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("architecture")
+    """The SAE that `write_sae` wrote.
+
+    Raises CorruptArtefactError for an architecture that no activation has, and for weights that are not those of an SAE.
+    """
+    architecture = read_config(folder).get("architecture")
     activation = next((known for known in ACTIVATIONS.values() if known.architecture == architecture), None)
     if activation is None:
         known = ", ".join(known.architecture for known in ACTIVATIONS.values())
         raise CorruptArtefactError(f"{folder / CONFIG}: architecture {architecture!r} is not one of {known}")
     tensors = load_file(folder / WEIGHTS)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    d_in, d_sae = (*shapes.get("W_enc", ()), 0, 0)[:2]
+    if shapes != {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}:
+        raise CorruptArtefactError(f"{folder / WEIGHTS} holds {shapes}, which is no SAE")
     return SAE(
         W_enc_DF=tensors["W_enc"],
         b_enc_F=tensors["b_enc"],
@@ -73,7 +92,7 @@ def to_saelens(source: Path, target: Path, name: str) -> None:
         raise BadInputError(f"{source}: SAELens does not know the architecture {sae.activation.architecture}")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInputError(f"{target} exists and is not an empty folder; name another one")
-    metadata = json.loads((source / CONFIG).read_text(encoding="utf-8"))["metadata"]
+    metadata = read_config(source)["metadata"]
     metadata |= {"artefact": name}
     if target.exists():  # a mount point, or the folder in which somebody works, cannot be replaced
         write_sae(sae, target, metadata)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_study import Study
 from typer.testing import CliRunner
 
@@ -155,3 +156,27 @@ def test_two_saes_that_changed_places_are_told(study: Study, tmp_path: Path) -> 
             load_sae(place, workspace)
     renamed = Path(shutil.copytree(study.workspace.folder(first), tmp_path / "mine"))
     assert load_sae(renamed, workspace).d_sae == 96
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (None, "is not the configuration of an SAE"),
+        ({"architecture": "standard", "metadata": None}, "is not the configuration of an SAE"),
+        ({"architecture": "standard", "metadata": 7}, "is not the configuration of an SAE"),
+        ({"architecture": "none", "metadata": {}}, "architecture 'none' is not one of"),
+        ("{", "cannot be read: Expecting"),
+    ],
+)
+def test_a_configuration_that_means_nothing_is_one_line(copied: Path, config: object, says: str) -> None:
+    (copied / "cfg.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    with pytest.raises(CorruptArtefactError, match=says):
+        read_sae(copied)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("b_enc", (3,)), ("W_dec", (2, 2)), ("more", (1,)), ("W_enc", ())])
+def test_weights_that_do_not_fit_each_other_are_one_line(copied: Path, name: str, shape: tuple[int, ...]) -> None:
+    tensors = load_file(copied / WEIGHTS)
+    save_file(tensors | {name: torch.zeros(shape)}, copied / WEIGHTS)
+    with pytest.raises(CorruptArtefactError, match="which is no SAE"):
+        read_sae(copied)
