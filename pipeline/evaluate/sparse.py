@@ -14,7 +14,6 @@ BYTES_PER_FIRING = 4 + 4
 """An int32 index and a float32 value."""
 DENSE_DECODING = 1 / 25
 """Share of latents that fire above which the dense product decodes faster: it runs on all cores, the sparse one on one."""
-
 PAIR_COST = 200
 """How much more a pair of latents that fire on a row costs than a pair of latents in a dense product."""
 DENSE_ROWS = 4096

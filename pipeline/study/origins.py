@@ -20,7 +20,7 @@ from pipeline.study.planned import PlannedSAE, TrainedSAE
 
 SAE_FORMAT = 2
 CONTRAST_FORMAT = 2
-"""Of SAEs under the weighted contrast alone. 2: on a CPU it is computed from the latents that fire, up to twice as fast."""
+"""Of SAEs under the weighted contrast alone. 2: on a CPU it is computed from the latents that fire, which costs less."""
 EVALUATION_FORMAT = 5
 """Format numbers. Increase one when a change of code changes the bytes of such an artefact."""
 

@@ -15,6 +15,9 @@ from pipeline.study.arms import arms_of
 from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.plan import Plan
 
+UNREADABLE = (FileNotFoundError, CorruptArtefactError, ValueError, TypeError, RecursionError)
+"""What reading and parsing a manifest raises if it is gone or damaged. ValidationError is a ValueError."""
+
 
 class MadeOf(BaseModel):
     """All that a report depends on: when it changes, the report is written again."""
@@ -90,13 +93,7 @@ def _manifest(place: Storage) -> ReportManifest | None:
     try:
         record = json.loads(place.read(MANIFEST, RECORD_BYTES))
         return ReportManifest.model_validate(record) if SEAL in record and is_sealed(record) else None
-    except (
-        FileNotFoundError,
-        CorruptArtefactError,
-        ValueError,
-        TypeError,
-        RecursionError,
-    ):  # ValidationError is a ValueError, too
+    except UNREADABLE:
         return None
 
 

@@ -90,7 +90,7 @@ def train_cohort(
         _take_steps(members, batches, steps, title, save=save, save_every=save_every)
     except InterruptedRunError:
         raise
-    except Exception:
+    except Exception:  # whatever it is, it is raised again below, after the work is saved
         for member in members:
             if member.sound:
                 with suppress(OSError, PipelineError):  # the disk may be the reason; the error itself says so
