@@ -137,13 +137,13 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     stock(saes[0])
     documents = as_store(folder / "artifacts" / f"{args.dataset.replace('/', '_')}_activations.pt", folder / "store")
     tasks = ProbeTasks(documents={args.dataset: documents}, k_values=K_VALUES, seed=42)
-    at_once = tasks.at_once(args.d_sae)
+    at_once = tasks.at_once(d_in, args.d_sae)
     groups = [saes[first : first + at_once] for first in range(0, len(saes), at_once)]
     ours, theirs, two, all_again = Cost(), Cost(), Cost(), Cost()
     compared = 0
     for group in groups:
         with ours:
-            scored = [named(future.result()[args.dataset]) for future in tasks.of_saes(group)]
+            scored = [named(scores[args.dataset]) for scores in tasks.of_saes(group) if isinstance(scores, dict)]
         for sae, results in zip(group, scored, strict=True):
             with theirs:
                 expected = stock(sae)[f"{args.dataset}_results"]

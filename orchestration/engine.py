@@ -68,9 +68,9 @@ def engine(config: RunConfig) -> Generator[Engine]:
         raise BadInputError(
             "run.engine is dask, which is not installed: pip install 'direction-aware-sae[dask]', or set it to local"
         ) from None
-    from pipeline.runtime.devices import training_device  # here, because torch is slow to import
+    from pipeline.runtime.devices import sae_device  # here, because torch is slow to import
 
-    if not config.address and config.workers > 1 and training_device(config.device).type == "cuda":
+    if not config.address and config.workers > 1 and sae_device(config.device).type == "cuda":
         raise BadInputError(
             f"run.workers {config.workers}: processes that the flow starts would share one GPU; set run.workers to 1, or "
             f"start a worker for each GPU and name their scheduler in run.address (docs/operations.md)"

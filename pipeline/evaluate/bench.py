@@ -1,20 +1,18 @@
 """Gives evaluations their inputs, each made once: of one SAE (`Bench`), and of a layer for all its SAEs (`LayerBench`)."""
 
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
 from pipeline.artefacts.workspace import Workspace
-from pipeline.errors import CorruptArtefactError
+from pipeline.errors import CorruptArtefactError, DegenerateSAEError
 from pipeline.evaluate.heldout import HeldoutRows, Latents
-from pipeline.evaluate.probing import Accuracies
-from pipeline.evaluate.tasks import ProbeTasks
+from pipeline.evaluate.tasks import ProbeTasks, Scores
 from pipeline.models.language import LanguageModel, load_tokenizer
 from pipeline.models.model_section import SyntheticModel
 from pipeline.models.synthetic import GroundTruth
-from pipeline.runtime.devices import best_device
+from pipeline.runtime.devices import best_device, sae_device
 from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import CONFIG, read_config
 from pipeline.sae.sae import SAE
@@ -59,7 +57,9 @@ class LayerBench(Shared):
         self.experiment = plan.experiment
         self.store = ActivationStore(workspace.storage(plan.store))
         _, self.heldout_shards = split_shards(self.store, self.experiment.train.heldout_shards)
-        self.rows = HeldoutRows(self.store, layer, self.heldout_shards)
+        self.device = sae_device(self.experiment.run.device)
+        """Where SAEs are evaluated."""
+        self.rows = HeldoutRows(self.store, layer, self.heldout_shards, self.device)
         self.tasks = ProbeTasks(
             documents={
                 dataset: Documents(ActivationStore(workspace.storage(artefact)), layer)
@@ -67,6 +67,7 @@ class LayerBench(Shared):
             },
             k_values=self.experiment.evaluate.k_values,
             seed=self.experiment.probes.seed,
+            device=self.device,
         )
 
     @cached_property
@@ -97,9 +98,9 @@ class LayerBench(Shared):
 class ProbeScores:
     """Test accuracies by data set, of the model itself and of an SAE."""
 
-    model: Mapping[str, Accuracies]
-    sae: Future[dict[str, Accuracies]]
-    """Raises DegenerateSAEError where the SAE could not be probed."""
+    model: Scores
+    sae: Scores | DegenerateSAEError
+    """The error where the SAE could not be probed."""
 
 
 class Bench(Shared):
@@ -131,6 +132,6 @@ class Bench(Shared):
         try:
             if workspace.manifest(artefact) is None:
                 return Missing("the arm `baseline` of this seed is not trained")
-            return open_sae(artefact, workspace)
+            return open_sae(artefact, workspace).to(self.sae.device)
         except CorruptArtefactError as error:
             return Missing(f"the arm `baseline` of this seed is damaged: {error}")

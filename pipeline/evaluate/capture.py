@@ -37,12 +37,12 @@ class TopK:
     """The masks of several fractions at once."""
 
     def __init__(self, direction_ND: torch.Tensor, fractions: Iterable[float]):
-        latents = len(direction_ND)
+        latents, device = len(direction_ND), direction_ND.device
         self.fractions = sorted(set(fractions))
-        k_G = torch.tensor([max(1, round(fraction * (latents - 1))) for fraction in self.fractions])
-        rank_K = torch.arange(max(0, min(int(k_G[-1]), latents - 1)))
+        k_G = torch.tensor([max(1, round(fraction * (latents - 1))) for fraction in self.fractions], device=device)
+        rank_K = torch.arange(max(0, min(int(k_G[-1]), latents - 1)), device=device)
         level_K = torch.searchsorted(k_G, rank_K, right=True).to(torch.uint8)
-        self.level_NN = torch.full((latents, latents), len(k_G), dtype=torch.uint8)
+        self.level_NN = torch.full((latents, latents), len(k_G), dtype=torch.uint8, device=device)
         """For every ordered pair the index of the first fraction whose mask holds it; after the last if none does."""
         for block in blocks_of(latents):
             cosine_bN = direction_ND[block] @ direction_ND.T
@@ -53,7 +53,7 @@ class TopK:
     @cached_property
     def _chances(self) -> list[float]:
         latents = len(self.level_NN)
-        held = torch.zeros(len(self.fractions) + 1, dtype=torch.int64)
+        held = torch.zeros(len(self.fractions) + 1, dtype=torch.int64, device=self.level_NN.device)
         for block in blocks_of(latents):
             either_bN = torch.minimum(self.level_NN[block], self.level_NN[:, block].T)
             held += torch.bincount(either_bN.flatten(), minlength=len(held))
@@ -143,7 +143,8 @@ class Capture:
         """Mean and standard deviation of the union's rate when the live latents are relabelled at random."""
         generator = torch.Generator().manual_seed(NULL_SEED)
         pair_P2 = self._pairs(self.cofiring.by_strength)
-        relabelled = (torch.randperm(self.n, generator=generator)[pair_P2] for _ in range(PERMUTATIONS))
+        drawn_N = (torch.randperm(self.n, generator=generator).to(pair_P2.device) for _ in range(PERMUTATIONS))
+        relabelled = (label_N[pair_P2] for label_N in drawn_N)
         drawn = [self.topk.union(pairs, self.config.capture_topk).double().mean() for pairs in relabelled]
         return {"draws": PERMUTATIONS, "mean": float(torch.stack(drawn).mean()), "std": float(torch.stack(drawn).std())}
 
@@ -156,14 +157,14 @@ def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
     """
     d_sae, d_in = sae.W_dec_FD.shape
     generator = torch.Generator().manual_seed(NULL_SEED)
-    W_dec_FD = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1)
+    W_dec_FD = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1).to(sae.device)
     projection = ((x_BD - sae.b_dec_D) @ W_dec_FD.T).flatten()
     firing = min(max(1, round(l0 * len(x_BD))), projection.numel() - 1)
     # The largest projection that must not fire.
     threshold = float(projection.kthvalue(projection.numel() - firing).values)
     return SAE(
         W_enc_DF=W_dec_FD.T,
-        b_enc_F=torch.full((d_sae,), -threshold),
+        b_enc_F=torch.full((d_sae,), -threshold, device=sae.device),
         W_dec_FD=W_dec_FD,
         b_dec_D=sae.b_dec_D,
         activation=sae.activation,
@@ -180,8 +181,8 @@ def measure_random_capture(on: Bench) -> Capture:
     seen = on.once(measure_reconstruction)
     null = random_tied(on.sae, next(iter(on.layer.rows)), seen.l0)
     latents = Latents(null, on.layer.rows)
-    cofiring = CofiringPairs(firings(latents.sparse(), null.d_sae), seen.rows, on.config)
-    for block in pair_blocks(latents.sparse, null.d_sae):
+    cofiring = CofiringPairs(firings(latents.sparse()), seen.rows, on.config)
+    for block in pair_blocks(latents.sparse, null.d_sae, null.device):
         cofiring.update(block)
     return Capture(null.W_dec_FD, cofiring, on.config)
 

@@ -14,8 +14,8 @@ from pipeline.artefacts.storage import write_atomically
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError, DegenerateSAEError, InterruptedRunError, MissingArtefactError
 from pipeline.evaluate.bench import Bench, LayerBench, ProbeScores
-from pipeline.evaluate.probing import Accuracies
 from pipeline.evaluate.reconstruction import measure_reconstruction
+from pipeline.evaluate.tasks import Scores
 from pipeline.runtime.interrupt import stop_requested
 from pipeline.runtime.progress import Advance, progress
 from pipeline.sae.finished import open_sae
@@ -93,7 +93,7 @@ def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Wo
     stop = stop_requested()
     with progress(f"evaluate layer {layer}", len(saes), "SAEs") as advance:
         model_scores = probe_model(bench)
-        at_once = bench.tasks.at_once(plan.experiment.train.d_sae)
+        at_once = bench.tasks.at_once(plan.experiment.model.d_in, plan.experiment.train.d_sae)
         for first in range(0, len(saes), at_once):
             failed |= evaluate_together(bench, saes[first : first + at_once], model_scores, advance)
             if stop.is_set():
@@ -101,7 +101,7 @@ def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Wo
     return failed
 
 
-def probe_model(bench: LayerBench) -> dict[str, Accuracies]:
+def probe_model(bench: LayerBench) -> Scores:
     """Probe scores of the residual stream itself, by data set, published as an artefact of their own; {} without probes."""
     if Need.probes not in bench.has:
         return {}
@@ -114,9 +114,7 @@ def probe_model(bench: LayerBench) -> dict[str, Accuracies]:
     return json.loads(workspace.verified(artefact, LLM_PROBING).read_text(encoding="utf-8"))
 
 
-def evaluate_together(
-    bench: LayerBench, group: list[PlannedSAE], model_scores: Mapping[str, Accuracies], advance: Advance
-) -> dict[str, str]:
+def evaluate_together(bench: LayerBench, group: list[PlannedSAE], model_scores: Scores, advance: Advance) -> dict[str, str]:
     """Evaluate SAEs that are probed side by side. Their locks are held until the last is published.
 
     Returns the SAEs with damaged files, each with the damage.
@@ -133,7 +131,7 @@ def evaluate_together(
             if workspace.manifest(planned.evaluation) is None:
                 parents |= workspace.fingerprints([planned.artefact, *([planned.baseline] if planned.baseline else [])])
                 try:
-                    saes.append((planned, open_sae(planned.artefact, workspace)))
+                    saes.append((planned, open_sae(planned.artefact, workspace).to(bench.device)))
                 except CorruptArtefactError as error:
                     damaged[str(planned)] = str(error)
         started = time.monotonic()

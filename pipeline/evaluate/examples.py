@@ -66,7 +66,7 @@ class HeldoutText:
     def examples(self, latents: Iterable[torch.Tensor], seen: LatentStatistics) -> list[dict[str, Any]]:
         """The `latents` of `examples.json` (docs/evaluation-files.md), from chunks [B, F] of all held-out rows."""
         chosen = choose(seen)
-        f_Rm = torch.cat([f_BF[:, list(chosen)] for f_BF in latents])
+        f_Rm = torch.cat([f_BF[:, list(chosen)].cpu() for f_BF in latents])
         return [
             {
                 "latent": latent,
@@ -110,5 +110,7 @@ def compute(on: Bench) -> dict[str, Any]:
         return {"latents": [], "reason": "a synthetic model reads no text"}
     seen = on.once(measure_reconstruction)
     pairs_F, captured_F = on.once(measure_capture).by_latent(on.sae.d_sae)
-    statistics = LatentStatistics(density_F=seen.fired_F.double() / seen.rows, pairs_F=pairs_F, captured_F=captured_F)
+    statistics = LatentStatistics(
+        density_F=seen.fired_F.cpu().double() / seen.rows, pairs_F=pairs_F.cpu(), captured_F=captured_F.cpu()
+    )
     return {"latents": on.layer.once(HeldoutText).examples(on.latents, statistics), "reason": None}

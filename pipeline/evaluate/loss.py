@@ -67,7 +67,7 @@ class SplicedLoss:
 
     def compute(self, sae: SAE) -> dict[str, Any]:
         """The content of `loss.json` for an SAE of this layer."""
-        spliced = self._loss(lambda x_SLD: sae.decode(sae.encode(x_SLD.cpu())).to(x_SLD))
+        spliced = self._loss(lambda x_SLD: sae.decode(sae.encode(x_SLD.to(sae.device))).to(x_SLD))
         recovered: dict[str, float | None] = {}
         reasons: list[str] = []
         for name, ablated in (("zero", self.zero), ("mean", self.mean)):

@@ -26,7 +26,7 @@ def measure_pairs(on: Bench) -> PairStatistics:
     if not isinstance(on.baseline, Missing):
         fixed = CrossTerms(on.sae, SimilarPairs(on.baseline.W_dec_FD, config.capture_topk))
     cofiring = CofiringPairs(seen.fired_F, seen.rows, config)
-    for block in pair_blocks(on.latents.sparse, on.sae.d_sae):
+    for block in pair_blocks(on.latents.sparse, on.sae.d_sae, on.sae.device):
         for sums in (own, fixed, cofiring) if fixed else (own, cofiring):
             sums.update(block)
     return PairStatistics(cofiring=cofiring, own=own, fixed=fixed)

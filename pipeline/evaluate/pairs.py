@@ -9,13 +9,15 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.evaluate.sparse import SparseLatents, add_pairs, stacked
+from pipeline.runtime import devices
+from pipeline.runtime.devices import CPU
 from pipeline.sae.sae import SAE
 from pipeline.study.sections import EvaluateConfig
 
 GROUP_FIRINGS = 2**24
 """Firings of the rows whose pairs are counted at once: 128 MB, and four times that while they are counted."""
 PANEL_BYTES = 256 * 2**20
-"""Size of the float32 matrix [p, F] of the latents whose pairs are counted in one pass over the rows."""
+"""Size on a CPU of the float32 matrix [p, F] of the latents whose pairs are counted in one pass over the rows."""
 BLOCK_BYTES = 64 * 2**20
 """Size of a block's float32 matrix [b, F]: b is 1,024 of 16,384 latents, and all of up to 4,096."""
 MOST_PAIRS = 4.0
@@ -47,12 +49,14 @@ def blocks_of(latents: int, most: int | None = None) -> list[slice]:
     return [slice(first, min(first + size, latents)) for first in range(0, latents, size)]
 
 
-def pair_blocks(latents: Callable[[], Iterable[SparseLatents]], d_sae: int) -> Iterator[PairBlock]:
+def pair_blocks(
+    latents: Callable[[], Iterable[SparseLatents]], d_sae: int, device: torch.device = CPU
+) -> Iterator[PairBlock]:
     """Every pair i < j once; entries with j <= i are 0. `latents()` gives the chunks of all rows, every time the same."""
-    for panel in blocks_of(d_sae, PANEL_BYTES):
-        joint_bF = torch.zeros(panel.stop - panel.start, d_sae)
+    for panel in blocks_of(d_sae, PANEL_BYTES if device.type == "cpu" else devices.PANEL_BYTES):
+        joint_bF = torch.zeros(panel.stop - panel.start, d_sae, device=device)
         strength_bF = torch.zeros_like(joint_bF)
-        for group in stacked(latents(), GROUP_FIRINGS):
+        for group in stacked(latents(), GROUP_FIRINGS) if device.type == "cpu" else latents():
             add_pairs(group, panel, joint_bF, strength_bF)
         size = blocks_of(d_sae)[0].stop
         for first in range(panel.start, panel.stop, size):
@@ -60,22 +64,19 @@ def pair_blocks(latents: Callable[[], Iterable[SparseLatents]], d_sae: int) -> I
             yield PairBlock(first, joint_bF[block].triu_(first + 1), strength_bF[block].triu_(first + 1))
 
 
-def firings(latents: Iterable[SparseLatents], d_sae: int) -> torch.Tensor:
-    """int64 [F]: rows on which each latent fires, of chunks [B, F]."""
-    fired_F = torch.zeros(d_sae, dtype=torch.int64)
-    for chunk in latents:
-        fired_F += chunk.fired_F()
-    return fired_F
+def firings(latents: Iterable[SparseLatents]) -> torch.Tensor:
+    """int64 [F]: rows on which each latent fires, of one or more chunks [B, F]."""
+    return torch.stack([chunk.fired_F() for chunk in latents]).sum(dim=0)
 
 
 class TopPairs:
     """The pairs with the largest scores among those offered, largest first, ties to the lower indices."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, device: torch.device):
         self.size = size
-        self.pair_P2 = torch.zeros(0, 2, dtype=torch.int64)
-        self.score_P = torch.zeros(0)
-        self.strength_P = torch.zeros(0)
+        self.pair_P2 = torch.zeros(0, 2, dtype=torch.int64, device=device)
+        self.score_P = torch.zeros(0, device=device)
+        self.strength_P = torch.zeros(0, device=device)
 
     def offer(self, block: PairBlock, score_bF: torch.Tensor) -> None:
         """Take in the pairs of a block, blocks in ascending order. A score of -inf leaves a pair out."""
@@ -106,7 +107,7 @@ class CofiringPairs:
         self.live_N = self.live_F.nonzero().squeeze(1)
         """int64: the indices of live latents, ascending."""
         size = max(1, round(MOST_PAIRS * len(self.live_N)))
-        self.by_strength, self.by_phi = TopPairs(size), TopPairs(size)
+        self.by_strength, self.by_phi = TopPairs(size, fired_F.device), TopPairs(size, fired_F.device)
         self.p_F = fired_F.double() / rows
         self.variance_F = self.p_F * (1 - self.p_F)
 
@@ -153,9 +154,9 @@ class CrossTerms:
     def __init__(self, sae: SAE, pairs: SimilarPairs):
         self.sae, self.pairs = sae, pairs
         self.count = 0
-        self.strength = torch.zeros((), dtype=torch.float64)
+        self.strength = torch.zeros((), dtype=torch.float64, device=sae.device)
         """Sum over pairs and rows of a_i a_j."""
-        self.cross = torch.zeros((), dtype=torch.float64)
+        self.cross = torch.zeros((), dtype=torch.float64, device=sae.device)
         """Sum over pairs and rows of C_ij a_i a_j."""
 
     def update(self, block: PairBlock) -> None:

@@ -4,7 +4,9 @@ F features: latents, or the d_in values of the residual stream itself.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -15,32 +17,67 @@ from pipeline.evaluate.probes import Features
 POOLING_BATCH = 125
 """Documents read at once, and sae-bench's `sae_batch_size`."""
 ENCODED_AT_ONCE = 16
-"""Documents encoded at once: few, so that their latents stay in the processor's cache. It changes no number."""
+"""Documents encoded at once on a CPU: few, so that their latents stay in its cache. It changes no number."""
 Accuracies = dict[str, dict[str, float]]
 """`all` or the number k of features used, to class name, to test accuracy."""
 
 
-def pool(
-    batches: Iterable[tuple[str, torch.Tensor]], encode: Callable[[torch.Tensor], torch.Tensor] | None = None
-) -> Features:
-    """Features of documents by class, [S, F]: means over their tokens. Each batch [S, L, D] is of one class.
+@dataclass(frozen=True)
+class Counted:
+    """Some documents of one class: the tokens that count, and where they stand.
 
     A token counts unless its activations sum to exactly 0, as padding does: sae-bench's rule.
     """
-    pooled: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
-    for name, acts_SLD in batches:
-        for some_SLD in torch.split(acts_SLD, ENCODED_AT_ONCE):
-            pooled[name].append(_mean_over_tokens(some_SLD.float(), encode))
-    return {name: torch.cat(features) for name, features in pooled.items()}
+
+    documents: int
+    length: int
+    place_R: torch.Tensor
+    """int64: places of the tokens that count in [S, L], flattened."""
+    x_RD: torch.Tensor
+    """float32: their activations."""
+    count_S: torch.Tensor
+    """Tokens that count in each document."""
+
+    @classmethod
+    def of(cls, acts_SLD: torch.Tensor) -> Self:
+        """From padded activations of any dtype."""
+        acts_SLD = acts_SLD.float()
+        counts_SL = acts_SLD.sum(dim=2) != 0
+        place_R = counts_SL.flatten().nonzero().squeeze(1)
+        x_RD = acts_SLD.flatten(0, 1).index_select(0, place_R)
+        documents, length = counts_SL.shape
+        return cls(documents, length, place_R, x_RD, counts_SL.sum(dim=1))
+
+    def mean(self, latents_RF: torch.Tensor) -> torch.Tensor:
+        """Means [S, F] over the tokens that count, on the CPU."""
+        # The sum includes the zeros of tokens that do not count: a sum over fewer places rounds differently.
+        latents_QF = latents_RF.new_zeros(self.documents * self.length, latents_RF.shape[1])
+        latents_QF.index_copy_(0, self.place_R, latents_RF)
+        latents_SLF = latents_QF.view(self.documents, self.length, -1)
+        return (latents_SLF.sum(dim=1) / self.count_S[:, None]).cpu()
 
 
-def _mean_over_tokens(acts_SLD: torch.Tensor, encode: Callable[[torch.Tensor], torch.Tensor] | None) -> torch.Tensor:
-    counts_SL = acts_SLD.sum(dim=2) != 0
-    latents_RF = encode(acts_SLD[counts_SL]) if encode else acts_SLD[counts_SL]
-    # The sum includes the zeros of tokens that do not count: a sum over fewer places rounds differently.
-    latents_SLF = torch.zeros(*counts_SL.shape, latents_RF.shape[1])
-    latents_SLF[counts_SL] = latents_RF
-    return latents_SLF.sum(dim=1) / counts_SL.sum(dim=1)[:, None]
+def parts(acts_SLD: torch.Tensor) -> list[Counted]:
+    """Documents [S, L, D] in the parts that are encoded at once: on a GPU all, because small ones take longer to launch."""
+    size = ENCODED_AT_ONCE if acts_SLD.device.type == "cpu" else len(acts_SLD)
+    return [Counted.of(some_SLD) for some_SLD in torch.split(acts_SLD, size)]
+
+
+class Pool:
+    """Collects features of documents by class, [S, F]: means over their tokens. Without `encode`, of the activations."""
+
+    def __init__(self, encode: Callable[[torch.Tensor], torch.Tensor] | None = None):
+        self.encode = encode
+        self._pooled: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def update(self, name: str, documents: Sequence[Counted]) -> None:
+        """Take in documents of a class."""
+        for some in documents:
+            self._pooled[name].append(some.mean(self.encode(some.x_RD) if self.encode else some.x_RD))
+
+    def features(self) -> Features:
+        """All that was taken in."""
+        return {name: torch.cat(features) for name, features in self._pooled.items()}
 
 
 def check_not_degenerate(dataset: str, train: Features, k_values: Sequence[int]) -> None:
@@ -63,21 +100,20 @@ def check_not_degenerate(dataset: str, train: Features, k_values: Sequence[int])
             )
 
 
-def probe(datasets: Iterable[tuple[str, Features, Features]], k_values: Sequence[int], seed: int) -> dict[str, Accuracies]:
-    """Train and test sae-bench's probes on the train and test features of each data set, in order.
+def probe(
+    train_features: Features, test_features: Features, k_values: Sequence[int], generator: torch.Generator
+) -> Accuracies:
+    """Train and test sae-bench's probes on the features of a data set.
 
-    Random numbers are seeded once. Each data set has the probe on all features, then one for each k, each of them class by
-    class: the order of sae-bench's runs that find cached activations. So a score depends neither on what ran before nor on
-    what is probed at the same time.
+    First the probe on all features, then one for each k, each of them class by class: the order of sae-bench's runs that
+    find cached activations. With a generator of its own, seeded once before the first data set, an SAE's scores depend
+    neither on what ran before nor on what is probed at the same time.
     """
-    generator = torch.Generator().manual_seed(seed)
-    results: dict[str, Accuracies] = {}
-    for dataset, train_features, test_features in datasets:
-        train, test = probes.Split.of(train_features), probes.Split.of(test_features)
-        results[dataset] = {"all": {name: probes.dense(train, test, name, generator) for name in train.of_class}}
-        for k in k_values:
-            results[dataset][str(k)] = {name: probes.sparse(train, test, name, k, generator) for name in train.of_class}
-    return results
+    train, test = probes.Split.of(train_features), probes.Split.of(test_features)
+    scores: Accuracies = {"all": {name: probes.dense(train, test, name, generator) for name in train.of_class}}
+    for k in k_values:
+        scores[str(k)] = {name: probes.sparse(train, test, name, k, generator) for name in train.of_class}
+    return scores
 
 
 def by_dataset(results: Mapping[str, Accuracies]) -> dict[str, dict[str, float]]:

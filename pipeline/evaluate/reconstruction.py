@@ -1,6 +1,7 @@
 """Measures how well an SAE reconstructs held-out rows, how many latents fire, and the cosines of its decoder directions."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,13 +24,12 @@ class Reconstruction:
         self.sae = sae
         d_sae, d_in = sae.W_dec_FD.shape
         self.rows = 0
-        self.squared_error = torch.zeros((), dtype=torch.float64)
-        self.squared_norm = torch.zeros((), dtype=torch.float64)
-        self.reconstructed = torch.zeros((), dtype=torch.float64)
+        zero = partial(torch.zeros, dtype=torch.float64, device=sae.device)
+        self.squared_error, self.squared_norm, self.cosine = zero(()), zero(()), zero(())
+        self.reconstructed = zero(())
         """Sum over rows of ||x^ - b_dec||^2."""
-        self.cosine = torch.zeros((), dtype=torch.float64)
-        self.sum_D = torch.zeros(d_in, dtype=torch.float64)
-        self.fired_F = torch.zeros(d_sae, dtype=torch.int64)
+        self.sum_D = zero(d_in)
+        self.fired_F = torch.zeros(d_sae, dtype=torch.int64, device=sae.device)
 
     def update(self, x_BD: torch.Tensor, latents: SparseLatents) -> None:
         """Take in rows and their latents."""
@@ -99,7 +99,7 @@ def compute(on: Bench) -> dict[str, Any]:
 def decoder_cosines(W_dec_FD: torch.Tensor) -> dict[str, Any]:
     """Mean of the largest cosine of every decoder direction to another, and the histogram over unordered pairs."""
     largest: list[torch.Tensor] = []
-    counts = torch.zeros(len(COSINE_EDGES) - 1, dtype=torch.int64)
+    counts = torch.zeros(len(COSINE_EDGES) - 1, dtype=torch.int64, device=W_dec_FD.device)
     for block in blocks_of(len(W_dec_FD)):
         cosine_bF = W_dec_FD[block] @ W_dec_FD.T
         cosine_bF.diagonal(block.start).fill_(-torch.inf)
@@ -114,5 +114,5 @@ def decoder_cosines(W_dec_FD: torch.Tensor) -> dict[str, Any]:
 
 def _histogram(values: torch.Tensor, edges: list[float]) -> torch.Tensor:
     """int64 counts. A bin includes its lower edge, the last also its upper; values outside count into the nearest bin."""
-    bins = torch.bucketize(values, torch.tensor(edges[1:-1], dtype=values.dtype), right=True)
+    bins = torch.bucketize(values, torch.tensor(edges[1:-1], dtype=values.dtype, device=values.device), right=True)
     return bins.bincount(minlength=len(edges) - 1)

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportUnknow
 from pipeline.evaluate.bench import Bench
 from pipeline.evaluate.capture import topk_mask
 from pipeline.models.synthetic import NO_PARENT, GroundTruth
+from pipeline.runtime.devices import CPU
 from pipeline.sae.sae import SAE
 from pipeline.study.sections import EvaluateConfig
 
@@ -20,9 +21,13 @@ MATCH = 0.8
 
 
 class Recovery:
-    """Counts where latents and true features fire. Call `update` with rows, then `compute`."""
+    """Counts where latents and true features fire. Call `update` with rows, then `compute`.
+
+    On the CPU, where the true features are drawn: a synthetic model has a few hundred latents.
+    """
 
     def __init__(self, sae: SAE, truth: GroundTruth):
+        sae = sae.to(CPU)
         self.truth = truth
         self.W_dec_FD = sae.W_dec_FD
         self.cosine_TF = truth.direction_TD @ sae.W_dec_FD.T
@@ -174,5 +179,5 @@ def compute(on: Bench) -> dict[str, Any]:
     recovery = Recovery(on.sae, truth)
     true_chunks = (f_BT for shard in on.layer.heldout_shards for f_BT, _ in truth.draw(layout, shard))
     for f_BF, f_BT in zip(on.latents, true_chunks, strict=True):
-        recovery.update(f_BF, f_BT)
+        recovery.update(f_BF.cpu(), f_BT)
     return recovery.compute(on.config)

@@ -1,7 +1,11 @@
-"""Holds latents without their zeros. Of thousands of latents some tens fire on a row, and only those cost anything."""
+"""Holds latents without their zeros. Of thousands of latents some tens fire on a row, and only those cost anything.
+
+On a CPU, scipy multiplies them as they are. A GPU multiplies matrices with their zeros faster than it looks up firings.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,36 +28,59 @@ DENSE_ROWS = 4096
 class SparseLatents:
     """Latents [B, F] of some rows. What is not zero is kept as it is, also where it is not finite."""
 
-    matrix: Any
-    """A `scipy.sparse.csr_matrix`, which has no types: float32, with int32 indices in ascending order."""
+    value_N: torch.Tensor
+    """float32: all that is not zero, row after row."""
+    column_N: torch.Tensor
+    """int32: the latent of each, ascending within a row."""
+    start_b: torch.Tensor
+    """int32 [B + 1]: where each row begins, and the last ends."""
+    d_sae: int
 
     @classmethod
     def of(cls, f_BF: torch.Tensor) -> "SparseLatents":
         """The same latents, given with their zeros."""
         rows, columns = f_BF.nonzero().T
-        starts = torch.zeros(len(f_BF) + 1, dtype=torch.int32)
-        torch.cumsum(rows.bincount(minlength=len(f_BF)), dim=0, out=starts[1:])
-        arrays: Any = (f_BF[rows, columns].numpy(), columns.int().numpy(), starts.numpy())
-        return cls(sparse.csr_matrix(arrays, shape=tuple(f_BF.shape)))
+        start_b = torch.zeros(len(f_BF) + 1, dtype=torch.int32, device=f_BF.device)
+        start_b[1:] = rows.bincount(minlength=len(f_BF)).cumsum(dim=0)
+        return cls(f_BF[rows, columns], columns.int(), start_b, f_BF.shape[1])
+
+    @cached_property
+    def matrix(self) -> Any:
+        """A `scipy.sparse.csr_matrix` of the same memory, which has no types. Of latents on the CPU."""
+        arrays: Any = (self.value_N.numpy(), self.column_N.numpy(), self.start_b.numpy())
+        return sparse.csr_matrix(arrays, shape=(len(self), self.d_sae))
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.start_b) - 1
 
     @property
     def firings(self) -> int:
         """How many values are not zero."""
-        return int(self.matrix.nnz)
+        return len(self.value_N)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether scipy can read them."""
+        return self.value_N.device.type == "cpu"
 
     def dense(self) -> torch.Tensor:
         """The latents [B, F] with their zeros."""
-        return torch.from_numpy(self.matrix.toarray())
+        if self.on_cpu:
+            return torch.from_numpy(self.matrix.toarray())
+        f_BF = self.value_N.new_zeros(len(self), self.d_sae)
+        rows = torch.arange(len(self), device=f_BF.device)
+        row_N = rows.repeat_interleave(self.start_b.diff(), output_size=self.firings)
+        f_BF.view(-1).scatter_(0, row_N * self.d_sae + self.column_N, self.value_N)
+        return f_BF
 
     def fired_F(self) -> torch.Tensor:
         """int64 [F]: rows on which each latent fires."""
-        fires = self.matrix.indices[self.matrix.data > 0]
-        return torch.from_numpy(np.bincount(fires, minlength=self.matrix.shape[1]))
+        return self.column_N[self.value_N > 0].bincount(minlength=self.d_sae)
 
     def decoded(self, sae: SAE) -> torch.Tensor:
         """The SAE's reconstruction [B, D]."""
-        rows, latents = self.matrix.shape
-        if self.firings > DENSE_DECODING * rows * latents:
+        if not self.on_cpu or self.firings > DENSE_DECODING * len(self) * self.d_sae:
             return sae.decode(self.dense())
         return torch.from_numpy(self.matrix @ sae.W_dec_FD.numpy()) + sae.b_dec_D
 
@@ -73,29 +100,49 @@ def stacked(chunks: Iterable[SparseLatents], most_firings: int) -> Iterator[Spar
 
 
 def _together(group: Sequence[SparseLatents]) -> SparseLatents:
-    return SparseLatents(sparse.vstack([chunk.matrix for chunk in group], format="csr")) if len(group) > 1 else group[0]
+    if len(group) == 1:
+        return group[0]
+    ends = np.cumsum([0] + [chunk.firings for chunk in group[:-1]]).tolist()
+    starts = [chunk.start_b[:-1] + end for chunk, end in zip(group, ends, strict=True)]
+    last = group[-1].start_b[-1:] + ends[-1]
+    return SparseLatents(
+        torch.cat([chunk.value_N for chunk in group]),
+        torch.cat([chunk.column_N for chunk in group]),
+        torch.cat([*starts, last]),
+        group[0].d_sae,
+    )
 
 
 def add_pairs(latents: SparseLatents, block: slice, joint_bF: torch.Tensor, strength_bF: torch.Tensor) -> None:
     """Add the rows on which a latent of the block and any latent both fire, and the sums of their products.
 
-    The cost grows with the square of the latents that fire on a row, not with that of all latents; where many fire, dense
-    products are cheaper.
+    On a CPU the cost grows with the square of the latents that fire on a row, not with that of all latents; where many
+    fire, dense products are cheaper.
     """
-    matrix = latents.matrix
-    rows, d_sae = matrix.shape
-    firing_B = np.diff(matrix.indptr).astype(np.float64)
-    if PAIR_COST * (firing_B**2).sum() < rows * float(d_sae) ** 2:
+    if latents.on_cpu and _few_fire(latents):
+        matrix = latents.matrix
         ones = (matrix.data > 0).astype(np.int32)
         fires = sparse.csr_matrix((ones, matrix.indices, matrix.indptr), shape=matrix.shape)
         joint_bF += torch.from_numpy((_columns(fires, block) @ fires).toarray())
         strength_bF += torch.from_numpy((_columns(matrix, block) @ matrix).toarray())
         return
-    for first in range(0, rows, DENSE_ROWS):
-        f_BF = torch.from_numpy(matrix[first : first + DENSE_ROWS].toarray())
+    for f_BF in _dense_parts(latents):
         strength_bF.addmm_(f_BF[:, block].T, f_BF)
         fired_BF = (f_BF > 0).float()
         joint_bF.addmm_(fired_BF[:, block].T, fired_BF)  # exact: float32 counts to 2^24 rows
+
+
+def _few_fire(latents: SparseLatents) -> bool:
+    firing_B = np.diff(latents.matrix.indptr).astype(np.float64)
+    return bool(PAIR_COST * (firing_B**2).sum() < len(latents) * float(latents.d_sae) ** 2)
+
+
+def _dense_parts(latents: SparseLatents) -> Iterator[torch.Tensor]:
+    if not latents.on_cpu:
+        yield latents.dense()
+        return
+    for first in range(0, len(latents), DENSE_ROWS):
+        yield torch.from_numpy(latents.matrix[first : first + DENSE_ROWS].toarray())
 
 
 def _columns(matrix: Any, block: slice) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate.bench import Bench
 from pipeline.evaluate.probing import POOLING_BATCH, Accuracies, by_dataset, overall
 from pipeline.runtime.compatibility import importing_sae_bench
@@ -15,7 +16,9 @@ from pipeline.study.plan import Plan
 
 def compute(on: Bench) -> dict[str, Any]:
     """The content of `sparse_probing.json`. Raises DegenerateSAEError for an SAE that cannot be probed."""
-    return saebench_output(on.scores.model, on.scores.sae.result(), eval_config(on.layer.plan), on.sae_config)
+    if isinstance(on.scores.sae, DegenerateSAEError):
+        raise on.scores.sae
+    return saebench_output(on.scores.model, on.scores.sae, eval_config(on.layer.plan), on.sae_config)
 
 
 def eval_config(plan: Plan) -> dict[str, Any]:

@@ -1,31 +1,43 @@
 """Runs the probe tasks of one layer, on the model itself and on several SAEs at once.
 
-Each SAE has one thread and its own random numbers, so that its scores do not depend on the SAEs beside it. torch uses no
-threads of its own meanwhile: with operations this small, its threads mostly wait for each other.
+The texts of a data set are read once for all SAEs that are probed together. Each SAE has its own random numbers, so that its
+scores do not depend on the SAEs beside it. On a CPU each SAE has one thread, and torch none of its own: with operations this
+small, its threads mostly wait for each other. On a GPU the SAEs encode one after the other. Their probes are trained on the
+CPU all the same, to sae-bench's bits: a probe is thousands of steps on 250 rows, which a GPU takes longer to launch.
 """
 
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from operator import methodcaller
+from typing import Any, cast
 
 import torch
 
-from pipeline.errors import InterruptedRunError
+from pipeline.errors import DegenerateSAEError, InterruptedRunError
 from pipeline.evaluate import probing
 from pipeline.evaluate.probes import Features
+from pipeline.evaluate.probing import Accuracies
+from pipeline.runtime.devices import CPU
 from pipeline.runtime.interrupt import stop_requested
 from pipeline.runtime.memory import free_memory
 from pipeline.runtime.threads import one_thread
 from pipeline.sae.sae import SAE
-from pipeline.store.documents import SPLITS, Documents
+from pipeline.store.batches import ahead
+from pipeline.store.documents import SPLITS, Documents, Split
 
 SHARE = 0.5
 """Share of the free memory that SAEs probed at once may take."""
 COPIES = 3
 """Copies of a data set's features while an SAE is probed: by class, all classes together, and the rows of one problem."""
+MOST_AT_ONCE = 64
+"""SAEs probed side by side on a GPU."""
+
+Scores = dict[str, Accuracies]
+"""By data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,53 +47,72 @@ class ProbeTasks:
     documents: Mapping[str, Documents]
     k_values: Sequence[int]
     seed: int
+    device: torch.device = CPU
+    """Where documents are encoded."""
 
-    def at_once(self, d_sae: int) -> int:
-        """Number of SAEs to probe side by side: one per core if they fit into memory, at least one."""
+    def at_once(self, d_in: int, d_sae: int) -> int:
+        """Number of SAEs to probe side by side: as many as fit into memory, on a CPU at most one per core; at least one."""
         most = max((len(documents.store.whole("label")) for documents in self.documents.values()), default=0)
-        fitting = int(free_memory(torch.device("cpu")) * SHARE / max(1, COPIES * 4 * most * d_sae))
-        return max(1, min(os.cpu_count() or 1, fitting))
+        fitting = int(free_memory(CPU) * SHARE / max(1, COPIES * 4 * most * d_sae))
+        if self.device.type == "cpu":
+            return max(1, min(os.cpu_count() or 1, fitting))
+        there = int(free_memory(self.device) * SHARE / (2 * 4 * d_in * d_sae))
+        return max(1, min(MOST_AT_ONCE, fitting, there))
 
-    def of_model(self) -> dict[str, probing.Accuracies]:
-        """Scores of the residual stream itself, by data set."""
-        with one_thread():
-            return probing.probe(self._features(None), self.k_values, self.seed)
+    def of_model(self) -> Scores:
+        """Scores of the residual stream itself."""
+        (scores,) = self._scores([None])
+        if isinstance(scores, DegenerateSAEError):
+            raise scores
+        return scores
 
-    def of_saes(self, saes: Sequence[SAE]) -> list[Future[dict[str, probing.Accuracies]]]:
-        """Probe SAEs side by side; returns when all are done, for each SAE a future of its scores by data set.
-
-        The future of a degenerate SAE raises DegenerateSAEError.
-        """
-        stop = stop_requested()
-
-        def scores(sae: SAE) -> dict[str, probing.Accuracies]:
-            return probing.probe(self._sae_features(sae, stop), self.k_values, self.seed)
-
-        with one_thread():
-            scored = [self.threads.submit(scores, sae) for sae in saes]
-            try:
-                wait(scored)
-            except BaseException:
-                stop.set()  # or the end of the process waits until all SAEs are probed
-                raise
-        return scored
+    def of_saes(self, saes: Sequence[SAE]) -> list[Scores | DegenerateSAEError]:
+        """The scores of each SAE, or why it could not be probed. Raises InterruptedRunError when asked to stop."""
+        return self._scores(saes)
 
     @cached_property
     def threads(self) -> ThreadPoolExecutor:
         """The same threads for every group: glibc keeps freed memory per thread, and new threads would keep more."""
         return ThreadPoolExecutor(os.cpu_count())
 
-    def _sae_features(self, sae: SAE, stop: threading.Event) -> Iterator[tuple[str, Features, Features]]:
-        def encode(x_RD: torch.Tensor) -> torch.Tensor:
-            if stop.is_set():
-                raise InterruptedRunError("stopped while probing")
-            return sae.encode(x_RD)
+    def _scores(self, encoders: Sequence[SAE | None]) -> list[Scores | DegenerateSAEError]:
+        probed = [_Probed(sae, torch.Generator().manual_seed(self.seed)) for sae in encoders]
+        with one_thread():
+            for name, documents in self.documents.items():
+                if not (sound := [one for one in probed if one.refused is None]):
+                    break
+                train, test = (self._pooled(documents, split, sound) for split in SPLITS)
+                list(self.threads.map(partial(self._probe, name), sound, train, test))
+        return [one.refused or one.scores for one in probed]
 
-        for name, train, test in self._features(encode):
-            probing.check_not_degenerate(name, train, self.k_values)
-            yield name, train, test
+    def _probe(self, dataset: str, probed: "_Probed", train: Features, test: Features) -> None:
+        if probed.sae:
+            try:
+                probing.check_not_degenerate(dataset, train, self.k_values)
+            except DegenerateSAEError as error:
+                probed.refused = error
+                return
+        probed.scores[dataset] = probing.probe(train, test, self.k_values, probed.generator)
 
-    def _features(self, encode: Callable[[torch.Tensor], torch.Tensor] | None) -> Iterator[tuple[str, Features, Features]]:
-        for name, documents in self.documents.items():
-            train, test = (probing.pool(documents.padded(split, probing.POOLING_BATCH), encode) for split in SPLITS)
-            yield name, train, test
+    def _pooled(self, documents: Documents, split: Split, probed: Sequence["_Probed"]) -> list[Features]:
+        """The features of every SAE on the documents of a split, each of which is read once."""
+        stop = stop_requested()
+        each: Callable[..., Iterable[Any]] = cast("Any", self.threads.map if self.device.type == "cpu" else map)
+        pools = [probing.Pool(one.sae.encode if one.sae else None) for one in probed]
+        with closing(ahead(documents.padded(split, probing.POOLING_BATCH))) as batches:
+            for name, acts_SLD in batches:
+                parts = probing.parts(acts_SLD.to(self.device))
+                if stop.is_set():
+                    raise InterruptedRunError("stopped while probing")
+                list(each(methodcaller("update", name, parts), pools))
+        return [pool.features() for pool in pools]
+
+
+@dataclass
+class _Probed:
+    """An SAE while it is probed, or the model itself."""
+
+    sae: SAE | None
+    generator: torch.Generator
+    scores: Scores = field(default_factory=dict[str, Accuracies])
+    refused: DegenerateSAEError | None = None

@@ -7,7 +7,7 @@ from rich.filesize import decimal
 
 from pipeline.models.language import DTYPES
 from pipeline.models.model_section import SyntheticModel, TinyModel
-from pipeline.runtime.devices import best_device, training_device
+from pipeline.runtime.devices import best_device, sae_device
 from pipeline.runtime.precision import slower_choice
 from pipeline.study.plan import Plan
 from pipeline.texts.files import corpus_files
@@ -29,7 +29,7 @@ MOST_CLASSES = 5
 
 def describe(plan: Plan) -> str:
     """A few lines on rows, bytes on disk and time on this machine, whose speed is measured for about a second."""
-    recipe, device = plan.experiment.train, training_device(plan.experiment.run.device)
+    recipe, device = plan.experiment.train, sae_device(plan.experiment.run.device)
     slower = slower_choice(recipe.precision, recipe.batch_size, plan.experiment.model.d_in, recipe.d_sae, device)
     return "\n".join([*_extraction(plan), *([f"  training     {slower}"] if slower else [])])
 

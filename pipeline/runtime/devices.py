@@ -7,6 +7,7 @@ import torch
 
 from pipeline.errors import BadInputError
 
+CPU = torch.device("cpu")
 VARIABLE = "DASAE_DEVICE"
 """Environment variable that names a device, whatever the experiment says."""
 NAMES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -33,8 +34,11 @@ def best_device(asked: str = "auto") -> torch.device:
     return device
 
 
-def training_device(asked: str = "auto") -> torch.device:
-    """The same for training, which was never tried on Apple's MPS: `auto` is CUDA, else the CPU."""
+def sae_device(asked: str = "auto") -> torch.device:
+    """The device on which SAEs are trained and evaluated: as `best_device`, but `auto` is never MPS.
+
+    MPS has no float64, in which evaluation adds up, and training was never tried there.
+    """
     device = best_device(asked)
     chosen = os.environ.get(VARIABLE, asked) != "auto"
     return device if chosen or device.type != "mps" else torch.device("cpu")

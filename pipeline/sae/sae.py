@@ -1,6 +1,6 @@
 """Defines the finished SAE: four tensors and an activation, which encode and decode rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -29,6 +29,11 @@ class SAE:
         """Number of latents."""
         return self.W_dec_FD.shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.W_dec_FD.device
+
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Latents [..., F] of activations [..., D]."""
         return self.activation((x.to(self.W_enc_DF.dtype) - self.b_dec_D) @ self.W_enc_DF + self.b_enc_F)
@@ -36,6 +41,11 @@ class SAE:
     def decode(self, f: torch.Tensor) -> torch.Tensor:
         """Reconstruction [..., D] of latents [..., F]."""
         return f @ self.W_dec_FD + self.b_dec_D
+
+    def to(self, device: torch.device) -> "SAE":
+        """The same SAE on a device."""
+        weights = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **weights)
 
     @classmethod
     def folded(

@@ -11,12 +11,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from queue import Full, Queue
 from threading import Event, Thread
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pipeline.errors import BadInputError
+from pipeline.runtime.devices import CPU
 from pipeline.runtime.transfer import HostBuffers
 from pipeline.store import format as fmt
 from pipeline.store.limits import FEWEST_HELDOUT
@@ -25,8 +27,7 @@ from pipeline.store.reader import ActivationStore
 BATCHES_AHEAD = 1
 """Finished batches in the queue, besides the one being made."""
 
-CPU = torch.device("cpu")
-
+T = TypeVar("T")
 Bounds = tuple[int, int]
 """First row of a chunk and one past its last."""
 
@@ -82,10 +83,10 @@ def shuffled_batches(
         one = HostBuffers(1, shape, dtype, device)
         # A copy also of float32 rows, because the buffer is filled again.
         gathered = _gathered(store, layer, order, one, row)
-        return _ahead(batch_BD.to(torch.float32, copy=True).mul_(scale) for batch_BD in gathered)
+        return ahead(batch_BD.to(torch.float32, copy=True).mul_(scale) for batch_BD in gathered)
     # One that is filled, those in the queue, one that is taken from it, and one whose copy is still under way.
     some = HostBuffers(BATCHES_AHEAD + 3, shape, dtype, device)
-    return _sent(_ahead(_gathered(store, layer, order, some, row)), some, scale)
+    return _sent(ahead(_gathered(store, layer, order, some, row)), some, scale)
 
 
 def rows_in_order(store: ActivationStore, layer: int, shards: Sequence[int]) -> Iterator[torch.Tensor]:
@@ -178,12 +179,13 @@ def _loaded(
             rows_R, turn = next_rows_R, 1 - turn
 
 
-def _ahead(batches: Generator[torch.Tensor, None, None]) -> Generator[torch.Tensor, None, None]:
+def ahead(batches: Generator[T, None, None]) -> Generator[T, None, None]:
     """The same batches, made by a thread while the caller works. Closing the iterator ends the thread."""
-    queue: Queue[torch.Tensor | BaseException] = Queue(BATCHES_AHEAD)
+    queue: Queue[T | BaseException | None] = Queue(BATCHES_AHEAD)
+    """Batches, then an error or, at the end, None."""
     stopped = Event()
 
-    def put(item: torch.Tensor | BaseException) -> None:
+    def put(item: T | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 queue.put(item, timeout=0.1)
@@ -198,6 +200,7 @@ def _ahead(batches: Generator[torch.Tensor, None, None]) -> Generator[torch.Tens
                     put(batch)
                     if stopped.is_set():
                         return
+            put(None)
         except BaseException as error:
             put(error)
 
@@ -206,6 +209,8 @@ def _ahead(batches: Generator[torch.Tensor, None, None]) -> Generator[torch.Tens
     try:
         while True:
             item = queue.get()
+            if item is None:
+                return
             if isinstance(item, BaseException):
                 raise item
             yield item

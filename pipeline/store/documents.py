@@ -1,6 +1,6 @@
 """Reads a probe store: a store whose rows lie in document order, with a label and a split for each document."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -24,7 +24,7 @@ class Documents:
     store: ActivationStore
     layer: int
 
-    def padded(self, split: Split, at_once: int) -> Iterator[tuple[str, torch.Tensor]]:
+    def padded(self, split: Split, at_once: int) -> Generator[tuple[str, torch.Tensor], None, None]:
         """The documents of a split with their class, at most `at_once` of one class at a time: [S, L, D], store's dtype.
 
         Raises CorruptArtefactError for documents that do not fit the rows.

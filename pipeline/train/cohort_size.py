@@ -2,7 +2,7 @@
 
 import os
 
-from pipeline.runtime.devices import block_rows, training_device
+from pipeline.runtime.devices import block_rows, sae_device
 from pipeline.runtime.memory import free_memory
 from pipeline.study.experiment import Experiment
 from pipeline.train.pair_kernels import LARGEST_TABLE
@@ -17,7 +17,7 @@ COPIES = 3
 
 def cohort_size(experiment: Experiment) -> int:
     """SAEs that fit into the memory that is free now, at least 1."""
-    free = free_memory(training_device(experiment.run.device)) * SHARE - _shared_bytes(experiment)
+    free = free_memory(sae_device(experiment.run.device)) * SHARE - _shared_bytes(experiment)
     return max(1, int(free / _bytes_each(experiment)))
 
 
@@ -31,7 +31,7 @@ def _shared_bytes(experiment: Experiment) -> int:
     And of the contrast: PAIR_MATRICES of F x F on a CPU if they are held there at all, of some rows of it on a GPU.
     """
     D, F, B = experiment.model.d_in, experiment.train.d_sae, experiment.train.batch_size
-    on_cpu = training_device(experiment.run.device).type == "cpu"
+    on_cpu = sae_device(experiment.run.device).type == "cpu"
     pair_rows = (F if F <= LARGEST_TABLE else 0) if on_cpu else min(F, block_rows(F))
     threads = (os.cpu_count() or 1) if on_cpu else 1
     return threads * 4 * (2 * (2 * D * F + 2 * B * F + 2 * B * D) + PAIR_MATRICES * pair_rows * F)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import OutOfMemoryError
-from pipeline.runtime.devices import training_device
+from pipeline.runtime.devices import sae_device
 from pipeline.runtime.memory import memory_needed
 from pipeline.store.batches import shuffled_batches, split_shards
 from pipeline.store.reader import ActivationStore
@@ -52,7 +52,7 @@ class Runner:
     tracker: Callable[[TrainedSAE, int], AbstractContextManager[Tracker | None]]
     save_every: float
     """Seconds between checkpoints."""
-    device: torch.device = field(default_factory=training_device)
+    device: torch.device = field(default_factory=sae_device)
 
     def run(self, jobs: Sequence[Job], title: str = "train") -> Iterator[list[InTraining]]:
         """Train jobs that share their batches. Yields the members of each cohort when it ends, finished or stopped.

@@ -15,7 +15,7 @@ import torch
 from pipeline.artefacts.storage import LocalStorage, write_atomically
 from pipeline.artefacts.workspace import Workspace
 from pipeline.models.model_section import SyntheticModel
-from pipeline.runtime.devices import training_device
+from pipeline.runtime.devices import sae_device
 from pipeline.runtime.precision import slower_choice
 from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, write_sae
@@ -72,7 +72,7 @@ def train(
         workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
         store = ActivationStore(workspace.storage(plan.store))
         check_rows(store, plan.experiment)
-        device = training_device(plan.experiment.run.device)
+        device = sae_device(plan.experiment.run.device)
         recipe, d_in = plan.experiment.train, plan.experiment.model.d_in
         if slower := slower_choice(recipe.precision, recipe.batch_size, d_in, recipe.d_sae, device):
             print(slower, file=sys.stderr)

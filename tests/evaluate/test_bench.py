@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,8 @@ def bench(study: Study) -> Callable[[], Bench]:
     def make() -> Bench:
         planned = study.plan.saes[1]
         sae = read_sae(study.workspace.folder(planned.artefact))
-        scored: Future[dict[str, Any]] = Future()
-        scored.set_exception(DegenerateSAEError("it was not probed"))
-        return Bench(LayerBench(study.plan, 2, study.workspace), planned, sae, ProbeScores(model={}, sae=scored))
+        scores = ProbeScores(model={}, sae=DegenerateSAEError("it was not probed"))
+        return Bench(LayerBench(study.plan, 2, study.workspace), planned, sae, scores)
 
     return make
 

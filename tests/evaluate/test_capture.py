@@ -20,7 +20,7 @@ CONFIG = EvaluateConfig(k_values=(1,), capture_topk=0.1, live_firings=2, joint_f
 
 def cofiring(f_BF: torch.Tensor, config: EvaluateConfig = CONFIG) -> CofiringPairs:
     latents, chunks = f_BF.shape[1], [SparseLatents.of(some_BF) for some_BF in torch.split(f_BF, 3)]
-    pairs = CofiringPairs(firings(chunks, latents), len(f_BF), config)
+    pairs = CofiringPairs(firings(chunks), len(f_BF), config)
     for block in pair_blocks(lambda: chunks, latents):
         pairs.update(block)
     return pairs

@@ -83,6 +83,28 @@ def test_latents_that_are_not_finite_are_kept_as_they_are(sae: SAE) -> None:
     torch.testing.assert_close(first, again, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize(("share", "reads"), [(1.0, 1), (0.0, 3)])
+def test_rows_are_read_once_for_all_saes_where_memory_holds_them(
+    study: Study, monkeypatch: pytest.MonkeyPatch, share: float, reads: int
+) -> None:
+    store = ActivationStore(study.workspace.folder(study.plan.store))
+    last, chunks = store.layout.shards - 1, len(list(store.chunks([store.layout.shards - 1])))
+    read: list[tuple[int, int]] = []
+    inner = store.read
+
+    def counted(layer: int, start: int, stop: int) -> torch.Tensor:
+        read.append((start, stop))
+        return inner(layer, start, stop)
+
+    monkeypatch.setattr(heldout, "KEPT_ROWS", share)
+    monkeypatch.setattr(store, "read", counted)
+    rows = HeldoutRows(store, 2, [last])
+    first, *others = (torch.cat(list(rows)) for _ in range(3))
+    assert len(read) == reads * chunks
+    assert all(torch.equal(other, first) for other in others)
+    assert torch.equal(first, torch.cat(list(rows_in_order(store, 2, [last]))))
+
+
 def test_the_mean_row_is_that_of_the_held_out_shards(study: Study) -> None:
     store = ActivationStore(study.workspace.folder(study.plan.store))
     shards = [store.layout.shards - 2, store.layout.shards - 1]

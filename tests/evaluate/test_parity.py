@@ -28,6 +28,7 @@ from torch import Tensor
 
 from pipeline.artefacts.storage import LocalStorage
 from pipeline.evaluate import probing
+from pipeline.evaluate.tasks import ProbeTasks
 from pipeline.models.language import ResidualStream, transformers
 from pipeline.runtime.compatibility import importing_sae_bench
 from pipeline.sae.sae import SAE
@@ -197,15 +198,14 @@ def documents(stock: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) 
     return {name: stored(acts, folder / str(number)) for number, (name, acts) in enumerate(stock.activations.items())}
 
 
-def features(documents: Documents, sae: SAE | None = None) -> tuple[probing.Features, probing.Features]:
-    encode = sae.encode if sae else None
-    train, test = (probing.pool(documents.padded(split, probing.POOLING_BATCH), encode) for split in SPLITS)
-    return train, test
+def tasks(documents: dict[str, Documents]) -> ProbeTasks:
+    return ProbeTasks(documents=documents, k_values=K_VALUES, seed=42)
 
 
 def test_every_number_of_a_cached_run_is_sae_bench_s(stock: SimpleNamespace, documents: dict[str, Documents]) -> None:
     sae = some_sae()
-    ours = probing.probe(((name, *features(of, sae)) for name, of in documents.items()), K_VALUES, seed=42)
+    (ours,) = tasks(documents).of_saes([sae])
+    assert isinstance(ours, dict)
     means, theirs = stock.cached
     compared = 0
     for name in DATASETS:
@@ -222,7 +222,7 @@ def test_every_number_of_a_cached_run_is_sae_bench_s(stock: SimpleNamespace, doc
 def test_the_model_s_own_numbers_are_those_of_a_first_run(stock: SimpleNamespace, documents: dict[str, Documents]) -> None:
     # Of its first data set: from the second on, a first run has drawn numbers for an SAE in between.
     first = DATASETS[0]
-    ours = probing.probe([(first, *features(documents[first]))], K_VALUES, seed=42)[first]
+    ours = tasks({first: documents[first]}).of_model()[first]
     theirs = stock.first[1][f"{first}_results"]
     for k, by_class in ours.items():
         assert by_class == theirs["llm_test_accuracy" if k == "all" else f"llm_top_{k}_test_accuracy"], k

@@ -3,6 +3,7 @@ import io
 import json
 import random
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -26,27 +27,40 @@ def features(seed: int, rows: int = 60, width: int = 12) -> probing.Features:
     }
 
 
+def pooled(
+    batches: Iterable[tuple[str, torch.Tensor]], encode: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> probing.Features:
+    pool = probing.Pool(encode)
+    for name, acts_SLD in batches:
+        pool.update(name, probing.parts(acts_SLD))
+    return pool.features()
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(42)
+
+
 def test_pooling_is_the_mean_over_tokens_that_count() -> None:
     acts_SLD = torch.zeros(2, 4, 3)
     acts_SLD[0, 1], acts_SLD[0, 2] = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])
     acts_SLD[1, 1] = 5.0
-    assert probing.pool([("a", acts_SLD)])["a"].tolist() == [[2.0, 2.0, 2.0], [5.0, 5.0, 5.0]]
+    assert pooled([("a", acts_SLD)])["a"].tolist() == [[2.0, 2.0, 2.0], [5.0, 5.0, 5.0]]
     # An encoder with a bias fires on padding too, which must not count.
-    pooled = probing.pool([("a", acts_SLD)], lambda x: x[..., :1] + 10)
-    assert pooled["a"].tolist() == [[12.0], [15.0]]
-    batches = probing.pool([("a", acts_SLD[:1]), ("b", acts_SLD[:1]), ("a", acts_SLD[1:])])
+    biased = pooled([("a", acts_SLD)], lambda x: x[..., :1] + 10)
+    assert biased["a"].tolist() == [[12.0], [15.0]]
+    batches = pooled([("a", acts_SLD[:1]), ("b", acts_SLD[:1]), ("a", acts_SLD[1:])])
     assert {name: rows.tolist() for name, rows in batches.items()} == {
         "a": [[2.0, 2.0, 2.0], [5.0, 5.0, 5.0]], "b": [[2.0, 2.0, 2.0]]
     }  # fmt: skip
 
 
 def test_documents_encoded_a_few_at_a_time_are_pooled_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    acts_SLD = torch.randn(40, 24, 16, generator=generator) * (torch.rand(40, 24, 1, generator=generator) < 0.7)
-    weights_DF = torch.randn(16, 70, generator=generator)
-    few = probing.pool([("a", acts_SLD)], lambda x: (x @ weights_DF).relu())["a"]
+    drawn = torch.Generator().manual_seed(0)
+    acts_SLD = torch.randn(40, 24, 16, generator=drawn) * (torch.rand(40, 24, 1, generator=drawn) < 0.7)
+    weights_DF = torch.randn(16, 70, generator=drawn)
+    few = pooled([("a", acts_SLD)], lambda x: (x @ weights_DF).relu())["a"]
     monkeypatch.setattr(probing, "ENCODED_AT_ONCE", 1000)
-    assert torch.equal(few, probing.pool([("a", acts_SLD)], lambda x: (x @ weights_DF).relu())["a"])
+    assert torch.equal(few, pooled([("a", acts_SLD)], lambda x: (x @ weights_DF).relu())["a"])
 
 
 def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
@@ -54,7 +68,7 @@ def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
         from sae_bench.evals.sparse_probing.probe_training import train_probe_on_activations
 
     train, test = features(0), features(1, rows=40)
-    ours = probing.probe([("d", train, test)], [1, 2], seed=42)
+    ours = probing.probe(train, test, [1, 2], generator())
     random.seed(42)
     torch.manual_seed(42)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -64,18 +78,18 @@ def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
         )
         _, top1 = train_probe_on_activations(train, test, select_top_k=1)
         _, top2 = train_probe_on_activations(train, test, select_top_k=2)
-    assert ours == {"d": {"all": full, "1": top1, "2": top2}}
+    assert ours == {"all": full, "1": top1, "2": top2}
     assert full["b"] > 0.6
 
 
 def test_scores_do_not_depend_on_what_ran_before_nor_disturb_what_comes_after() -> None:
-    data = [("d", features(0), features(1, rows=40))]
+    data = (features(0), features(1, rows=40))
     torch.manual_seed(5)
     expected_next = torch.rand(1)
     torch.manual_seed(5)
-    one = probing.probe(data, [1], seed=42)
+    one = probing.probe(*data, [1], generator())
     assert torch.equal(torch.rand(1), expected_next)
-    assert probing.probe(data, [1], seed=42) == one
+    assert probing.probe(*data, [1], generator()) == one
 
 
 def test_means_are_over_classes_and_then_over_data_sets() -> None:

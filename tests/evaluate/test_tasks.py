@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import DegenerateSAEError
-from pipeline.evaluate import tasks
+from pipeline.errors import DegenerateSAEError, InterruptedRunError
+from pipeline.evaluate import probing, tasks
+from pipeline.runtime.interrupt import stop_when
 from pipeline.sae.sae import SAE
 
 D_IN, D_SAE, CLASSES = 8, 40, ("a", "b", "c")
@@ -44,10 +45,11 @@ def of() -> tasks.ProbeTasks:
 
 def test_scores_do_not_depend_on_who_is_probed_beside(of: tasks.ProbeTasks) -> None:
     saes = [sae(number) for number in range(3)]
-    alone = [of.of_saes([each])[0].result() for each in saes]
-    assert [future.result() for future in of.of_saes(saes)] == alone
-    assert [future.result() for future in of.of_saes(saes[::-1])] == alone[::-1]
+    alone = [of.of_saes([each])[0] for each in saes]
+    assert of.of_saes(saes) == alone
+    assert of.of_saes(saes[::-1]) == alone[::-1]
     assert alone[0] != alone[1]
+    assert isinstance(alone[0], dict)
     assert alone[0]["d"]["all"].keys() == set(CLASSES)
 
 
@@ -61,31 +63,40 @@ def test_probing_leaves_random_state_and_threads_as_they_were(of: tasks.ProbeTas
 
 def test_a_degenerate_sae_is_refused_and_its_neighbour_scored(of: tasks.ProbeTasks) -> None:
     dead, sound = of.of_saes([sae(0, bias=-1e3), sae(0)])
-    with pytest.raises(DegenerateSAEError, match="no latent fires on class a of d"):
-        dead.result()
-    assert set(sound.result()) == {"d", "e"}
+    assert isinstance(dead, DegenerateSAEError)
+    assert str(dead) == "no latent fires on class a of d"
+    assert isinstance(sound, dict)
+    assert set(sound) == {"d", "e"}
 
 
-def test_an_interruption_stops_what_is_being_probed(of: tasks.ProbeTasks, monkeypatch: pytest.MonkeyPatch) -> None:
-    started, encoded, interrupted = threading.Event(), [], threading.Event()
+def test_a_request_to_stop_is_met_at_the_next_texts(of: tasks.ProbeTasks, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    encoded: list[int] = []
 
     def encode(self: SAE, x_RD: torch.Tensor) -> torch.Tensor:
-        started.set()
-        assert interrupted.wait(10)
         encoded.append(len(x_RD))
+        stop.set()
         return x_RD
 
-    def wait(futures: object) -> None:
-        started.wait(10)
-        threading.Timer(0.2, interrupted.set).start()
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(SAE, "encode", encode)
-    monkeypatch.setattr(tasks, "wait", wait)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(probing, "ENCODED_AT_ONCE", 1000)
+    with stop_when(stop), pytest.raises(InterruptedRunError):
         of.of_saes([sae(0)])
-    of.threads.shutdown()
-    assert len(encoded) == 1  # the one in hand
+    assert len(encoded) == 1  # the texts in hand
+
+
+def test_texts_are_read_once_however_many_saes(of: tasks.ProbeTasks) -> None:
+    documents: Any = of.documents["d"]
+    read: list[str] = []
+    padded = documents.padded
+
+    def counted(split: str, at_once: int) -> Any:
+        read.append(split)
+        return padded(split, at_once)
+
+    documents.padded = counted
+    of.of_saes([sae(number) for number in range(4)])
+    assert read == ["train", "test"]
 
 
 def test_as_many_at_once_as_cores_and_memory_allow(of: tasks.ProbeTasks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,5 +104,5 @@ def test_as_many_at_once_as_cores_and_memory_allow(of: tasks.ProbeTasks, monkeyp
     each = tasks.COPIES * 4 * 270 * D_SAE
     for free, expected in ((0, 1), (3.5 * each, 3), (100 * each, 8)):
         monkeypatch.setattr(tasks, "free_memory", lambda device, free=free: free / tasks.SHARE)
-        assert of.at_once(D_SAE) == expected
-    assert tasks.ProbeTasks(documents={}, k_values=[1], seed=0).at_once(D_SAE) == 8
+        assert of.at_once(D_IN, D_SAE) == expected
+    assert tasks.ProbeTasks(documents={}, k_values=[1], seed=0).at_once(D_IN, D_SAE) == 8

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.errors import BadInputError
-from pipeline.runtime.devices import VARIABLE, best_device, block_rows, training_device
+from pipeline.runtime.devices import VARIABLE, best_device, block_rows, sae_device
 
 
 @pytest.fixture
@@ -18,16 +18,16 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_the_best_device_is_taken_unless_another_is_asked_for(machine: pytest.MonkeyPatch) -> None:
-    assert best_device() == training_device() == torch.device("cuda")
+    assert best_device() == sae_device() == torch.device("cuda")
     assert best_device("cuda:1") == torch.device("cuda", 1)
     machine.setenv(VARIABLE, "cpu")
-    assert best_device("cuda:1") == training_device("cuda:1") == torch.device("cpu")
+    assert best_device("cuda:1") == sae_device("cuda:1") == torch.device("cpu")
 
 
 def test_training_takes_mps_only_when_asked_for(machine: pytest.MonkeyPatch) -> None:
     machine.setattr(torch.cuda, "is_available", lambda: False)
-    assert (best_device().type, training_device().type) == ("mps", "cpu")
-    assert training_device("mps").type == "mps"
+    assert (best_device().type, sae_device().type) == ("mps", "cpu")
+    assert sae_device("mps").type == "mps"
 
 
 @pytest.mark.parametrize(

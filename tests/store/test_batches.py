@@ -14,7 +14,7 @@ from pretend_gpu import PretendedGpu
 from small_store import SHARD_ROWS, filled, flipped, numbered, numbers
 
 from pipeline.errors import CorruptArtefactError
-from pipeline.store.batches import rows_in_order, shuffled_batches
+from pipeline.store.batches import ahead, rows_in_order, shuffled_batches
 from pipeline.store.reader import ActivationStore
 
 
@@ -74,6 +74,10 @@ def test_batches_that_are_kept_stay_as_they_were_and_are_the_same_on_a_gpu(tmp_p
 
 def threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith(("batches", "ThreadPoolExecutor"))}
+
+
+def test_what_ends_ends_ahead_too() -> None:
+    assert list(ahead(number for number in range(5))) == [0, 1, 2, 3, 4]
 
 
 def test_closing_the_stream_stops_its_threads(stores: dict[int, ActivationStore]) -> None:
