@@ -98,9 +98,14 @@ class _Functions(TorchFunctionMode):
             return args[0].inner.tolist()
         if func is torch.Tensor.__setitem__ and isinstance(args[0], OnGpu) and isinstance(args[2], int | float | bool):
             args = (*args[:2], torch.full((), args[2], dtype=args[0].dtype, device=CUDA))
+        if func is torch.Tensor.__getitem__ and isinstance(args[0], OnGpu):
+            # torch's C++ would make an index of a list where it believes the tensor to be, on `meta`, without its values.
+            args = (args[0], tree_map(_as_index, args[1], is_leaf=lambda value: isinstance(value, list)))
         if func is torch.Tensor.to and len(args) == 2 and isinstance(args[1], OnGpu):
             args = (args[0], CUDA, args[1].dtype)
         args = tuple(map(indexed, args)) if func is torch.Tensor.to else args
+        if func is torch.tensor and indexed((kwargs or {}).get("device")) == CUDA:  # made on the host, then copied
+            return func(*args, **{name: value for name, value in (kwargs or {}).items() if name != "device"}).to(CUDA)
         return func(*args, **{name: indexed(value) for name, value in (kwargs or {}).items()})
 
 
@@ -232,6 +237,7 @@ class PretendedGpu(TorchDispatchMode):
 
     def _refuse_mixed(self, name: str, args: Any, tensors: list[torch.Tensor]) -> None:
         plain = [tensor for tensor in tensors if not isinstance(tensor, OnGpu)]
+        assert not any(tensor.is_meta for tensor in plain), f"a tensor lost its values on the way to {name} at {_line()}"
         if name in INDEXING and isinstance(args[0], OnGpu):  # CUDA copies indices over
             plain = [tensor for tensor in plain if all(tensor is not index for index in args[1])]
         if any(tensor.dim() for tensor in plain):
@@ -250,6 +256,10 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 def _host_memory(shape: Any, dtype: torch.dtype, _: torch.device) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype)
+
+
+def _as_index(value: Any) -> Any:
+    return torch.tensor(value) if isinstance(value, list) else value
 
 
 def _on_gpu(value: Any) -> Any:

@@ -1,0 +1,76 @@
+"""A whole study with every tensor on a GPU that is not there: nothing on two devices, and the CPU's results."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from pretend_gpu import PretendedGpu
+from small_study import SMALL, Study
+
+from pipeline.artefacts.manifest import MANIFEST
+from pipeline.artefacts.workspace import Workspace
+from pipeline.evaluate.evaluation import evaluate
+from pipeline.extract.extraction import extract
+from pipeline.study.evaluations import EVALUATIONS
+from pipeline.study.experiment import Experiment
+from pipeline.study.plan import make_plan
+from pipeline.train.training import train
+
+FEW = (
+    SMALL.replace("steps = 150", "steps = 20")
+    .replace("steps = 120", "steps = 60")
+    .replace("tokens = 20_000", "tokens = 12_288")
+    .replace('["python/text-kind", "python/docstring-of"]', '["python/text-kind"]')
+    .replace('"baseline", "full", "magnitude"', '"full", "l0-matched"')
+)
+"""The small study in smaller."""
+
+
+def numbers(value: Any, path: str = "") -> dict[str, float]:
+    """All numbers of a file, by where they stand."""
+    if isinstance(value, dict | list):
+        inner = cast("Any", value.items() if isinstance(value, dict) else enumerate(cast("list[Any]", value)))
+        return {place: found for key, item in inner for place, found in numbers(item, f"{path}.{key}").items()}
+    return {path: float(value)} if isinstance(value, int | float) else {}
+
+
+def files(study: Study, workspace: Workspace, arms: list[str]) -> dict[str, dict[str, float]]:
+    """The numbers of every file of every evaluation, without times."""
+    found: dict[str, dict[str, float]] = {}
+    for sae in study.plan.saes:
+        for path in workspace.folder(sae.evaluation).glob("*.json") if sae.arm in arms else ():
+            if path.name != MANIFEST:
+                values = numbers(json.loads(path.read_text()))
+                found[f"{sae.arm} {path.name}"] = {place: value for place, value in values.items() if "millis" not in place}
+    return found
+
+
+def test_saes_are_evaluated_there_with_the_numbers_of_the_cpu(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(study.workspace.root, tmp_path / "workspace")
+    shutil.rmtree(tmp_path / "workspace/evaluations")
+    workspace, arms = Workspace(tmp_path / "workspace"), ["baseline", "full"]
+    with PretendedGpu() as gpu:
+        monkeypatch.setenv("DASAE_DEVICE", "cuda")
+        evaluate(make_plan(study.experiment, arms=arms), workspace)
+        assert gpu.launches > 1000
+    expected, there = (files(study, place, arms) for place in (study.workspace, workspace))
+    assert expected.keys() == there.keys()
+    assert len(expected) == len(arms) * (len(EVALUATIONS) - 1)  # no ground truth
+    for name, values in expected.items():
+        assert there[name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+
+
+def test_a_whole_study_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "few.toml").write_text(FEW)
+    plan, workspace = make_plan(Experiment.load(str(tmp_path / "few.toml"))), Workspace(tmp_path / "workspace")
+    with PretendedGpu() as gpu:
+        monkeypatch.setenv("DASAE_DEVICE", "cuda")
+        for stage in (extract, train, evaluate):
+            gpu.reset()
+            stage(plan, workspace)
+            assert gpu.launches > 1000, stage
+    assert all(workspace.manifest(sae.evaluation) for sae in plan.saes)
