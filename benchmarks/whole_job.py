@@ -2,7 +2,7 @@
 
     python benchmarks/whole_job.py --model FOLDER --data FOLDER --corpus FILE.parquet [--saes 11] [--tokens 491520]
 
-The model is a small Gemma-2 with its tokenizer, `--data` a folder in which sae-bench's `load_dataset` finds the data set, and
+The model is a small Gemma-2 with its tokenizer, `--data` a folder in which sae-bench's `load_dataset` finds the data set,
 the corpus a parquet file with a column `text`. Ours are three studies of eleven arms each: the contrast on every step, the
 contrast on every fifth, and vanilla SAEs. Each is one command in a process of its own, so that imports, tokenizing, locks,
 checksums and the report count. The others are eleven live runs of SAELens (one vanilla SAE each, its activations made while
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ AT_LEAST = {"contrast on every step": "2", "contrast on every fifth step": "4", 
 ROOT = Path(__file__).resolve().parent.parent
 
 STUDY = """
+description = "The whole job."
 [model]
 source = "huggingface"
 name = "{model}"
@@ -89,8 +90,8 @@ def study(args: argparse.Namespace, every: int) -> str:
     config = json.loads((args.model / "config.json").read_text())
     arms = CONTRAST[: args.saes] if every else [f"vanilla-{number}" for number in range(args.saes)]
     text = STUDY.format(
-        **vars(args), d_in=config["hidden_size"], depth=config["num_hidden_layers"], layer=LAYER, context=CONTEXT, d_sae=D_SAE,
-        steps=args.tokens // BATCH, batch=BATCH, rate=RATE, warmup=WARMUP, l1=L1, every=every or 1,
+        **vars(args), d_in=config["hidden_size"], depth=config["num_hidden_layers"], layer=LAYER, context=CONTEXT,
+        d_sae=D_SAE, steps=args.tokens // BATCH, batch=BATCH, rate=RATE, warmup=WARMUP, l1=L1, every=every or 1,
     )  # fmt: skip
     for number, arm in enumerate(() if every else arms):
         text += f'[arms.{arm}]\nquestion = "."\nfrom = "baseline"\nl1 = {L1 * (1 + number)}\n'
@@ -148,7 +149,7 @@ def saelens(args: argparse.Namespace, model: Any, texts: Any, number: int, folde
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Without the bars and remarks of others."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
@@ -170,9 +171,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         if waiting and number >= (len(STUDIES) - len(waiting)) * args.saes / len(STUDIES):
             name = waiting.pop(0)
             seconds[name] = ours(args, name, folder)
-            print(
-                f"{name}: {seconds[name]:.0f} s; SAELens {trained[-1]:.0f} s, sae-bench {probed[-1]:.0f} s", file=sys.stderr
-            )
+            print(f"{name}: {seconds[name]:.0f} s; SAELens {trained[-1]:.0f}, sae-bench {probed[-1]:.0f}", file=sys.stderr)
     theirs = sum(trained) + sum(probed)
     show(
         f"{args.saes} SAEs of {D_SAE} latents, {args.tokens:,} tokens, {args.dataset} {args.train} / {args.test}, "
