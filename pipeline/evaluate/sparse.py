@@ -20,6 +20,10 @@ DENSE_DECODING = 1 / 25
 """Share of latents that fire above which the dense product decodes faster: it runs on all cores, the sparse one on one."""
 PAIR_COST = 200
 """How much more a pair of latents that fire on a row costs than a pair of latents in a dense product."""
+PARTS = 8
+"""Parts into which a dense product is cut, each of which begins at its own latents."""
+SMALLEST_PRODUCT = 192
+"""Latents of such a part at least."""
 DENSE_ROWS = 4096
 """Rows of a dense product: bounds the memory."""
 
@@ -114,9 +118,9 @@ def _together(group: Sequence[SparseLatents]) -> SparseLatents:
 
 
 def add_pairs(latents: SparseLatents, block: slice, joint_bF: torch.Tensor, strength_bF: torch.Tensor) -> None:
-    """Add the rows on which a latent of the block and any latent both fire, and the sums of their products.
+    """Add the rows on which a latent of the block and one of a higher index both fire, and the sums of their products.
 
-    On a CPU the cost grows with the square of the latents that fire on a row, not with that of all latents; where many
+    Other entries are left undefined. On a CPU the cost grows with the square of the latents that fire on a row, not with that of all latents; where many
     fire, dense products are cheaper.
     """
     if latents.on_cpu and _few_fire(latents):
@@ -127,9 +131,18 @@ def add_pairs(latents: SparseLatents, block: slice, joint_bF: torch.Tensor, stre
         strength_bF += torch.from_numpy((_columns(matrix, block) @ matrix).toarray())
         return
     for f_BF in _dense_parts(latents):
-        strength_bF.addmm_(f_BF[:, block].T, f_BF)
-        fired_BF = (f_BF > 0).float()
-        joint_bF.addmm_(fired_BF[:, block].T, fired_BF)  # exact: float32 counts to 2^24 rows
+        _add_upper(f_BF, block, strength_bF)
+        _add_upper((f_BF > 0).float(), block, joint_bF)  # exact: float32 counts to 2^24 rows
+
+
+def _add_upper(f_BF: torch.Tensor, block: slice, sum_bF: torch.Tensor) -> None:
+    """Add the products of latents of the block with those from themselves on, and a few before: nearly half the work."""
+    latents = f_BF.shape[1]
+    size = max(SMALLEST_PRODUCT, latents // PARTS)
+    for first in range(block.start, block.stop, size):
+        some = slice(first, min(first + size, block.stop))
+        into = sum_bF[some.start - block.start : some.stop - block.start, first:]
+        into.addmm_(f_BF[:, some].T, f_BF[:, first:])
 
 
 def _few_fire(latents: SparseLatents) -> bool:
