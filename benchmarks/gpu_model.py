@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_model.py [--d-in 2304] [--d-sae 2304 16384] [--batch 2048] [--arms baseline full] [--saes 33]
 
-Tensors have shapes only. A kernel takes the largest of 2 us, its bytes at 2.9 TB/s and its products at 51 (float32) or 757
-(bfloat16) TFLOP/s, which is what one H100 reached; the host takes 20 us to launch one, as was measured there for a step of
-66. A step takes the longer of the two sums. **Every time is predicted**, and none was measured with this code.
+Tensors have shapes only. A kernel takes the largest of 2 us, its bytes at 2.9 TB/s and its products at 757 TFLOP/s in
+bfloat16, which is what one H100 reached, or at half of that in TF32, in which training multiplies float32. The host takes
+20 us to launch one, as was measured there for a step of 66. A step takes the longer of the two sums. **Every time is predicted**, and none was measured with this code.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import torch
 from measure import show
 from pretend_gpu import PretendedGpu
 
+from pipeline.runtime.precision import tensor_cores
 from pipeline.study.arms import Recipes
 from pipeline.study.recipe import TrainConfig
 from pipeline.train.step import Trainer
@@ -28,7 +29,7 @@ def step(arm: str, precision: str, d_in: int, d_sae: int, batch: int) -> tuple[P
     fields: dict[str, Any] = {"d_sae": d_sae, "steps": 10_000, "batch_size": batch, "precision": precision}
     contrast = {"precision": precision, "pair_refresh": 10}
     recipe = Recipes(TrainConfig.model_validate(fields | {"contrast": contrast}, strict=True))[arm]
-    with PretendedGpu(values=False) as gpu:
+    with PretendedGpu(values=False) as gpu, tensor_cores(CUDA):
         trainer = Trainer(config=recipe, d_in=d_in, seed=0, device=CUDA)
         x_BD = torch.empty(batch, d_in, device=CUDA)
         trainer.step(x_BD)

@@ -38,6 +38,8 @@ PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "mv", "addmv", "dot"}
 OVERWRITING = {"copy_", "fill_", "zero_"}
 """Operations that do not read what they write to."""
 RATES = {torch.float32: 51e12, torch.bfloat16: 757e12}
+TF32 = RATES[torch.bfloat16] / 2
+"""Of float32 products whose factors may be rounded: half of bfloat16's, as in the card's data sheet; not measured."""
 BANDWIDTH = 2.9e12
 """FLOP/s and bytes/s of an H100, as measured (docs/performance.md)."""
 SHORTEST = 2e-6
@@ -231,6 +233,8 @@ class PretendedGpu(TorchDispatchMode):
             left, right = read[-2:]
             flops, dtype = 2 * left.numel() * (right.shape[-1] if right.dim() > 1 else 1), left.dtype
         rate = RATES.get(dtype, RATES[torch.float32])
+        if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+            rate = TF32
         self.bytes += moved
         self.flops[dtype] += flops
         self.seconds += max(SHORTEST * LAUNCHES.get(name, 1), moved / BANDWIDTH, flops / rate)

@@ -120,8 +120,8 @@ def _together(group: Sequence[SparseLatents]) -> SparseLatents:
 def add_pairs(latents: SparseLatents, block: slice, joint_bF: torch.Tensor, strength_bF: torch.Tensor) -> None:
     """Add the rows on which a latent of the block and one of a higher index both fire, and the sums of their products.
 
-    Other entries are left undefined. On a CPU the cost grows with the square of the latents that fire on a row, not with that of all latents; where many
-    fire, dense products are cheaper.
+    Other entries are left undefined. On a CPU the cost grows with the square of the latents that fire on a row, not with
+    that of all latents; where many fire, dense products are cheaper.
     """
     if latents.on_cpu and _few_fire(latents):
         matrix = latents.matrix

@@ -23,6 +23,7 @@ import torch
 from pipeline.errors import DegenerateSAEError, DivergedSAEError, InterruptedRunError, PipelineError, in_one_line
 from pipeline.runtime.interrupt import stop_on_signal
 from pipeline.runtime.memory import memory_needed
+from pipeline.runtime.precision import tensor_cores
 from pipeline.runtime.progress import progress
 from pipeline.runtime.threads import one_thread
 from pipeline.train.step import StepMetrics, Trainer
@@ -32,6 +33,8 @@ ForEach = Callable[..., list[Any]]
 """Called like `map`, returns a list."""
 
 LOG_EVERY = 50
+SAVING_SHARE = 0.02
+"""Most of a training's time that its checkpoints take, but for the first: slow ones come less often."""
 DEAD_WINDOW = 500
 """Steps without firing after which the log counts a latent as dead, in every arm."""
 
@@ -83,8 +86,9 @@ def train_cohort(
     """Train every member up to step `steps`, reading each batch once. Writes a JSON line per member every LOG_EVERY steps.
 
     All members have taken equally many steps, and `batches` begins with the next. `save` gets the members still in training
-    every `save_every` seconds and after SIGTERM or Ctrl-C, which then raises InterruptedRunError. An error of the machine is
-    raised after `save` got every member that is sound, one by one; OutOfMemoryError when memory has run out.
+    every `save_every` seconds, less often where that takes long, and after SIGTERM or Ctrl-C, which then raises
+    InterruptedRunError. An error of the machine is raised after `save` got every member that is sound, one by one;
+    OutOfMemoryError when memory has run out.
     """
     try:
         _take_steps(members, batches, steps, title, save=save, save_every=save_every)
@@ -111,8 +115,13 @@ def _take_steps(
     active = list(members)
     done, device = members[0].trainer.done, members[0].trainer.device
     logged, logged_at = done, time.perf_counter()
-    saved_at = time.monotonic()
-    with progress(title, steps - done, "steps") as advance, stop_on_signal() as stop, _side_by_side(device) as for_each:
+    saved_at, pause = time.monotonic(), save_every
+    with (
+        progress(title, steps - done, "steps") as advance,
+        stop_on_signal() as stop,
+        tensor_cores(device),
+        _side_by_side(device) as for_each,
+    ):
         for step, x_BD in enumerate(itertools.islice(batches, steps - done), start=done + 1):
             x_BD = x_BD.to(device)
             metrics = for_each(partial(_step, x_BD=x_BD), active)
@@ -131,9 +140,11 @@ def _take_steps(
             if logged == step:
                 fvu = [member.last["fvu"] for member in active]
                 remark = f"FVU {statistics.median(fvu):.3f} median, {max(fvu):.3f} worst"
-            if stop.is_set() or time.monotonic() - saved_at >= save_every:
+            if stop.is_set() or time.monotonic() - saved_at >= pause:
+                began = time.monotonic()
                 save(active)
                 saved_at = time.monotonic()
+                pause = max(save_every, (saved_at - began) / SAVING_SHARE)
             if stop.is_set():
                 raise InterruptedRunError(f"stopped on request after step {step}; training goes on with the same command")
             advance(1, remark)

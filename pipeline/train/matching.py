@@ -73,15 +73,16 @@ def next_l1(tries: Sequence[Try], start: float, target: float) -> float | None:
 
 
 def heldout_l0(saes: Sequence[SAE], batches: Iterable[torch.Tensor]) -> list[float]:
-    """L0 of each SAE on the first HELDOUT_ROWS rows of unscaled `batches` [B, D]."""
-    fired, rows = [0] * len(saes), 0
-    for x_BD in batches:
-        x_BD = x_BD[: HELDOUT_ROWS - rows]
-        fired = [count + int((sae.encode(x_BD) > 0).sum()) for sae, count in zip(saes, fired, strict=True)]
+    """L0 of each SAE on the first HELDOUT_ROWS rows of unscaled `batches` [B, D]; the SAEs are on one device."""
+    fired, rows = [torch.zeros((), dtype=torch.int64, device=sae.device) for sae in saes], 0
+    for batch_BD in batches if saes else ():
+        x_BD = batch_BD[: HELDOUT_ROWS - rows].to(saes[0].device)
+        for sae, count in zip(saes, fired, strict=True):
+            count += (sae.encode(x_BD) > 0).sum()
         rows += len(x_BD)
         if rows == HELDOUT_ROWS:
             break
-    return [count / rows for count in fired]
+    return [int(count) / rows for count in fired]
 
 
 @dataclass(kw_only=True)
@@ -208,7 +209,8 @@ def search(searches: Sequence[Search], runner: Runner, heldout: Callable[[], Ite
             for member in finished:
                 write_sae(member.trainer.finished(runner.store.scale(member.job.sae.layer)), member.job.folder, {})
                 fsync(member.job.folder / TRAINING_LOG)
-            measured = heldout_l0([read_sae(member.job.folder) for member in finished], heldout())
+            saes = [read_sae(member.job.folder).to(runner.device) for member in finished]
+            measured = heldout_l0(saes, heldout())
             l0 = {str(member.job.sae): value for member, value in zip(finished, measured, strict=True)}
             for member in members:
                 by_name[str(member.job.sae)].record(member, l0.get(str(member.job.sae)))

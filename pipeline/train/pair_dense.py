@@ -14,8 +14,10 @@ from pipeline.train.penalty import Accumulator
 from pipeline.train.weights import operand
 
 TALL, WIDE = 576, 1152
-"""Most latents on the two sides of the blocks that are not on the diagonal: bounds the memory. Half of a block on the
-diagonal is thrown away; below SMALL latents, blocks multiply slower."""
+"""On a CPU, most latents on the two sides of the blocks that are not on the diagonal: bounds the memory. Half of a block on
+the diagonal is thrown away; below SMALL latents, blocks multiply slower."""
+GPU_DIAGONAL = 2
+"""Blocks on the diagonal on a GPU: with the one beside them they are 3/4 of F x F. More blocks mean more launches."""
 
 
 def by_blocks(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
@@ -23,22 +25,31 @@ def by_blocks(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
     strength_F = torch.zeros_like(pairs.norm_F)
     # Rounded as a whole: converting columns block by block is several times slower. Rows of W_dec convert fast.
     f_BF = operand("f", pairs.f_BF, pairs.config.precision)
-    for tall, wide in _upper_triangle(0, len(pairs.W_dec_FD)):
+    for tall, wide in _upper_triangle(0, len(pairs.W_dec_FD), _sizes(pairs)):
         _block(pairs, f_BF, tall, wide, into, strength_F)
     return strength_F
 
 
-def _upper_triangle(start: int, stop: int) -> Iterator[tuple[slice, slice]]:
+def _sizes(pairs: SelectedPairs) -> tuple[int, int, int]:
+    """Most latents on a side of a block on the diagonal, and on the two sides of the others."""
+    if pairs.f_BF.device.type == "cpu":
+        return SMALL, TALL, WIDE
+    latents = len(pairs.W_dec_FD)
+    return -(-latents // GPU_DIAGONAL), block_rows(latents // 2), latents
+
+
+def _upper_triangle(start: int, stop: int, sizes: tuple[int, int, int]) -> Iterator[tuple[slice, slice]]:
     """Blocks that cover the upper triangle: one square and two triangles of half the size, recursively."""
-    if stop - start <= SMALL:
+    smallest, most_tall, most_wide = sizes
+    if stop - start <= smallest:
         yield slice(start, stop), slice(start, stop)
         return
     middle = (start + stop) // 2
-    yield from _upper_triangle(start, middle)
-    for tall in _parts(start, middle, TALL):
-        for wide in _parts(middle, stop, WIDE):
+    yield from _upper_triangle(start, middle, sizes)
+    for tall in _parts(start, middle, most_tall):
+        for wide in _parts(middle, stop, most_wide):
             yield tall, wide
-    yield from _upper_triangle(middle, stop)
+    yield from _upper_triangle(middle, stop, sizes)
 
 
 def _parts(start: int, stop: int, most: int) -> list[slice]:

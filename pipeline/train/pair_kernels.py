@@ -17,6 +17,8 @@ from pipeline.train.penalty import Accumulator
 Kernel = Callable[[SelectedPairs, Accumulator | None], torch.Tensor]
 """Returns sum_j M_ij D_ij G_ij [F], and adds the gradient to the accumulator, but for the part along each row."""
 
+HALVED = 8192
+"""Latents from which on a GPU has enough to do in parts of F x F."""
 LARGEST_TABLE = 4096
 """Latents up to which a CPU thread holds matrices of F x F: three of 64 MB."""
 GATHERED_ROW = 64
@@ -41,7 +43,7 @@ def penalty(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
 def kernel_for(pairs: SelectedPairs) -> Kernel:
     """The cheapest kernel: on a CPU by counting multiplications. A GPU would have to be waited for to count them."""
     if pairs.f_BF.device.type != "cpu":
-        return by_panels
+        return by_panels if len(pairs.W_dec_FD) < HALVED else by_blocks
     if not pairs.config.weighted:
         return by_blocks
     found = costs(pairs)

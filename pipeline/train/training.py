@@ -152,7 +152,8 @@ class _Stage:
             self.result.failed[str(sae)] = f"it is matched to {target_sae}, which is not trained"
             return None
         parents = self.workspace.fingerprints([target_sae.artefact])
-        (target,) = matching.heldout_l0([open_sae(target_sae.artefact, self.workspace)], self._heldout(sae))
+        matched = open_sae(target_sae.artefact, self.workspace).to(self.runner.device)
+        (target,) = matching.heldout_l0([matched], self._heldout(sae))
         if not target:
             self.result.failed[str(sae)] = f"no latent of {target_sae}, to which it is matched, fires: lower its l1"
             return None

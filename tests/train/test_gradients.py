@@ -204,3 +204,24 @@ def test_geometry_is_what_it_says_for_an_arm_without_contrast() -> None:
     measured = geometry(weights, x_BD, RELU, None)
     torch.testing.assert_close(measured.interference, contrastive(f_BF, weights.W_dec_FD, Contrast()))
     torch.testing.assert_close(measured.nearest, cosine_FF.fill_diagonal_(-1).amax(dim=1).mean())
+
+
+def as_tf32(x: torch.Tensor) -> torch.Tensor:
+    """Rounded to 10 bits of mantissa, to nearest, as a GPU's tensor cores take float32 factors."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_masks_in_tf32_select_nearly_the_same_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # Latents in groups that point the same way, as trained ones do.
+    near_FD = torch.randn(64, 256, generator=generator).repeat_interleave(16, dim=0)
+    W_dec_FD = near_FD + torch.randn(1024, 256, generator=generator)
+    masks: list[torch.Tensor] = []
+    for W_FD in (W_dec_FD, as_tf32(W_dec_FD)):
+        norm_F = decoder_norms(W_dec_FD)
+        threshold_F, _ = pair_selection.thresholds(W_FD, norm_F, Contrast())
+        cosine_FF = (W_FD @ W_FD.T) / (norm_F[:, None] * norm_F)
+        masks.append((cosine_FF >= torch.minimum(threshold_F[:, None], threshold_F)).fill_diagonal_(False))
+    exact_FF, rounded_FF = masks
+    shared = float((exact_FF & rounded_FF).sum() / (exact_FF | rounded_FF).sum())
+    assert 0.998 < shared < 1

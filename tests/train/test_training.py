@@ -11,7 +11,7 @@ from pipeline.study.penalties import Contrast
 from pipeline.study.recipe import Resets, TrainConfig
 from pipeline.train.cohort import Member, train_cohort
 from pipeline.train.resets import reset_dead, reset_due
-from pipeline.train.step import Trainer
+from pipeline.train.step import StepMetrics, Trainer
 from pipeline.train.weights import Weights
 
 D_IN, D_SAE = 12, 20
@@ -269,3 +269,23 @@ def test_a_reset_latent_starts_with_clean_moments() -> None:
         assert not moment.b_enc_F.any()
         assert not moment.W_dec_FD.any()
     assert not trainer.dead(10).any()
+
+
+def test_checkpoints_that_take_long_come_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    saved: list[int] = []
+
+    def a_step_takes_a_second(self: Trainer, x_BD: torch.Tensor) -> StepMetrics:
+        clock[0] += 1
+        return step(self, x_BD)
+
+    def save(members: Sequence[Member]) -> None:
+        saved.append(members[0].trainer.done)
+        clock[0] += 0.4
+
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", a_step_takes_a_second)
+    monkeypatch.setattr("pipeline.train.cohort.time.monotonic", lambda: clock[0])
+    member = Member(trainer=Trainer(config=config(), d_in=D_IN, seed=0), log=io.StringIO())
+    train_cohort([member], batches(), 60, "test", save=save, save_every=5)
+    assert saved == [5, 25, 45]  # after 5 s, then after 0.4 / 2 % of them
