@@ -1,6 +1,7 @@
 # make demo       install into .venv and run the demonstration study (about eight minutes the first time)
 # make test       lint, types and tests: what decides whether a change lands
 # make test-all   the same with the slow tests
+# make test-gpu   the tests that need a GPU; they skip where torch finds none (CONSTRAINTS= keeps a torch of your own)
 # make campaign   thousands of faults in the real commands, each judged (hours; OPTIONS="--minutes 30", see docs/operations.md)
 # make docs       build the documentation into site/
 
@@ -18,7 +19,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED = false
 # Otherwise pyright asks the network for a newer version of itself.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
-.PHONY: demo test test-all campaign lint docs clean
+.PHONY: demo test test-all test-gpu campaign lint docs clean
 
 demo: $(VENV)/installed
 	@$(BIN)/python flows.py demo
@@ -28,6 +29,9 @@ test: lint
 
 test-all: lint
 	@$(BIN)/python -m pytest -m ""
+
+test-gpu: $(VENV)/installed-test
+	@$(BIN)/python -m pytest -m gpu
 
 campaign: $(VENV)/installed-test
 	@PYTHONPATH=tests $(BIN)/python -m campaign $(OPTIONS)

@@ -3,8 +3,9 @@
     python benchmarks/gpu_model.py [--d-in 2304] [--d-sae 2304 16384] [--batch 2048] [--arms baseline full] [--saes 33]
 
 Tensors have shapes only. A kernel takes the largest of 2 us, its bytes at 2.9 TB/s and its products at 757 TFLOP/s in
-bfloat16, which is what one H100 reached, or at half of that in TF32, in which training multiplies float32. The host takes
-20 us to launch one, as was measured there for a step of 66. A step takes the longer of the two sums. **Every time is predicted**, and none was measured with this code.
+bfloat16 and 399 in TF32, in which training multiplies float32, which is what one H100 reached. The host takes
+20 us to launch one, as was measured there for a step of 66. A step takes the longer of the two sums. **Every time is
+predicted**, and none was measured with this code.
 """
 
 import argparse

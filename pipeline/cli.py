@@ -83,9 +83,14 @@ def ablate(
     arms: ArmsOption = None,
     seeds: SeedsOption = None,
     layer: LayerOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Extract, train, evaluate and report; only what is missing."""
-    plan, opened = _plan(experiment, arms, seeds, layer), open_workspace(workspace)
+    plan = _plan(experiment, arms, seeds, layer)
+    if dry_run:
+        _estimate(plan)
+        return
+    opened = open_workspace(workspace)
     _extract(plan, opened)
     failed = _train(plan, opened)
     failed |= _evaluate(plan, opened)
@@ -322,6 +327,13 @@ def _evaluate(plan: "Plan", workspace: "Workspace") -> bool:
     for sae, why in result.failed.items():
         _point_out("failed", f"{sae}: {why}")
     return bool(result.degenerate or result.failed)
+
+
+def _estimate(plan: "Plan") -> None:
+    from pipeline.extract import estimate
+    from pipeline.study import gpu_hours
+
+    console.print(f"{estimate.describe(plan)}\n{gpu_hours.describe(plan)}", highlight=False, soft_wrap=True)
 
 
 def _report(plan: "Plan", workspace: "Workspace") -> None:

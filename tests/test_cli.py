@@ -56,6 +56,17 @@ def test_a_dry_run_estimates_the_gemma_study_and_makes_nothing(
     assert not (tmp_path / "ws").exists()
 
 
+def test_the_whole_study_is_predicted_and_says_that_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    code, out, _ = dasae(monkeypatch, capsys, "ablate", "gemma-2-2b", "--dry-run", "--workspace", str(tmp_path / "ws"))
+    assert code == 0
+    assert "predicted for one H100 and 16 cores, not measured" in out
+    assert "train 99 SAEs" in out
+    assert not (tmp_path / "ws").exists()
+
+
 def shown(study: Study, workspace: Workspace) -> str:
     console = Console(width=160, file=io.StringIO())
     console.print(Status(study.plan, workspace).table())

@@ -51,9 +51,8 @@ class Counted:
     def mean(self, latents_RF: torch.Tensor) -> torch.Tensor:
         """Means [S, F] over the tokens that count, on the CPU."""
         # The sum includes the zeros of tokens that do not count: a sum over fewer places rounds differently.
-        latents_QF = latents_RF.new_zeros(self.documents * self.length, latents_RF.shape[1])
-        latents_QF.index_copy_(0, self.place_R, latents_RF)
-        latents_SLF = latents_QF.view(self.documents, self.length, -1)
+        latents_SLF = latents_RF.new_zeros(self.documents, self.length, latents_RF.shape[1])
+        latents_SLF.flatten(0, 1).index_copy_(0, self.place_R, latents_RF)
         return (latents_SLF.sum(dim=1) / self.count_S[:, None]).cpu()
 
 

@@ -9,22 +9,19 @@ from pipeline.models.language import DTYPES
 from pipeline.models.model_section import SyntheticModel, TinyModel
 from pipeline.runtime.devices import best_device, sae_device
 from pipeline.runtime.precision import slower_choice
+from pipeline.study.gpu_hours import MOST_CLASSES, WEIGHTS_PER_LAYER
 from pipeline.study.plan import Plan
 from pipeline.texts.files import corpus_files
 from pipeline.texts.text_sections import FilesCorpus
 
 ROW_FIELD_BYTES = 20
 """Bytes of doc_id, sequence, position and token_id of one row, uncompressed."""
-WEIGHTS_PER_LAYER = 12
-"""Weights of a transformer layer as a multiple of d_in^2: the usual rule of thumb, within a third for Gemma-2."""
 EFFICIENCY = 0.4
 """Share of the measured matrix-product rate that a forward pass reaches; attention and moving data take the rest."""
 TYPICAL_GPU = 300e12
 """FLOP/s of an A100 in bfloat16, for estimates made on a machine without a GPU."""
 BYTES_PER_TOKEN = 4
 """Bytes of a corpus's files for each token, as in English text. Compressed files hold more tokens."""
-MOST_CLASSES = 5
-"""Classes of the largest probe data set."""
 
 
 def describe(plan: Plan) -> str:

@@ -4,32 +4,14 @@ import io
 
 import pytest
 import torch
+from gpu_runs import D_IN, STEPS, TRAINED, batches, recipe
 from pretend_gpu import PretendedGpu
 
-from pipeline.study.arms import ARMS, Recipes
-from pipeline.study.recipe import TrainConfig
 from pipeline.train.cohort import Member, train_cohort
 from pipeline.train.resets import reset_due
 from pipeline.train.step import Trainer
 
 CUDA = torch.device("cuda")
-D_IN, D_SAE, ROWS, STEPS = 24, 64, 48, 24
-
-
-def recipe(arm: str, **changes: object) -> TrainConfig:
-    """An arm of the method in small: resets at steps 8, 12, ..., thresholds anew on every third step."""
-    sizes = {"d_sae": D_SAE, "steps": STEPS, "batch_size": ROWS, "lr_warmup": 4, "l1_warmup": 4}
-    rates = {"l1": 0.2, "learning_rate": 1e-2, "contrast": {"pair_refresh": 3}, "resets": {"every": 4, "first": 8}}
-    full = TrainConfig.model_validate(sizes | rates | changes, strict=True)
-    return Recipes(full, {})[arm]
-
-
-def batches() -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(ROWS, D_IN, generator=generator) / D_IN**0.5 for _ in range(STEPS)]
-
-
-TRAINED = [arm for arm in ARMS if arm != "l0-matched"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

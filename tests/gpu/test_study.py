@@ -1,15 +1,13 @@
 """A whole study with every tensor on a GPU that is not there: nothing on two devices, and the CPU's results."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
+from gpu_runs import files
 from pretend_gpu import PretendedGpu
 from small_study import SMALL, Study
 
-from pipeline.artefacts.manifest import MANIFEST
 from pipeline.artefacts.workspace import Workspace
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.extract.extraction import extract
@@ -26,25 +24,6 @@ FEW = (
     .replace('"baseline", "full", "magnitude"', '"full", "l0-matched"')
 )
 """The small study in smaller."""
-
-
-def numbers(value: Any, path: str = "") -> dict[str, float]:
-    """All numbers of a file, by where they stand."""
-    if isinstance(value, dict | list):
-        inner = cast("Any", value.items() if isinstance(value, dict) else enumerate(cast("list[Any]", value)))
-        return {place: found for key, item in inner for place, found in numbers(item, f"{path}.{key}").items()}
-    return {path: float(value)} if isinstance(value, int | float) else {}
-
-
-def files(study: Study, workspace: Workspace, arms: list[str]) -> dict[str, dict[str, float]]:
-    """The numbers of every file of every evaluation, without times."""
-    found: dict[str, dict[str, float]] = {}
-    for sae in study.plan.saes:
-        for path in workspace.folder(sae.evaluation).glob("*.json") if sae.arm in arms else ():
-            if path.name != MANIFEST:
-                values = numbers(json.loads(path.read_text()))
-                found[f"{sae.arm} {path.name}"] = {place: value for place, value in values.items() if "millis" not in place}
-    return found
 
 
 def test_saes_are_evaluated_there_with_the_numbers_of_the_cpu(

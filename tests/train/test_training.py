@@ -281,11 +281,11 @@ def test_checkpoints_that_take_long_come_less_often(monkeypatch: pytest.MonkeyPa
 
     def save(members: Sequence[Member]) -> None:
         saved.append(members[0].trainer.done)
-        clock[0] += 0.4
+        clock[0] += 0.39
 
     step = Trainer.step
     monkeypatch.setattr(Trainer, "step", a_step_takes_a_second)
     monkeypatch.setattr("pipeline.train.cohort.time.monotonic", lambda: clock[0])
     member = Member(trainer=Trainer(config=config(), d_in=D_IN, seed=0), log=io.StringIO())
     train_cohort([member], batches(), 60, "test", save=save, save_every=5)
-    assert saved == [5, 25, 45]  # after 5 s, then after 0.4 / 2 % of them
+    assert saved == [5, 25, 45]  # after 5 s, then after 0.39 / 2 % = 19.5

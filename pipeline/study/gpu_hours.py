@@ -1,0 +1,137 @@
+"""Predicts what a whole study takes on one GPU: time by stage, memory and disk. Arithmetic only; nothing is measured here.
+
+Local shapes, in formulas: D d_in, F d_sae, B rows of a batch, R held-out rows, P rows of probe texts.
+"""
+
+from dataclasses import dataclass
+
+from rich.filesize import decimal
+
+from pipeline.models.model_section import SyntheticModel
+from pipeline.study.penalties import Contrast
+from pipeline.study.plan import Plan
+from pipeline.study.recipe import TrainConfig
+
+BANDWIDTH = 2.9e12
+"""Bytes a second that one H100 moved (docs/performance.md)."""
+RATES = {"bfloat16": 757e12, "float32": 399e12}
+"""FLOP/s of products in training, as measured on that card: float32 is rounded to TF32."""
+EXACT = 51e12
+"""FLOP/s of products in float32, in which SAEs are evaluated, as measured there."""
+LAUNCH = 20e-6
+"""Seconds of the host for a kernel, as measured there."""
+CORES = 16
+"""Processor cores beside the card."""
+FORWARD = 0.4
+"""Share of the rate that a language model's forward pass reaches."""
+WEIGHTS_PER_LAYER = 12
+"""Weights of a transformer layer as a multiple of d_in^2: the usual rule of thumb, within a third for Gemma-2."""
+STORED = 1e9
+"""Bytes a second and core that extraction writes, and that evaluation reads and pads, after benchmarks/reading.py."""
+WRITERS = 3
+MOST_CLASSES = 5
+"""Classes of the largest probe data set."""
+PROBE_SECONDS, PROBE_SECONDS_A_LATENT, PROBE_TEXTS = 8.7, 0.0049, 90_000
+"""Core-seconds of one SAE's probes on eight data sets of together so many texts: measured at 2,304 and 16,384 latents."""
+TRIES = 4
+"""Trainings of an arm that is matched to another's L0, as is usual."""
+UPPER = 0.56
+"""Share of F x F that pairs are counted in (`pipeline.evaluate.sparse`)."""
+
+FREE, UNIT = (86, 98, 72, 0), (146, 98, 72, 0)
+CONTRASTED = (153, 185, 6, 94)
+"""Bytes that a step moves for each entry of D x F, B x F, B x D and F x F: with free and unit norms, and with the contrast.
+Fitted to the kernels that tests/gpu counts; a step is within a fifth of them."""
+LAUNCHES_FREE, LAUNCHES_UNIT, LAUNCHES_CONTRASTED = 58, 68, 87
+HALVED = 8192
+"""Latents from which on the contrast takes three quarters of F x F, in twice the launches (`train/pair_kernels.py`)."""
+
+
+def step_seconds(recipe: TrainConfig, d_in: int) -> float:
+    """Predicted seconds of a training step, thresholds included. A penalty of another kind counts as the contrast."""
+    plain = _seconds(recipe, d_in, None)
+    section = recipe.only_penalty
+    if section is None:
+        return plain
+    contrast = section if isinstance(section, Contrast) else Contrast()
+    return plain + (_seconds(recipe, d_in, contrast) - plain) / section.every
+
+
+def _seconds(recipe: TrainConfig, d_in: int, contrast: Contrast | None) -> float:
+    D, F, B = d_in, recipe.d_sae, recipe.batch_size
+    unit = recipe.decoder_norm == "unit"
+    per, launches = (UNIT, LAUNCHES_UNIT) if unit else (FREE, LAUNCHES_FREE)
+    per = CONTRASTED if contrast else per
+    moved = sum(size * factor for size, factor in zip((D * F, B * F, B * D, F * F), per, strict=True))
+    seconds = moved / BANDWIDTH + 5 * 2 * B * D * F / RATES[recipe.precision]
+    if contrast:
+        part, launches = (0.75, 2 * LAUNCHES_CONTRASTED) if F >= HALVED else (1.0, LAUNCHES_CONTRASTED)
+        products = 2 * F * F * (D + part * 2 * B * contrast.weighted)
+        seconds += part * 2 * F * F * D / RATES["float32"] + products / RATES[contrast.precision]
+        seconds += (60 * F * F / BANDWIDTH + 2 * F * F * D / RATES["float32"]) / contrast.pair_refresh
+    return max(seconds, launches * LAUNCH)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds by stage, and bytes."""
+
+    extract: float
+    train: float
+    evaluate: float
+    memory: float
+    """Of the card, for the SAEs of a layer trained together."""
+    disk: float
+    """Of stores, probe stores and SAEs."""
+
+    @property
+    def hours(self) -> float:
+        """Of the whole study."""
+        return (self.extract + self.train + self.evaluate) / 3600
+
+
+def predict(plan: Plan) -> Prediction:
+    """What the study takes on one H100 from nothing to its report."""
+    experiment, saes = plan.experiment, plan.to_train
+    store, D, F = experiment.store, experiment.model.d_in, experiment.train.d_sae
+    R = experiment.train.heldout_shards * store.shard_rows
+    texts = len(plan.probes) * MOST_CLASSES * (experiment.probes.train_size + experiment.probes.test_size) // 2
+    P = texts * (experiment.probes.context - 1)
+    flop = 0 if isinstance(experiment.model, SyntheticModel) else 2 * WEIGHTS_PER_LAYER * D**2 * (max(store.layers) + 1)
+    row_bytes = 2 * D * len(store.layers)
+    stored = (store.tokens + P) * row_bytes
+    extract = max((store.tokens + P) * flop / (RATES["bfloat16"] * FORWARD), stored / (STORED * WRITERS))
+    trainings = [(TRIES if sae.matched_to else 1) * sae.recipe.steps * step_seconds(sae.recipe, D) for sae in saes]
+    # Encoded by itself and by its random null, decoded once; pairs of both, whether and how strongly they fire together.
+    products = 3 * 2 * R * D * F + 2 * 2 * UPPER * 2 * R * F**2 + 2 * P * D * F
+    probes = (PROBE_SECONDS + PROBE_SECONDS_A_LATENT * F) * texts / PROBE_TEXTS / CORES
+    each = products / EXACT + 48 * (R + P) * F / BANDWIDTH + probes
+    layers = len(experiment.study.layers)
+    reading = layers * (R + P) * 2 * D / STORED
+    most = max((sum(sae.layer == layer for sae in saes) for layer in experiment.study.layers), default=0)
+    sae_bytes = 4 * 2 * D * F
+    return Prediction(
+        extract=extract,
+        train=sum(trainings),
+        evaluate=len(plan.saes) * each + reading,
+        memory=most * 3 * sae_bytes + 2 * sae_bytes + 4 * 4 * F**2,
+        disk=stored + len(plan.saes) * sae_bytes,
+    )
+
+
+def describe(plan: Plan) -> str:
+    """A few lines for `dasae ablate --dry-run`."""
+    found = predict(plan)
+    return "\n".join([
+        f"  whole study  predicted for one H100 and {CORES} cores, not measured:",
+        f"               extract {_duration(found.extract)}, train {len(plan.to_train)} SAEs {_duration(found.train)}, "
+        f"evaluate {len(plan.saes)} {_duration(found.evaluate)}: {found.hours:.1f} GPU-hours",
+        f"               {decimal(int(found.memory))} of the card's memory for the SAEs of a layer, "
+        f"{decimal(int(found.disk))} of disk",
+    ])  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
