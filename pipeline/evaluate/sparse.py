@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from pipeline.runtime.threads import one_thread, single_threads
 from pipeline.sae.sae import SAE
 
 BYTES_PER_FIRING = 4 + 4
@@ -139,10 +140,20 @@ def _add_upper(f_BF: torch.Tensor, block: slice, sum_bF: torch.Tensor) -> None:
     """Add the products of latents of the block with those from themselves on, and a few before: nearly half the work."""
     latents = f_BF.shape[1]
     size = max(SMALLEST_PRODUCT, latents // PARTS)
-    for first in range(block.start, block.stop, size):
+
+    def add(first: int) -> None:
         some = slice(first, min(first + size, block.stop))
         into = sum_bF[some.start - block.start : some.stop - block.start, first:]
         into.addmm_(f_BF[:, some].T, f_BF[:, first:])
+
+    parts = range(block.start, block.stop, size)
+    if f_BF.device.type != "cpu":
+        for first in parts:
+            add(first)
+        return
+    # One thread for each: several would share the rows of a small product, and sums would depend on their number.
+    with one_thread(), single_threads() as pool:
+        list(pool.map(add, parts))
 
 
 def _few_fire(latents: SparseLatents) -> bool:

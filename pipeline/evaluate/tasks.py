@@ -24,7 +24,7 @@ from pipeline.evaluate.probing import Accuracies
 from pipeline.runtime.devices import CPU
 from pipeline.runtime.interrupt import stop_requested
 from pipeline.runtime.memory import free_memory
-from pipeline.runtime.threads import one_thread
+from pipeline.runtime.threads import one_thread, single_threads
 from pipeline.sae.sae import SAE
 from pipeline.store.batches import ahead
 from pipeline.store.documents import SPLITS, Documents, Split
@@ -73,7 +73,7 @@ class ProbeTasks:
     @cached_property
     def threads(self) -> ThreadPoolExecutor:
         """The same threads for every group: glibc keeps freed memory per thread, and new threads would keep more."""
-        return ThreadPoolExecutor(os.cpu_count())
+        return single_threads()
 
     def _scores(self, encoders: Sequence[SAE | None]) -> list[Scores | DegenerateSAEError]:
         probed = [_Probed(sae, torch.Generator().manual_seed(self.seed)) for sae in encoders]

@@ -7,12 +7,10 @@ another, and makes the weights independent of the number of cores.
 import itertools
 import json
 import math
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +23,7 @@ from pipeline.runtime.interrupt import stop_on_signal
 from pipeline.runtime.memory import memory_needed
 from pipeline.runtime.precision import tensor_cores
 from pipeline.runtime.progress import progress
-from pipeline.runtime.threads import one_thread
+from pipeline.runtime.threads import one_thread, single_threads
 from pipeline.train.step import StepMetrics, Trainer
 from pipeline.train.track import Tracker
 
@@ -156,7 +154,7 @@ def _side_by_side(device: torch.device) -> Generator[ForEach]:
     if device.type != "cpu":
         yield _one_by_one
         return
-    with one_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with one_thread(), single_threads() as pool:
 
         def in_threads(function: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
             return list(pool.map(function, *items))

@@ -1,5 +1,9 @@
 """Latents without their zeros: the same sums as with them, however many fire."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -33,6 +37,26 @@ def test_pairs_are_those_of_the_dense_products(seed: int, rows: int, latents: in
         # Only pairs with a latent of a higher index are asked for.
         assert torch.equal(joint_bF.triu(block.start + 1), (fired_BF[:, block].T @ fired_BF).triu(block.start + 1))
         torch.testing.assert_close(strength_bF.triu(block.start + 1), (f_BF[:, block].T @ f_BF).triu(block.start + 1))
+
+
+SUMS = """
+import sys, torch
+from pipeline.evaluate.sparse import SparseLatents, add_pairs
+f_BF = torch.rand(4096, 64, generator=torch.Generator().manual_seed(0)).sub_(0.5).relu_()
+joint_bF, strength_bF = torch.zeros(64, 64), torch.zeros(64, 64)
+add_pairs(SparseLatents.of(f_BF), slice(0, 64), joint_bF, strength_bF)
+sys.stdout.write(strength_bF.numpy().tobytes().hex())
+"""
+
+
+def test_dense_sums_do_not_depend_on_the_number_of_threads() -> None:
+    def sums(threads: str) -> str:
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        return subprocess.run(
+            [sys.executable, "-c", SUMS], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert sums("1") == sums("2") == sums("3")
 
 
 @given(st.integers(0, 2**31), st.integers(1, 20), st.sampled_from([0.0, 0.02, 0.5]))
