@@ -17,6 +17,7 @@ from pipeline.evaluate.bench import Bench, LayerBench, ProbeScores
 from pipeline.evaluate.reconstruction import measure_reconstruction
 from pipeline.evaluate.tasks import Scores
 from pipeline.runtime.interrupt import stop_requested
+from pipeline.runtime.memory import memory_needed
 from pipeline.runtime.progress import Advance, progress
 from pipeline.sae.finished import open_sae
 from pipeline.sae.sae import SAE
@@ -95,7 +96,9 @@ def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Wo
         model_scores = probe_model(bench)
         at_once = bench.tasks.at_once(plan.experiment.model.d_in, plan.experiment.train.d_sae)
         for first in range(0, len(saes), at_once):
-            failed |= evaluate_together(bench, saes[first : first + at_once], model_scores, advance)
+            group = saes[first : first + at_once]
+            with memory_needed(f"evaluating {len(group)} SAEs"):
+                failed |= evaluate_together(bench, group, model_scores, advance)
             if stop.is_set():
                 raise InterruptedRunError(STOPPED)
     return failed
