@@ -44,26 +44,21 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main()
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        # 20M rows x (3 layers x 2304 x 2 bytes + 20 bytes of row fields)
+        ("extract", ["20,000,000 rows in 611 shards, 276.9 GB", "about"]),
+        ("ablate", ["276.9 GB", "predicted for one H100 and 16 cores, not measured", "train 99 SAEs"]),
+    ],
+)
 def test_a_dry_run_estimates_the_gemma_study_and_makes_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, says: list[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    code, out, _ = dasae(monkeypatch, capsys, "extract", "gemma-2-2b", "--dry-run", "--workspace", str(tmp_path / "ws"))
+    code, out, _ = dasae(monkeypatch, capsys, command, "gemma-2-2b", "--dry-run", "--workspace", str(tmp_path / "ws"))
     assert code == 0
-    # 20M rows x (3 layers x 2304 x 2 bytes + 20 bytes of row fields)
-    assert "20,000,000 rows in 611 shards, 276.9 GB" in out
-    assert "about" in out
-    assert not (tmp_path / "ws").exists()
-
-
-def test_the_whole_study_is_predicted_and_says_that_it_is(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.chdir(ROOT)
-    code, out, _ = dasae(monkeypatch, capsys, "ablate", "gemma-2-2b", "--dry-run", "--workspace", str(tmp_path / "ws"))
-    assert code == 0
-    assert "predicted for one H100 and 16 cores, not measured" in out
-    assert "train 99 SAEs" in out
+    assert all(part in out for part in says)
     assert not (tmp_path / "ws").exists()
 
 

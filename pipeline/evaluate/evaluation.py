@@ -15,7 +15,7 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError, DegenerateSAEError, InterruptedRunError, MissingArtefactError
 from pipeline.evaluate.bench import Bench, LayerBench, ProbeScores
 from pipeline.evaluate.reconstruction import measure_reconstruction
-from pipeline.evaluate.tasks import Scores
+from pipeline.evaluate.tasks import STOPPED, Scores
 from pipeline.runtime.interrupt import stop_requested
 from pipeline.runtime.memory import memory_needed
 from pipeline.runtime.progress import Advance, progress
@@ -27,7 +27,6 @@ from pipeline.study.planned import PlannedSAE
 from pipeline.study.stage_code import imported
 
 LLM_PROBING = "llm_probing.json"
-STOPPED = "stopped on request; evaluation goes on with the same command"
 
 
 @dataclass(kw_only=True)

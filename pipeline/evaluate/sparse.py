@@ -22,7 +22,7 @@ DENSE_DECODING = 1 / 25
 PAIR_COST = 200
 """How much more a pair of latents that fire on a row costs than a pair of latents in a dense product."""
 PARTS = 8
-"""Parts into which a dense product is cut, each of which begins at its own latents."""
+"""Parts of a block that are multiplied one by one, each with the latents from its own first on."""
 SMALLEST_PRODUCT = 192
 """Latents of such a part at least."""
 DENSE_ROWS = 4096
@@ -137,9 +137,8 @@ def add_pairs(latents: SparseLatents, block: slice, joint_bF: torch.Tensor, stre
 
 
 def _add_upper(f_BF: torch.Tensor, block: slice, sum_bF: torch.Tensor) -> None:
-    """Add the products of latents of the block with those from themselves on, and a few before: nearly half the work."""
-    latents = f_BF.shape[1]
-    size = max(SMALLEST_PRODUCT, latents // PARTS)
+    """Add the products of the block's latents with all from the first of their part on: little more than the pairs."""
+    size = max(SMALLEST_PRODUCT, (block.stop - block.start) // PARTS)
 
     def add(first: int) -> None:
         some = slice(first, min(first + size, block.stop))

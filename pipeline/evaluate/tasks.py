@@ -36,6 +36,8 @@ COPIES = 3
 MOST_AT_ONCE = 64
 """SAEs probed side by side on a GPU."""
 
+STOPPED = "stopped on request; evaluation goes on with the same command"
+
 Scores = dict[str, Accuracies]
 """By data set."""
 
@@ -103,7 +105,7 @@ class ProbeTasks:
             for name, acts_SLD in batches:
                 parts = probing.parts(acts_SLD.to(self.device))
                 if stop.is_set():
-                    raise InterruptedRunError("stopped while probing")
+                    raise InterruptedRunError(STOPPED)
                 list(each(methodcaller("update", name, parts), pools))
         return [pool.features() for pool in pools]
 

@@ -18,7 +18,7 @@ Kernel = Callable[[SelectedPairs, Accumulator | None], torch.Tensor]
 """Returns sum_j M_ij D_ij G_ij [F], and adds the gradient to the accumulator, but for the part along each row."""
 
 HALVED = 8192
-"""Latents from which on a GPU has enough to do in parts of F x F."""
+"""Latents from which on a GPU takes three quarters of F x F, in more launches, instead of all of it."""
 LARGEST_TABLE = 4096
 """Latents up to which a CPU thread holds matrices of F x F: three of 64 MB."""
 GATHERED_ROW = 64

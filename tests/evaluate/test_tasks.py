@@ -80,7 +80,7 @@ def test_a_request_to_stop_is_met_at_the_next_texts(of: tasks.ProbeTasks, monkey
 
     monkeypatch.setattr(SAE, "encode", encode)
     monkeypatch.setattr(probing, "ENCODED_AT_ONCE", 1000)
-    with stop_when(stop), pytest.raises(InterruptedRunError):
+    with stop_when(stop), pytest.raises(InterruptedRunError, match="evaluation goes on with the same command"):
         of.of_saes([sae(0)])
     assert len(encoded) == 1  # the texts in hand
 
