@@ -9,15 +9,17 @@ from pretend_gpu import PretendedGpu
 from small_study import SMALL, Study
 
 from pipeline.artefacts.workspace import Workspace
+from pipeline.evaluate import capture
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.extract.extraction import extract
 from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import make_plan
+from pipeline.train import matching
 from pipeline.train.training import train
 
 FEW = (
-    SMALL.replace("steps = 150", "steps = 20")
+    SMALL.replace("steps = 150", "steps = 3")
     .replace("steps = 120", "steps = 60")
     .replace("tokens = 20_000", "tokens = 12_288")
     .replace('["python/text-kind", "python/docstring-of"]', '["python/text-kind"]')
@@ -31,7 +33,7 @@ def test_saes_are_evaluated_there_with_the_numbers_of_the_cpu(
 ) -> None:
     shutil.copytree(study.workspace.root, tmp_path / "workspace")
     shutil.rmtree(tmp_path / "workspace/evaluations")
-    workspace, arms = Workspace(tmp_path / "workspace"), ["baseline", "full"]
+    workspace, arms = Workspace(tmp_path / "workspace"), ["full"]
     with PretendedGpu() as gpu:
         monkeypatch.setenv("DASAE_DEVICE", "cuda")
         evaluate(make_plan(study.experiment, arms=arms), workspace)
@@ -46,6 +48,8 @@ def test_saes_are_evaluated_there_with_the_numbers_of_the_cpu(
 def test_a_whole_study_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "few.toml").write_text(FEW)
     plan, workspace = make_plan(Experiment.load(str(tmp_path / "few.toml"))), Workspace(tmp_path / "workspace")
+    monkeypatch.setattr(matching, "MOST_TRIES", 2)
+    monkeypatch.setattr(capture, "PERMUTATIONS", 3)
     with PretendedGpu() as gpu:
         monkeypatch.setenv("DASAE_DEVICE", "cuda")
         for stage in (extract, train, evaluate):
