@@ -9,6 +9,7 @@ those of Gemma-2-2B. A part that fails is named and the rest goes on; peers whos
 """
 
 import argparse
+import contextlib
 import math
 import os
 import statistics
@@ -17,7 +18,8 @@ import tempfile
 import time
 import traceback
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -28,20 +30,33 @@ from torch.profiler import ProfilerActivity, profile
 
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
+from pipeline.evaluate.bench import Bench, LayerBench, ProbeScores
+from pipeline.evaluate.evaluation import evaluate
+from pipeline.evaluate.reconstruction import measure_reconstruction
+from pipeline.extract.extraction import extract
 from pipeline.extract.fill import filling, publish
 from pipeline.extract.shards import run_shard
 from pipeline.models.language import ResidualStream, transformers
+from pipeline.runtime import compiled
 from pipeline.runtime.compatibility import importing_sae_bench, keep_freed_memory
+from pipeline.runtime.precision import tensor_cores
+from pipeline.sae.finished import open_sae
 from pipeline.store import format as fmt
 from pipeline.store.batches import shuffled_batches
 from pipeline.store.reader import ActivationStore
 from pipeline.store.writer import ShardWriter
 from pipeline.study.arms import ARMS, Recipes
+from pipeline.study.evaluations import EVALUATIONS
+from pipeline.study.experiment import Experiment
 from pipeline.study.penalties import Contrast
+from pipeline.study.plan import make_plan
 from pipeline.study.recipe import TrainConfig
+from pipeline.study.stage_code import imported
+from pipeline.train import on_gpu
 from pipeline.train.cohort import Member, train_cohort
 from pipeline.train.pair_selection import thresholds
 from pipeline.train.step import Trainer
+from pipeline.train.training import train
 from pipeline.train.weights import decoder_norms
 
 GPU = torch.device("cuda")
@@ -66,6 +81,15 @@ def milliseconds(call: Callable[[], object], rounds: int, calls: int = 1) -> flo
         torch.cuda.synchronize()
         taken.append((time.perf_counter() - began) / calls * 1e3)
     return statistics.median(taken)
+
+
+def elapsed(call: Callable[..., object], *arguments: object) -> float:
+    """Seconds of one call."""
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    call(*arguments)
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
 
 
 def counts(call: Callable[[], object]) -> tuple[int, int, float]:
@@ -120,45 +144,57 @@ def ceilings() -> None:
     show(torch.cuda.get_device_name(), ["", "at best"], lines)
 
 
+MANNERS = ("as written", "compiled", "recorded")
+"""Operation by operation; what lies between products compiled; and the whole step replayed as a CUDA graph."""
+
+
+@contextmanager
+def stepping(manner: str) -> Generator[None]:
+    """Inside the block, steps are taken in this manner."""
+    plain_steps, can_compile = on_gpu.PLAIN_STEPS, compiled.can_compile
+    on_gpu.PLAIN_STEPS = plain_steps if manner == "recorded" else STEPS
+    if manner == "as written":
+        compiled.can_compile = lambda: False
+    try:
+        with tensor_cores(GPU):
+            yield
+    finally:
+        on_gpu.PLAIN_STEPS, compiled.can_compile = plain_steps, can_compile
+
+
 def steps() -> None:
-    """One step of each kind, and the thresholds."""
-    recipes: dict[str, tuple[float, dict[str, object]]] = {
-        "vanilla, float32": (L0, {}),
-        "vanilla, bfloat16": (L0, {"precision": "bfloat16"}),
-        "contrast, L0 50": (L0, {"contrast": {"pair_refresh": STEPS}}),
-        "contrast, L0 30": (30, {"contrast": {"pair_refresh": STEPS}}),
-        "contrast in bfloat16": (
-            L0, {"precision": "bfloat16", "contrast": {"pair_refresh": STEPS, "precision": "bfloat16"}}
-        ),
-    }  # fmt: skip
+    """One step of each kind in each manner, and the thresholds."""
+    bfloat16: dict[str, object] = {"precision": "bfloat16", "contrast": {"pair_refresh": STEPS, "precision": "bfloat16"}}
+    recipes: dict[str, dict[str, object]] = {
+        "vanilla, float32": {},
+        "vanilla, bfloat16": {"precision": "bfloat16"},
+        "contrast, float32": {"contrast": {"pair_refresh": STEPS}},
+        "contrast, bfloat16": bfloat16,
+        "unweighted, bfloat16": bfloat16 | {"contrast": {"weighted": False, "precision": "bfloat16", "pair_refresh": STEPS}},
+    }
     lines: list[list[str]] = []
     for d_sae in WIDTHS:
-        for name, (l0, changes) in recipes.items():
-            torch.cuda.reset_peak_memory_stats()
-            made, x_BD = trainer(d_sae, l0, **changes), rows()
-            call = lambda made=made, x_BD=x_BD: made.step(x_BD)  # noqa: E731 - three uses
-            launches, waits, busy = counts(call)
-            taken = milliseconds(call, 5, 20 if taken_short(d_sae, name) else 3)
-            share = 10 * BATCH * D_IN * d_sae / (taken / 1e3) / 790e12
-            memory = torch.cuda.max_memory_allocated() / 1e6
-            lines.append(
-                [
-                    f"{name}, F {d_sae}", f"{taken:.2f}", f"{busy:.2f}", f"{launches:,}", f"{waits}", f"{share:.1%}",
-                    f"{memory:,.0f}",
-                ]
-            )  # fmt: skip
-            del made, call
-        kept = trainer(d_sae, contrast={}).weights.W_dec_FD
-        launches, waits, busy = counts(lambda kept=kept: thresholds(kept, decoder_norms(kept), Contrast()))
-        taken = milliseconds(lambda kept=kept: thresholds(kept, decoder_norms(kept), Contrast()), 3)
-        lines.append([f"thresholds, F {d_sae}", f"{taken:.2f}", f"{busy:.2f}", f"{launches:,}", f"{waits}", "", ""])
-    columns = ["a step of", "ms", "device busy ms", "launches", "waits", "of 790 TFLOP/s", "peak MB"]
+        for name, changes in recipes.items():
+            for manner in MANNERS:
+                with stepping(manner):
+                    torch.cuda.reset_peak_memory_stats()
+                    made, x_BD = trainer(d_sae, L0, **changes), on_gpu.batch(rows())
+                    call = lambda made=made, x_BD=x_BD: made.step(x_BD)  # noqa: E731 - two uses
+                    for _ in range(on_gpu.PLAIN_STEPS % STEPS + 1):
+                        call()
+                    launches, waits, busy = counts(call)
+                    taken = milliseconds(call, 5, 20 if d_sae == WIDTHS[0] else 5)
+                share = 10 * BATCH * D_IN * d_sae / (taken / 1e3) / 757e12
+                numbers = f"{taken:.3f}", f"{busy:.3f}", f"{launches:,}", f"{waits}", f"{share:.1%}"
+                lines.append([f"{name}, F {d_sae}, {manner}", *numbers, f"{torch.cuda.max_memory_allocated() / 1e6:,.0f}"])
+                del made, call
+        with tensor_cores(GPU):
+            kept = trainer(d_sae, contrast={}).weights.W_dec_FD
+            launches, waits, busy = counts(lambda kept=kept: thresholds(kept, decoder_norms(kept), Contrast()))
+            taken = milliseconds(lambda kept=kept: thresholds(kept, decoder_norms(kept), Contrast()), 3)
+        lines.append([f"thresholds, F {d_sae}", f"{taken:.3f}", f"{busy:.3f}", f"{launches:,}", f"{waits}", "", ""])
+    columns = ["a step of", "ms", "device busy ms", "kernels", "waits", "products of 757 TFLOP/s", "peak MB"]
     show(f"Training steps, d_in {D_IN}, batch {BATCH}", columns, lines)
-
-
-def taken_short(d_sae: int, name: str) -> bool:
-    """Whether a step is short enough to take twenty between two waits."""
-    return d_sae == WIDTHS[0] or name.startswith("vanilla")
 
 
 def dictionary_learning(d_sae: int) -> Step:
@@ -255,28 +291,39 @@ def cohorts() -> None:
         store = random_store(Path(folder), 131_072)
         print(f"store: {store.rows:,} rows written at {store.bytes / 1e9 / (time.perf_counter() - began):.2f} GB/s")
         for d_sae, members, count, precision in (
-            (2304, 1, 300, "bfloat16"), (2304, 33, 50, "float32"), (2304, 33, 50, "bfloat16"), (16384, 33, 6, "float32")
+            (2304, 1, 300, "bfloat16"), (2304, 33, 200, "float32"), (2304, 33, 200, "bfloat16"), (16384, 33, 20, "bfloat16")
         ):  # fmt: skip
-            options = {"precision": precision, "contrast": {"precision": precision}, "lr_warmup": 5, "l1_warmup": 5}
+            contrast = {"precision": precision, "pair_refresh": 10}
+            options = {"precision": precision, "contrast": contrast, "lr_warmup": 5, "l1_warmup": 5}
             full = TrainConfig.model_validate({"d_sae": d_sae, "steps": STEPS, "batch_size": BATCH} | options)
             recipes = Recipes(full)
             trainers = [
                 Trainer(config=recipes[arm], d_in=D_IN, seed=seed, device=GPU)
                 for seed, arm in zip(range(members), cycle(TABLE), strict=False)
             ]
-            batches = shuffled_batches(store, 12, store.shards, batch_size=BATCH, buffer_chunks=32, seed=0)
-            torch.cuda.synchronize()
-            began = time.perf_counter()
-            with Path(os.devnull).open("w") as nowhere:
-                train_cohort([Member(trainer=made, log=nowhere) for made in trainers], batches, count, "cohort")
-            torch.cuda.synchronize()
-            taken = (time.perf_counter() - began) / count
+            batches = shuffled_batches(store, 12, store.shards, batch_size=BATCH, buffer_chunks=32, seed=0, device=GPU)
+            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+                cohort = [Member(trainer=made, log=nowhere) for made in trainers]
+                seconds = [elapsed(train_cohort, cohort, batches, until, "cohort") for until in (10, count + 10)]
+            taken = seconds[1] / count
             batches.close()
             minutes = f"{taken * 9280 / 60:.1f}"
-            lines.append([f"{members} SAEs, F {d_sae}, {precision}", f"{count}", f"{taken * 1e3:.1f}", minutes])
-            del trainers
+            held = f"{torch.cuda.max_memory_allocated() / 1e9:.1f}"
+            lines.append(
+                [
+                    f"{members} SAEs, F {d_sae}, {precision}",
+                    f"{seconds[0]:.0f}",
+                    f"{count}",
+                    f"{taken * 1e3:.2f}",
+                    minutes,
+                    held,
+                ]
+            )
+            del trainers, cohort
             torch.cuda.empty_cache()
-    show("Cohorts from a store", ["", "steps", "ms a step", "minutes for 9,280 steps"], lines)
+            torch.cuda.reset_peak_memory_stats()
+    columns = ["", "first 10 steps, s", "steps", "ms a step", "minutes for 9,280 steps", "peak GB"]
+    show("Cohorts of the eleven arms from a store", columns, lines)
 
 
 def gemma(folder: Path, depth: int) -> ResidualStream:
@@ -339,6 +386,65 @@ def extraction() -> None:
     show("Extraction, Gemma-2-2B's size, layers 5, 12, 19, bfloat16: rows a second", columns, lines)
 
 
+STUDY = """
+description = "Random features at Gemma-2-2B's width."
+[model]
+source = "synthetic"
+d_in = 2304
+features = 4096
+[corpus]
+source = "synthetic"
+[store]
+layers = [0]
+tokens = 262_144
+[train]
+precision = "bfloat16"
+d_sae = {d_sae}
+steps = 60
+batch_size = 2048
+lr_warmup = 10
+l1_warmup = 10
+l1 = {l1}
+heldout_shards = 4
+resets = {{ every = 20, first = 20 }}
+[train.contrast]
+precision = "bfloat16"
+pair_refresh = 10
+[study]
+layers = [0]
+seeds = [0]
+arms = ["baseline", "full"]
+[evaluate]
+k_values = [1]
+"""
+
+
+def study() -> None:
+    """A whole study of a synthetic model at Gemma's width, and the evaluations of one SAE one by one."""
+    lines: list[list[str]] = []
+    for d_sae, l1 in ((2304, 0.3), (16384, 0.3)):
+        with tempfile.TemporaryDirectory() as folder:
+            toml = Path(folder) / "study.toml"
+            toml.write_text(STUDY.format(d_sae=d_sae, l1=l1))
+            plan, workspace = make_plan(Experiment.load(str(toml))), Workspace(Path(folder) / "workspace")
+            stages = {"extract": extract, "train": train, "evaluate": evaluate}
+            for name, stage in stages.items():
+                seconds = elapsed(stage, plan, workspace)
+                lines.append([f"{name}, F {d_sae}", f"{seconds:.1f}"])
+            layer, planned = LayerBench(plan, 0, workspace), plan.saes[0]
+            sae = open_sae(planned.artefact, workspace).to(layer.device)
+            on = Bench(layer, planned, sae, ProbeScores(model={}, sae={}))
+            for evaluation in EVALUATIONS.values():
+                if evaluation.needs <= layer.has:
+                    compute = imported(evaluation.compute)
+                    with torch.no_grad():
+                        seconds = elapsed(compute, on)
+                    lines.append([f"  {evaluation.name}, F {d_sae}", f"{seconds:.2f}"])
+            l0 = on.once(measure_reconstruction).l0
+            lines.append([f"  L0, F {d_sae}", f"{l0:.0f}"])
+    show("A study of two SAEs, 131,072 rows held out", ["", "seconds"], lines)
+
+
 def repeat() -> None:
     """Whether the GPU gives the same bits twice, and how far it is from the CPU after 30 steps of a small SAE."""
     lines: list[list[str]] = []
@@ -352,8 +458,9 @@ def repeat() -> None:
             made = trainer(2304, l0, **options)
             moved = Trainer(config=made.config, d_in=D_IN, seed=0, device=device)
             moved.weights.b_enc_F.copy_(made.weights.b_enc_F)
-            for x_BD in batches:
-                moved.step(x_BD.to(device))
+            with tensor_cores(device):
+                for x_BD in batches:
+                    moved.step(x_BD.to(device))
             states.append(moved.weights.W_dec_FD.cpu())
         first, second, on_cpu = states
         moved_by = (on_cpu - trainer(2304, l0, **options).weights.W_dec_FD.cpu()).norm()
@@ -361,7 +468,7 @@ def repeat() -> None:
     show("30 steps of an SAE", ["", "same bits twice", "distance to the CPU's, of the way gone"], lines)
 
 
-PARTS = {part.__name__: part for part in (ceilings, steps, repeat, peers, extraction, cohorts)}
+PARTS = {part.__name__: part for part in (ceilings, steps, repeat, cohorts, study, extraction, peers)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from pipeline.runtime import transfer
+from pipeline.runtime import compiled, transfer
+from pipeline.train import on_gpu
 
 CUDA = torch.device("cuda", 0)
 VIEWS = {
@@ -35,6 +36,8 @@ VIEWS = {
 LAUNCHES = {"sort": 3, "topk": 15, "nonzero": 4, "bincount": 4, "masked_select": 4}
 """Operations that launch more than one kernel: upper estimates, after ATen's CUDA sources."""
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "mv", "addmv", "dot"}
+FUSED = 2
+"""Kernels of a compiled function: sums over rows take a second one."""
 OVERWRITING = {"copy_", "fill_", "zero_"}
 """Operations that do not read what they write to."""
 RATES = {torch.float32: 51e12, torch.bfloat16: 757e12}
@@ -149,9 +152,13 @@ class PretendedGpu(TorchDispatchMode):
             self._stack.callback(setattr, torch.cuda, name, getattr(torch.cuda, name))
             setattr(torch.cuda, name, value)
         # Pinned memory and events are of the driver.
-        for name, value in (("_host_memory", _host_memory), ("_recorded", lambda _: None)):
-            self._stack.callback(setattr, transfer, name, getattr(transfer, name))
-            setattr(transfer, name, value)
+        for module, name, value in (
+            (transfer, "_host_memory", _host_memory), (transfer, "_recorded", lambda _: None),
+            (compiled, "can_compile", lambda: True), (compiled, "run", self._fused),
+            (on_gpu, "recorded", lambda function: function),
+        ):  # fmt: skip
+            self._stack.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
         PretendedGpu.current = self
         self._stack.callback(setattr, PretendedGpu, "current", None)
         self._stack.enter_context(_Functions())
@@ -168,6 +175,20 @@ class PretendedGpu(TorchDispatchMode):
     def wait(self, what: str) -> None:
         """The host waits for the device."""
         self.waits[what, _line()] += 1
+
+    def _fused(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """A compiled function: reads its arguments once, writes its results and what it changes once, in FUSED kernels."""
+        counted = (self.kernels.copy(), self.bytes, self.flops.copy(), self.seconds)
+        read = [tensor for tensor in _tensors((args, kwargs)) if isinstance(tensor, OnGpu)]
+        before = [tensor.inner._version for tensor in read]
+        result = function(*args, **kwargs)
+        self.kernels, self.bytes, self.flops, self.seconds = counted
+        changed = [tensor for tensor, version in zip(read, before, strict=True) if tensor.inner._version != version]
+        self.kernels[function.__name__, _line()] += FUSED
+        moved = sum(map(_bytes, [*read, *changed, *_tensors(result)]))
+        self.bytes += moved
+        self.seconds += max(SHORTEST * FUSED, moved / BANDWIDTH)
+        return result
 
     def call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """One operation."""

@@ -24,6 +24,7 @@ from pipeline.runtime.memory import memory_needed
 from pipeline.runtime.precision import tensor_cores
 from pipeline.runtime.progress import progress
 from pipeline.runtime.threads import one_thread, single_threads
+from pipeline.train import on_gpu
 from pipeline.train.step import StepMetrics, Trainer
 from pipeline.train.track import Tracker
 
@@ -122,6 +123,8 @@ def _take_steps(
     ):
         for step, x_BD in enumerate(itertools.islice(batches, steps - done), start=done + 1):
             x_BD = x_BD.to(device)
+            if device.type == "cuda":
+                x_BD = on_gpu.batch(x_BD)
             metrics = for_each(partial(_step, x_BD=x_BD), active)
             remark = ""
             if step % LOG_EVERY == 0 or step == steps:

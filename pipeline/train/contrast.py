@@ -3,6 +3,7 @@
 import torch
 
 from pipeline.runtime.linalg import vector_norm
+from pipeline.section import Dtype
 from pipeline.study.penalties import Contrast
 from pipeline.train import pair_kernels, pair_selection
 from pipeline.train.penalty import Accumulator, Latents, PenaltyTerm
@@ -48,6 +49,7 @@ class ContrastTerm(PenaltyTerm):
     """The penalty of one SAE, with the similarity thresholds it keeps between refreshes."""
 
     name = "contrast"
+    recordable = True
     section: Contrast
 
     def __init__(self, section: Contrast, like: Weights):
@@ -56,6 +58,11 @@ class ContrastTerm(PenaltyTerm):
         """Per latent, the similarity to another at which their pair is selected: the k-th largest."""
         self.refreshed = -1
         """Steps taken when the thresholds were computed; -1 when they must be computed again."""
+
+    @property
+    def reads(self) -> Dtype:
+        """The dtype of products of latents."""
+        return self.section.precision
 
     def definition(self, f_BF: torch.Tensor, W_dec_FD: torch.Tensor) -> torch.Tensor:
         """The penalty on a batch, a scalar. It uses exact thresholds, not the kept ones."""

@@ -4,20 +4,22 @@ Local shapes: b and c latents on the two sides of a block.
 """
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import torch
 
-from pipeline.runtime.devices import block_rows
-from pipeline.train.pair_selection import SMALL, SelectedPairs
+from pipeline.runtime.compiled import compiled
+from pipeline.runtime.devices import PANEL_BYTES
+from pipeline.train.pair_selection import SMALL, SelectedPairs, pair_weights
 from pipeline.train.penalty import Accumulator
 from pipeline.train.weights import operand
 
 TALL, WIDE = 576, 1152
 """On a CPU, most latents on the two sides of the blocks that are not on the diagonal: bounds the memory. Half of a block on
 the diagonal is thrown away; below SMALL latents, blocks multiply slower."""
-GPU_DIAGONAL = 2
-"""Blocks on the diagonal on a GPU: with the one beside them they are 3/4 of F x F. More blocks mean more launches."""
+HALVED, GPU_DIAGONAL = 8192, 4
+"""Latents from which on a GPU takes 5/8 of F x F instead of all of it: so many blocks on the diagonal, and those above."""
 
 
 def by_blocks(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
@@ -25,17 +27,9 @@ def by_blocks(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
     strength_F = torch.zeros_like(pairs.norm_F)
     # Rounded as a whole: converting columns block by block is several times slower. Rows of W_dec convert fast.
     f_BF = operand("f", pairs.f_BF, pairs.config.precision)
-    for tall, wide in _upper_triangle(0, len(pairs.W_dec_FD), _sizes(pairs)):
+    for tall, wide in _upper_triangle(0, len(pairs.W_dec_FD), (SMALL, TALL, WIDE)):
         _block(pairs, f_BF, tall, wide, into, strength_F)
     return strength_F
-
-
-def _sizes(pairs: SelectedPairs) -> tuple[int, int, int]:
-    """Most latents on a side of a block on the diagonal, and on the two sides of the others."""
-    if pairs.f_BF.device.type == "cpu":
-        return SMALL, TALL, WIDE
-    latents = len(pairs.W_dec_FD)
-    return -(-latents // GPU_DIAGONAL), block_rows(latents // 2), latents
 
 
 def _upper_triangle(start: int, stop: int, sizes: tuple[int, int, int]) -> Iterator[tuple[slice, slice]]:
@@ -107,26 +101,71 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         total.add_(torch.mm(left, right))
 
 
-def by_panels(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
-    """The same from all of F x F, as many rows of it at once as a GPU has memory for.
+def gpu_block(latents: int) -> int:
+    """Latents on each side of a block on a GPU."""
+    return latents if latents < HALVED else min(-(-latents // GPU_DIAGONAL), math.isqrt(PANEL_BYTES // 4))
 
-    Twice the multiplications of `by_blocks` in a hundredth of its kernels, and nothing that the host waits for.
-    """
-    latents, rows = len(pairs.W_dec_FD), len(pairs.f_BF)
+
+def by_squares(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
+    """The same on a GPU: large blocks, in full on the diagonal. Nothing that the host waits for."""
+    latents, rows, config = len(pairs.W_dec_FD), len(pairs.f_BF), pairs.config
     strength_F = torch.zeros_like(pairs.norm_F)
-    f_BF, W_FD = operand("f", pairs.f_BF, pairs.config.precision), pairs.operand(pairs.W_dec_FD)
-    size, everything = block_rows(latents), slice(0, latents)
-    for start in range(0, latents, size):
-        panel = slice(start, min(start + size, latents))
-        dot_bF = torch.mm(pairs.W_dec_FD[panel], pairs.W_dec_FD.T)
-        mask_bF = pairs.mask(dot_bF, panel, everything)
-        joint_bF = _joint(pairs, dot_bF, f_BF[:, panel], f_BF, panel, everything)
-        dot_bF *= mask_bF
-        torch.sum(dot_bF * joint_bF, dim=1, out=strength_F[panel])
-        if into is None:
-            continue
-        joint_bF *= mask_bF
-        _add_product(into.W_dec_FD[panel], pairs.operand(joint_bF.mul_(into.weight)), W_FD)
-        if pairs.config.weighted:
-            _add_product(into.f_BF[:, panel], f_BF, pairs.operand(dot_bF.mul_(into.weight / rows)).T)
+    f_BF, W_FD = pairs.operand(pairs.f_BF), pairs.operand(pairs.W_dec_FD)
+    size = gpu_block(latents)
+    for tall, wide in _upper_triangle(0, latents, (size, size, size)):
+        dot_bc = torch.mm(pairs.W_dec_FD[tall], pairs.W_dec_FD[wide].T)
+        joint_bc = torch.mm(f_BF[:, tall].T, f_BF[:, wide]) if config.weighted else None
+        norms, thresholds = ((values[tall], values[wide]) for values in (pairs.norm_F, pairs.threshold_F))
+        scale = 1 / rows if config.weighted else 1 / latents
+        dot_bc, joint_bc, strength_b, strength_c = _selected(
+            dot_bc, joint_bc, norms, thresholds, (config.by, config.select, W_FD.dtype), scale, tall == wide
+        )
+        strength_F[tall] += strength_b
+        if tall != wide:
+            strength_F[wide] += strength_c
+        if into:
+            _spread(into, (f_BF, W_FD), (tall, wide), dot_bc if config.weighted else None, joint_bc)
+            if tall != wide:
+                _spread(into, (f_BF, W_FD), (wide, tall), dot_bc.T if config.weighted else None, joint_bc.T)
     return strength_F
+
+
+def _spread(
+    into: Accumulator,
+    operands: tuple[torch.Tensor, torch.Tensor],
+    sides: tuple[slice, slice],
+    dot_bc: torch.Tensor | None,
+    joint_bc: torch.Tensor,
+) -> None:
+    """Add the gradient of a block of pairs to the latents of its first side."""
+    (f_BF, W_FD), (one, other) = operands, sides
+    into.W_dec_FD[one].add_(torch.mm(joint_bc, W_FD[other]), alpha=into.weight)
+    if dot_bc is not None:
+        into.f_BF[:, one].add_(torch.mm(f_BF[:, other], dot_bc.T), alpha=into.weight / len(f_BF))
+
+
+@compiled
+def _selected(
+    dot_bc: torch.Tensor,
+    joint_bc: torch.Tensor | None,
+    norms: tuple[torch.Tensor, torch.Tensor],
+    thresholds: tuple[torch.Tensor, torch.Tensor],
+    kind: tuple[str, str, torch.dtype],
+    scale: float,
+    diagonal: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """M o D and M o G of a block in the dtype of products, and the sums of M o D o G over each side."""
+    by, select, dtype = kind
+    norms_bc = norms[0][:, None] * norms[1]
+    similarity_bc = dot_bc / norms_bc if by == "direction" else dot_bc
+    mask_bc = pair_weights(similarity_bc, thresholds[0][:, None], thresholds[1], select)
+    if diagonal:
+        index_b = torch.arange(len(dot_bc), device=dot_bc.device)
+        mask_bc = mask_bc * (index_b[:, None] != index_b)
+    if joint_bc is not None:
+        joint_bc = joint_bc.to(dot_bc.dtype) * scale
+    else:
+        joint_bc = scale / norms_bc if by == "direction" else torch.full_like(dot_bc, scale)
+    selected_bc = joint_bc * mask_bc
+    strength_bc = dot_bc * selected_bc
+    return (dot_bc * mask_bc).to(dtype), selected_bc.to(dtype), strength_bc.sum(dim=1), strength_bc.sum(dim=0)

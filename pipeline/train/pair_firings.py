@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from scipy import sparse
 
-from pipeline.train.pair_selection import SelectedPairs
+from pipeline.train.pair_selection import SelectedPairs, pair_weights
 from pipeline.train.penalty import Accumulator
 
 GATHERED = 1_000_000
@@ -120,7 +120,7 @@ def _rows(
     dot_Bkk = torch.bmm(W_BkD, W_BkD.mT)
     norm_Bk, threshold_Bk = pairs.norm_F[index_Bk], pairs.threshold_F[index_Bk]
     similarity_Bkk = pairs.similarity(dot_Bkk, norm_Bk[:, :, None] * norm_Bk[:, None])
-    mask_Bkk = pairs.selected(similarity_Bkk, threshold_Bk[:, :, None], threshold_Bk[:, None])
+    mask_Bkk = pair_weights(similarity_Bkk, threshold_Bk[:, :, None], threshold_Bk[:, None], pairs.config.select)
     mask_Bkk = mask_Bkk.mul_(fires_Bk[:, :, None]).mul_(fires_Bk[:, None])
     mask_Bkk.diagonal(dim1=1, dim2=2).zero_()
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from pipeline.train.pair_dense import by_blocks, by_panels
+from pipeline.train.pair_dense import by_blocks, by_squares
 from pipeline.train.pair_firings import by_rows, by_table
 from pipeline.train.pair_selection import SelectedPairs
 from pipeline.train.penalty import Accumulator
@@ -17,8 +17,6 @@ from pipeline.train.penalty import Accumulator
 Kernel = Callable[[SelectedPairs, Accumulator | None], torch.Tensor]
 """Returns sum_j M_ij D_ij G_ij [F], and adds the gradient to the accumulator, but for the part along each row."""
 
-HALVED = 8192
-"""Latents from which on a GPU takes three quarters of F x F, in more launches, instead of all of it."""
 LARGEST_TABLE = 4096
 """Latents up to which a CPU thread holds matrices of F x F: three of 64 MB."""
 GATHERED_ROW = 64
@@ -43,7 +41,7 @@ def penalty(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
 def kernel_for(pairs: SelectedPairs) -> Kernel:
     """The cheapest kernel: on a CPU by counting multiplications. A GPU would have to be waited for to count them."""
     if pairs.f_BF.device.type != "cpu":
-        return by_panels if len(pairs.W_dec_FD) < HALVED else by_blocks
+        return by_squares
     if not pairs.config.weighted:
         return by_blocks
     found = costs(pairs)

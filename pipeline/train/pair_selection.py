@@ -27,27 +27,28 @@ class SelectedPairs(Latents):
         """Similarities of pairs, given their dot products and products of norms."""
         return dot / norms if self.config.by == "direction" else dot
 
-    def selected(self, similarity: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Weight of each unordered pair in the penalty, given the thresholds of its two latents: false, true or one half.
-
-        `row` selects a pair once for each of its latents that has the other in its top K.
-        """
-        if self.config.select == "union":
-            return similarity >= torch.minimum(first, second)
-        if self.config.select == "mutual":
-            return similarity >= torch.maximum(first, second)
-        return ((similarity >= first).to(similarity.dtype) + (similarity >= second)) / 2
-
     def mask(self, dot_bc: torch.Tensor, tall: slice, wide: slice) -> torch.Tensor:
         """The weights of all pairs of two ranges of latents, given their dot products. None is a latent with itself."""
         similarity_bc = self.similarity(dot_bc, self.norm_F[tall, None] * self.norm_F[wide])
-        mask_bc = self.selected(similarity_bc, self.threshold_F[tall, None], self.threshold_F[wide])
+        mask_bc = pair_weights(similarity_bc, self.threshold_F[tall, None], self.threshold_F[wide], self.config.select)
         mask_bc.diagonal(offset=tall.start - wide.start).zero_()
         return mask_bc
 
     def operand(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor as an operand of products with latents or decoder rows. Products that select pairs stay exact."""
         return tensor.bfloat16() if self.config.precision == "bfloat16" else tensor
+
+
+def pair_weights(similarity: torch.Tensor, first: torch.Tensor, second: torch.Tensor, select: str) -> torch.Tensor:
+    """Weight of each unordered pair in the penalty, given the thresholds of its two latents: false, true or one half.
+
+    `row` selects a pair once for each of its latents that has the other in its top K.
+    """
+    if select == "union":
+        return similarity >= torch.minimum(first, second)
+    if select == "mutual":
+        return similarity >= torch.maximum(first, second)
+    return ((similarity >= first).to(similarity.dtype) + (similarity >= second)) / 2
 
 
 def thresholds(W_dec_FD: torch.Tensor, norm_F: torch.Tensor, config: Contrast) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from pipeline.section import Dtype
 from pipeline.study.penalties import PENALTIES, Contrast, PenaltySection
 from pipeline.study.stage_code import imported
 from pipeline.train.weights import Weights
@@ -40,11 +41,19 @@ class PenaltyTerm(ABC):
     rescales_encoder: ClassVar[bool] = False
     """True if `encoder_scale` returns a factor. Autograd then differentiates the whole step."""
 
+    recordable: ClassVar[bool] = False
+    """True if `add_gradient` never waits for a GPU nor depends on values there, so that a step can be recorded."""
+
     def __init__(self, section: Any, like: Weights):
         self.section = section
         """Its section of the recipe."""
         self.like = like
         """Weights with the shapes, dtype and device of those it will be computed on."""
+
+    @property
+    def reads(self) -> Dtype:
+        """Dtype in which `add_gradient` needs the latents on a GPU."""
+        return "float32"
 
     @abstractmethod
     def definition(self, f_BF: torch.Tensor, W_dec_FD: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,10 @@ from pipeline.sae.activations import ACTIVATIONS, ClosedForm
 from pipeline.sae.sae import SAE
 from pipeline.study.recipe import TrainConfig
 from pipeline.train import diagnostics, losses
+from pipeline.train.fused import BETAS, EPSILON
 from pipeline.train.gradients import closed_form
 from pipeline.train.losses import Differentiated, Objective
+from pipeline.train.on_gpu import GpuStep, Optimized
 from pipeline.train.penalty import penalty_term
 from pipeline.train.resets import INITIAL_ENCODER_NORM, reset_dead, reset_due
 from pipeline.train.weights import Weights, decoder_norms
@@ -65,21 +67,42 @@ class Trainer:
         self.activation = ACTIVATIONS[self.config.activation]
         section = self.config.only_penalty
         self.penalty = penalty_term(section, self.weights) if section else None
-        self.last_penalty = torch.zeros((), device=self.device)
-        """The penalty when it was last computed."""
         self.done = 0
         """Steps taken."""
         self.last_fired_F = torch.zeros(d_sae, dtype=torch.long, device=self.device)
         """The step on which each latent last fired or was reset; 0 before either."""
+        self.on_gpu = self._gpu_step() if self.device.type == "cuda" and self._has_closed_form else None
+        self.last_penalty = self.on_gpu.last_penalty if self.on_gpu else torch.zeros((), device=self.device)
+        """The penalty when it was last computed."""
         self.resets = 0
         """Resets so far. A latent that was reset twice counts twice."""
 
     @torch.no_grad()
     def step(self, x_BD: torch.Tensor) -> StepMetrics:
         """Take one optimizer step on a batch scaled to E||x||^2 = 1."""
-        measured = self._differentiate(x_BD)
+        objective = self._objective()
+        rate = self.config.learning_rate * self._schedule()
+        self.done += 1
+        resetting = reset_due(self.done, self.config)
+        if self.on_gpu:
+            residual_BD = self.on_gpu.take(x_BD, objective, step=self.done, rate=rate, keep=resetting)
+            measured = self.on_gpu.terms
+        else:
+            residual_BD, measured = self._eager(x_BD, objective, rate)
+        reset_now = self._reset(-residual_BD) if resetting and residual_BD is not None else 0
         penalty = self.penalty.name if self.penalty else NO_PENALTY
-        self.last_penalty = measured.terms.get(penalty, self.last_penalty)
+        return StepMetrics(
+            terms={name: measured.get(name, self.last_penalty) for name in ("reconstruction", "sparsity", penalty)},
+            fvu=measured["fvu"],
+            l0=measured["l0"],
+            reset_now=reset_now,
+        )
+
+    def _eager(self, x_BD: torch.Tensor, objective: Objective, rate: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Take a step operation by operation; returns x^ - x up to a positive factor, and what was measured."""
+        measured = self._differentiate(x_BD, objective)
+        if self.penalty:
+            self.last_penalty = measured.terms.get(self.penalty.name, self.last_penalty)
         W_dec_FD = self.weights.W_dec_FD
         if self.config.decoder_norm == "unit":
             # Otherwise Adam's moments would hold a component that the renormalisation after the step undoes.
@@ -87,19 +110,12 @@ class Trainer:
             unit_FD = W_dec_FD / decoder_norms(W_dec_FD)[:, None]
             radial_F = vecdot(gradient_FD, unit_FD)
             gradient_FD.sub_(radial_F[:, None] * unit_FD)
-        self._adam(measured.gradient)
+        self._adam(measured.gradient, rate)
         if self.config.decoder_norm == "unit":
             W_dec_FD /= decoder_norms(W_dec_FD)[:, None]
-
-        self.done += 1
         self.last_fired_F.masked_fill_(measured.firings_F > 0, self.done)
-        reset_now = self._reset(-measured.residual_BD) if reset_due(self.done, self.config) else 0
-        return StepMetrics(
-            terms=measured.terms | {penalty: self.last_penalty},
-            fvu=measured.terms["reconstruction"] / _variance(x_BD),
-            l0=measured.firings_F.sum() / len(x_BD),
-            reset_now=reset_now,
-        )
+        fvu, l0 = measured.terms["reconstruction"] / _variance(x_BD), measured.firings_F.sum() / len(x_BD)
+        return measured.residual_BD, measured.terms | {"fvu": fvu, "l0": l0}
 
     def dead(self, window: int) -> torch.Tensor:
         """bool [F]: latents that fired on no row of the last `window` steps."""
@@ -139,13 +155,17 @@ class Trainer:
         yield "contrast", self.last_penalty  # the name that checkpoints have had for it since the contrast was the only one
         yield "last_fired_F", self.last_fired_F
 
-    def _differentiate(self, x_BD: torch.Tensor) -> Differentiated:
-        objective = self._objective()
-        if isinstance(objective.activation, ClosedForm) and not (self.penalty and self.penalty.rescales_encoder):
+    @property
+    def _has_closed_form(self) -> bool:
+        return isinstance(self.activation, ClosedForm) and not (self.penalty and self.penalty.rescales_encoder)
+
+    def _differentiate(self, x_BD: torch.Tensor, objective: Objective) -> Differentiated:
+        if self._has_closed_form:
             return closed_form(self.weights, x_BD, objective, precision=self.config.precision)
         return losses.differentiated(self.weights, x_BD, objective)
 
     def _objective(self) -> Objective:
+        """Of the next step."""
         l1 = self.config.l1 * _ramp(self.done, self.config.l1_warmup)
         section, penalty = self.config.only_penalty, self.penalty
         if section is None or penalty is None:
@@ -157,7 +177,17 @@ class Trainer:
         weight = section.coefficient * section.every
         return Objective(activation=self.activation, l1=l1, penalty=penalty, weight=weight)
 
-    def _adam(self, gradient: Weights) -> None:
+    def _gpu_step(self) -> GpuStep:
+        assert isinstance(self.activation, ClosedForm)
+        state = Optimized(
+            weights=self.weights,
+            first_moment=self.first_moment,
+            second_moment=self.second_moment,
+            last_fired_F=self.last_fired_F,
+        )
+        return GpuStep(state, self.config, self.activation)
+
+    def _adam(self, gradient: Weights, rate: float) -> None:
         tensors = self.weights.tensors()
         adam(
             tensors,
@@ -165,19 +195,19 @@ class Trainer:
             self.first_moment.tensors(),
             self.second_moment.tensors(),
             [],
-            [torch.full((), float(self.done), device=self.device) for _ in tensors],
+            [torch.full((), float(self.done - 1), device=self.device) for _ in tensors],  # Adam counts this step itself
             fused=True,
             amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=self.config.learning_rate * self._schedule(),
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=rate,
             weight_decay=0.0,
-            eps=1e-8,
+            eps=EPSILON,
             maximize=False,
         )
 
     def _schedule(self) -> float:
-        """Factor on the learning rate: warm-up, then linear decay at the end."""
+        """Factor on the learning rate of the next step: warm-up, then linear decay at the end."""
         left = self.config.steps - self.done
         decay = int(self.config.lr_decay * self.config.steps)
         return _ramp(self.done, self.config.lr_warmup) * (min(1.0, left / decay) if decay else 1.0)

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from gpu_runs import D_IN, TRAINED, batches, files, recipe
+from gpu_runs import D_IN, STEPS, TRAINED, batches, files, recipe
 from small_study import Study
 
 from pipeline.artefacts.workspace import Workspace
 from pipeline.evaluate.evaluation import evaluate
 from pipeline.runtime.precision import tensor_cores
 from pipeline.study.plan import make_plan
+from pipeline.train import on_gpu
 from pipeline.train.cohort_size import COPIES
 from pipeline.train.step import Trainer
 
@@ -52,6 +53,15 @@ def test_a_training_that_resumes_ends_where_the_other_does(arm: str) -> None:
         again = stepped(resumed, batches()[half:])
     for name, tensor in whole.items():
         torch.testing.assert_close(again[name], tensor, rtol=0, atol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("arm", ["baseline", "full", "unweighted", "unit-norm"])
+def test_a_recorded_step_gives_the_bits_of_one_that_is_not(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = recipe(arm, precision="bfloat16")
+    replayed = stepped(Trainer(config=config, d_in=D_IN, seed=0, device=CUDA), batches())
+    monkeypatch.setattr(on_gpu, "PLAIN_STEPS", STEPS)
+    for name, tensor in stepped(Trainer(config=config, d_in=D_IN, seed=0, device=CUDA), batches()).items():
+        torch.testing.assert_close(replayed[name], tensor, rtol=0, atol=0)
 
 
 def test_saes_are_evaluated_as_on_the_cpu(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

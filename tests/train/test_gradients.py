@@ -16,7 +16,7 @@ from pipeline.train.contrast import contrastive
 from pipeline.train.diagnostics import geometry
 from pipeline.train.gradients import closed_form
 from pipeline.train.losses import Differentiated, Objective
-from pipeline.train.pair_dense import by_blocks, by_panels
+from pipeline.train.pair_dense import by_blocks, by_squares
 from pipeline.train.pair_firings import by_rows, by_table
 from pipeline.train.pair_kernels import Kernel
 from pipeline.train.penalty import PenaltyTerm, penalty_term
@@ -33,7 +33,7 @@ contrasts = st.builds(
     weighted=st.booleans(),
 )
 
-KERNELS: list[Kernel] = [by_blocks, by_panels, by_table, by_rows]
+KERNELS: list[Kernel] = [by_blocks, by_squares, by_table, by_rows]
 
 
 def random_weights(d_in: int, d_sae: int, generator: torch.Generator) -> Weights:
