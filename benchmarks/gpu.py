@@ -151,15 +151,15 @@ MANNERS = ("as written", "compiled", "recorded")
 @contextmanager
 def stepping(manner: str) -> Generator[None]:
     """Inside the block, steps are taken in this manner."""
-    plain_steps, can_compile = on_gpu.PLAIN_STEPS, compiled.can_compile
-    on_gpu.PLAIN_STEPS = plain_steps if manner == "recorded" else STEPS
+    plain_steps, can_compile = compiled.PLAIN_CALLS, compiled.can_compile
+    compiled.PLAIN_CALLS = plain_steps if manner == "recorded" else STEPS
     if manner == "as written":
         compiled.can_compile = lambda: False
     try:
         with tensor_cores(GPU):
             yield
     finally:
-        on_gpu.PLAIN_STEPS, compiled.can_compile = plain_steps, can_compile
+        compiled.PLAIN_CALLS, compiled.can_compile = plain_steps, can_compile
 
 
 def steps() -> None:
@@ -178,9 +178,9 @@ def steps() -> None:
             for manner in MANNERS:
                 with stepping(manner):
                     torch.cuda.reset_peak_memory_stats()
-                    made, x_BD = trainer(d_sae, L0, **changes), on_gpu.batch(rows())
+                    made, x_BD = trainer(d_sae, L0, **changes), on_gpu.batch(rows())[0]
                     call = lambda made=made, x_BD=x_BD: made.step(x_BD)  # noqa: E731 - two uses
-                    for _ in range(on_gpu.PLAIN_STEPS % STEPS + 1):
+                    for _ in range(compiled.PLAIN_CALLS % STEPS + 1):
                         call()
                     launches, waits, busy = counts(call)
                     taken = milliseconds(call, 5, 20 if d_sae == WIDTHS[0] else 5)
@@ -195,6 +195,27 @@ def steps() -> None:
         lines.append([f"thresholds, F {d_sae}", f"{taken:.3f}", f"{busy:.3f}", f"{launches:,}", f"{waits}", "", ""])
     columns = ["a step of", "ms", "device busy ms", "kernels", "waits", "products of 757 TFLOP/s", "peak MB"]
     show(f"Training steps, d_in {D_IN}, batch {BATCH}", columns, lines)
+
+
+def kernels() -> None:
+    """What a recorded step of an arm under the contrast spends its time on."""
+    for d_sae in WIDTHS:
+        with tensor_cores(GPU):
+            made = trainer(d_sae, L0, precision="bfloat16", contrast={"pair_refresh": STEPS, "precision": "bfloat16"})
+            x_BD, _ = on_gpu.batch(rows())
+            for _ in range(compiled.PLAIN_CALLS + 2):
+                made.step(x_BD)
+            torch.cuda.synchronize()
+            with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as measured:
+                made.step(x_BD)
+                torch.cuda.synchronize()
+        taken: dict[str, list[float]] = {}
+        for event in measured.events() or ():
+            if event.device_type.name == "CUDA":
+                taken.setdefault(event.name, []).append(event.time_range.elapsed_us())
+        ordered = sorted(taken.items(), key=lambda item: -sum(item[1]))
+        lines = [[name[:100], f"{len(times)}", f"{sum(times):.1f}"] for name, times in ordered]
+        show(f"Kernels of a step under the contrast, F {d_sae}", ["", "times", "us"], lines)
 
 
 def dictionary_learning(d_sae: int) -> Step:
@@ -468,7 +489,7 @@ def repeat() -> None:
     show("30 steps of an SAE", ["", "same bits twice", "distance to the CPU's, of the way gone"], lines)
 
 
-PARTS = {part.__name__: part for part in (ceilings, steps, repeat, cohorts, study, extraction, peers)}
+PARTS = {part.__name__: part for part in (ceilings, steps, kernels, repeat, cohorts, study, extraction, peers)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -24,7 +24,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from pipeline.runtime import compiled, transfer
-from pipeline.train import on_gpu
 
 CUDA = torch.device("cuda", 0)
 VIEWS = {
@@ -155,7 +154,7 @@ class PretendedGpu(TorchDispatchMode):
         for module, name, value in (
             (transfer, "_host_memory", _host_memory), (transfer, "_recorded", lambda _: None),
             (compiled, "can_compile", lambda: True), (compiled, "run", self._fused),
-            (on_gpu, "recorded", lambda function: function),
+            (compiled, "recorded", lambda function: function),
         ):  # fmt: skip
             self._stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, value)

@@ -14,6 +14,8 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 
+PLAIN_CALLS = 3
+"""Calls of a function before it is recorded: what it calls for the first time is compiled and set up then."""
 MOST_SHAPES = 64
 """Shapes that one function is compiled for before torch gives up and runs it as it is written."""
 
@@ -21,12 +23,13 @@ MOST_SHAPES = 64
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """The function, compiled for tensors on CUDA: a few kernels instead of one for each operation.
 
-    Its first argument is a tensor; every argument that is not is a constant of the compiled code.
+    Its first argument is a tensor or begins with one; every argument without tensors is a constant of the compiled code.
     """
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if cast("torch.Tensor", args[0]).device.type != "cuda" or not can_compile():
+        first = cast("torch.Tensor | tuple[torch.Tensor, ...]", args[0])
+        if (first[0] if isinstance(first, tuple) else first).device.type != "cuda" or not can_compile():
             return function(*args, **kwargs)
         return run(function, *args, **kwargs)
 
@@ -36,6 +39,25 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call the compiled function."""
     return _for_cuda(function)(*args, **kwargs)
+
+
+class Replayed:
+    """A function that works on the same memory in every call: after a few calls on CUDA it is recorded, then replayed.
+
+    It must not wait for the device. What it returns is lost.
+    """
+
+    def __init__(self, function: Callable[[], object], device: torch.device):
+        self.function, self.on_gpu = function, device.type == "cuda"
+        self.calls = 0
+        self.replay: Callable[[], object] | None = None
+
+    def __call__(self) -> None:
+        """Do what the function does."""
+        self.calls += 1
+        if self.replay is None and self.on_gpu and self.calls > PLAIN_CALLS:
+            self.replay = recorded(self.function)
+        (self.replay or self.function)()
 
 
 def recorded(function: Callable[[], Any]) -> Callable[[], object]:

@@ -124,7 +124,7 @@ def _take_steps(
         for step, x_BD in enumerate(itertools.islice(batches, steps - done), start=done + 1):
             x_BD = x_BD.to(device)
             if device.type == "cuda":
-                x_BD = on_gpu.batch(x_BD)
+                x_BD, _ = on_gpu.batch(x_BD)
             metrics = for_each(partial(_step, x_BD=x_BD), active)
             remark = ""
             if step % LOG_EVERY == 0 or step == steps:

@@ -2,6 +2,7 @@
 
 import torch
 
+from pipeline.runtime.compiled import Replayed
 from pipeline.runtime.linalg import vector_norm
 from pipeline.section import Dtype
 from pipeline.study.penalties import Contrast
@@ -52,10 +53,11 @@ class ContrastTerm(PenaltyTerm):
     recordable = True
     section: Contrast
 
-    def __init__(self, section: Contrast, like: Weights):
-        super().__init__(section, like)
-        self.threshold_F = torch.zeros_like(like.b_enc_F)
+    def __init__(self, section: Contrast, weights: Weights):
+        super().__init__(section, weights)
+        self.threshold_F = torch.zeros_like(weights.b_enc_F)
         """Per latent, the similarity to another at which their pair is selected: the k-th largest."""
+        self._renew = Replayed(self._compute_thresholds, weights.b_enc_F.device)
         self.refreshed = -1
         """Steps taken when the thresholds were computed; -1 when they must be computed again."""
 
@@ -73,11 +75,15 @@ class ContrastTerm(PenaltyTerm):
         pairs = pair_selection.SelectedPairs(**vars(latents), threshold_F=self.threshold_F, config=self.section)
         return pair_kernels.penalty(pairs, into)
 
-    def prepare(self, W_dec_FD: torch.Tensor, done: int) -> None:
+    def prepare(self, done: int) -> None:
         """Compute the thresholds again when they are due."""
         if self.refreshed < 0 or done - self.refreshed >= self.section.pair_refresh:
-            self.threshold_F.copy_(pair_selection.thresholds(W_dec_FD, decoder_norms(W_dec_FD), self.section)[0])
+            self._renew()
             self.refreshed = done
+
+    def _compute_thresholds(self) -> None:
+        W_dec_FD = self.weights.W_dec_FD
+        self.threshold_F.copy_(pair_selection.thresholds(W_dec_FD, decoder_norms(W_dec_FD), self.section)[0])
 
     def latents_were_reset(self) -> None:
         """Compute the thresholds again on the next step."""

@@ -14,14 +14,21 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of Adam."""
 NOW = ("rate", "root", "l1", "step")
 """Learning rate over Adam's first bias correction, root of the second, weight of the sparsity term, number of the step."""
+MEASURED = ("reconstruction", "sparsity", "penalty", "fvu", "l0")
+"""What a step measures, in the order in which it lies on the device."""
 SMALLEST_NORM = 1e-12
 
 
 @compiled
-def centred(x_BD: torch.Tensor, b_dec_D: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """x - b_dec as an operand of products, and the variance mean_b ||x_b - mean x||^2."""
-    variance = x_BD.square().sum() / len(x_BD) - x_BD.mean(dim=0).square().sum()
-    return (x_BD - b_dec_D).to(dtype), variance
+def variance(x_BD: torch.Tensor) -> torch.Tensor:
+    """mean_b ||x_b - mean x||^2."""
+    return x_BD.square().sum() / len(x_BD) - x_BD.mean(dim=0).square().sum()
+
+
+@compiled
+def centred(x_BD: torch.Tensor, b_dec_D: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x - b_dec as an operand of products."""
+    return (x_BD - b_dec_D).to(dtype)
 
 
 @compiled
@@ -34,16 +41,10 @@ def decoder(W_dec_FD: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, t
 def latents(
     pre_BF: torch.Tensor, b_enc_F: torch.Tensor, activation: ClosedForm, dtypes: tuple[torch.dtype, torch.dtype]
 ) -> tuple[torch.Tensor, ...]:
-    """Latents in both dtypes, their sum over rows, the rows that each fires on, and the latents that fire on each row."""
+    """Latents in both dtypes, their mean over rows, and the number of rows that each fires on."""
     f_BF = activation.in_training_(pre_BF.float() + b_enc_F)
     fires_BF = f_BF > 0
-    return (
-        f_BF.to(dtypes[0]),
-        f_BF.to(dtypes[1]),
-        f_BF.sum(dim=0),
-        fires_BF.sum(dim=0, dtype=torch.float32),
-        fires_BF.sum(dim=1, dtype=torch.float32),
-    )
+    return f_BF.to(dtypes[0]), f_BF.to(dtypes[1]), f_BF.sum(dim=0) / len(f_BF), fires_BF.sum(dim=0, dtype=torch.float32)
 
 
 @compiled
@@ -74,17 +75,21 @@ def pre_gradient(
 
 @compiled
 def update_decoder(
-    W_dec_FD: torch.Tensor,
-    first_FD: torch.Tensor,
-    second_FD: torch.Tensor,
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     gradient_FD: torch.Tensor,
+    along_F: torch.Tensor | None,
     f_mean_F: torch.Tensor,
     norm_F: torch.Tensor,
     now: torch.Tensor,
     unit: bool,
 ) -> None:
-    """Adam's step on the decoder, with the sparsity term's gradient; `unit`: along the sphere, and back onto it."""
-    total_FD = gradient_FD.float() + W_dec_FD * (now[2] * f_mean_F / norm_F)[:, None]
+    """Adam's step on the decoder and its moments. `unit`: along the sphere, and back onto it.
+
+    To the gradient come `along_F` times the rows, and that of the sparsity term.
+    """
+    W_dec_FD, first_FD, second_FD = tensors
+    along = now[2] * f_mean_F / norm_F if along_F is None else along_F + now[2] * f_mean_F / norm_F
+    total_FD = gradient_FD.float() + W_dec_FD * along[:, None]
     if unit:
         unit_FD = W_dec_FD / norm_F[:, None]
         total_FD = total_FD - vecdot(total_FD, unit_FD)[:, None] * unit_FD
@@ -98,28 +103,26 @@ def update_decoder(
 def update(
     weight: torch.Tensor, first: torch.Tensor, second: torch.Tensor, gradient: torch.Tensor, now: torch.Tensor
 ) -> None:
-    """Adam's step on another tensor."""
+    """Adam's step on another tensor and its moments."""
     weight.copy_(_adam(weight, first, second, gradient.float(), now))
 
 
 @compiled
-def finish(
+def note(
     last_fired_F: torch.Tensor,
     measured: torch.Tensor,
     firings_F: torch.Tensor,
     f_mean_F: torch.Tensor,
     norm_F: torch.Tensor,
-    reconstruction: torch.Tensor,
-    variance: torch.Tensor,
+    scalars: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     now: torch.Tensor,
     rows: int,
 ) -> None:
-    """Note which latents fired, and fill `measured`, all but the penalty."""
+    """Note which latents fired, and the measurements of `MEASURED`, given reconstruction term, penalty and variance."""
     last_fired_F.copy_(torch.where(firings_F > 0, now[3].long(), last_fired_F))
-    measured[0] = reconstruction
-    measured[1] = (f_mean_F * norm_F).sum()
-    measured[3] = reconstruction / variance
-    measured[4] = firings_F.sum() / rows
+    reconstruction, penalty, spread = scalars
+    sparsity, l0 = (f_mean_F * norm_F).sum(), firings_F.sum() / rows
+    measured.copy_(torch.stack([reconstruction, sparsity, penalty, reconstruction / spread, l0]))
 
 
 def _adam(

@@ -94,11 +94,11 @@ def _joint(
     return pairs.similarity(torch.ones_like(dot_bc), norms_bc).div_(len(pairs.W_dec_FD))
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, weight: float = 1.0) -> None:
     if left.dtype == total.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right, alpha=weight)
     else:
-        total.add_(torch.mm(left, right))
+        total.add_(torch.mm(left, right), alpha=weight)
 
 
 def gpu_block(latents: int) -> int:
@@ -109,24 +109,26 @@ def gpu_block(latents: int) -> int:
 def by_squares(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
     """The same on a GPU: large blocks, in full on the diagonal. Nothing that the host waits for."""
     latents, rows, config = len(pairs.W_dec_FD), len(pairs.f_BF), pairs.config
+    f_BF = pairs.operand(pairs.f_BF)
+    known = pairs.rounded_FD is not None and pairs.rounded_FD.dtype == f_BF.dtype
+    operands = f_BF, pairs.rounded_FD if known and pairs.rounded_FD is not None else pairs.operand(pairs.W_dec_FD)
+    kind = config.by, config.select, f_BF.dtype
     strength_F = torch.zeros_like(pairs.norm_F)
-    f_BF, W_FD = pairs.operand(pairs.f_BF), pairs.operand(pairs.W_dec_FD)
     size = gpu_block(latents)
     for tall, wide in _upper_triangle(0, latents, (size, size, size)):
         dot_bc = torch.mm(pairs.W_dec_FD[tall], pairs.W_dec_FD[wide].T)
         joint_bc = torch.mm(f_BF[:, tall].T, f_BF[:, wide]) if config.weighted else None
         norms, thresholds = ((values[tall], values[wide]) for values in (pairs.norm_F, pairs.threshold_F))
         scale = 1 / rows if config.weighted else 1 / latents
-        dot_bc, joint_bc, strength_b, strength_c = _selected(
-            dot_bc, joint_bc, norms, thresholds, (config.by, config.select, W_FD.dtype), scale, tall == wide
-        )
+        selected = _selected(dot_bc, joint_bc, norms, thresholds, kind, scale, tall == wide)
+        dot_bc, joint_bc, strength_b, strength_c = selected
         strength_F[tall] += strength_b
-        if tall != wide:
+        if strength_c is not None:
             strength_F[wide] += strength_c
         if into:
-            _spread(into, (f_BF, W_FD), (tall, wide), dot_bc if config.weighted else None, joint_bc)
+            _spread(into, operands, (tall, wide), dot_bc if config.weighted else None, joint_bc)
             if tall != wide:
-                _spread(into, (f_BF, W_FD), (wide, tall), dot_bc.T if config.weighted else None, joint_bc.T)
+                _spread(into, operands, (wide, tall), dot_bc.T if config.weighted else None, joint_bc.T)
     return strength_F
 
 
@@ -139,9 +141,9 @@ def _spread(
 ) -> None:
     """Add the gradient of a block of pairs to the latents of its first side."""
     (f_BF, W_FD), (one, other) = operands, sides
-    into.W_dec_FD[one].add_(torch.mm(joint_bc, W_FD[other]), alpha=into.weight)
+    _add_product(into.W_dec_FD[one], joint_bc, W_FD[other], into.weight)
     if dot_bc is not None:
-        into.f_BF[:, one].add_(torch.mm(f_BF[:, other], dot_bc.T), alpha=into.weight / len(f_BF))
+        _add_product(into.f_BF[:, one], f_BF[:, other], dot_bc.T, into.weight / len(f_BF))
 
 
 @compiled
@@ -153,8 +155,8 @@ def _selected(
     kind: tuple[str, str, torch.dtype],
     scale: float,
     diagonal: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """M o D and M o G of a block in the dtype of products, and the sums of M o D o G over each side."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """M o D and M o G of a block in the dtype of products; sums of M o D o G over each side, on the diagonal only one."""
     by, select, dtype = kind
     norms_bc = norms[0][:, None] * norms[1]
     similarity_bc = dot_bc / norms_bc if by == "direction" else dot_bc
@@ -168,4 +170,5 @@ def _selected(
         joint_bc = scale / norms_bc if by == "direction" else torch.full_like(dot_bc, scale)
     selected_bc = joint_bc * mask_bc
     strength_bc = dot_bc * selected_bc
-    return (dot_bc * mask_bc).to(dtype), selected_bc.to(dtype), strength_bc.sum(dim=1), strength_bc.sum(dim=0)
+    strength_c = None if diagonal else strength_bc.sum(dim=0)
+    return (dot_bc * mask_bc).to(dtype), selected_bc.to(dtype), strength_bc.sum(dim=1), strength_c

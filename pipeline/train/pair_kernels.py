@@ -34,7 +34,10 @@ def penalty(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
     strength_F = kernel_for(pairs)(pairs, into)
     if into and pairs.config.by == "direction":
         radial_F = strength_F / pairs.norm_F.square()
-        into.W_dec_FD.addcmul_(pairs.W_dec_FD, radial_F[:, None], value=-into.weight)
+        if into.along_F is not None:
+            into.along_F.sub_(radial_F, alpha=into.weight)
+        else:
+            into.W_dec_FD.addcmul_(pairs.W_dec_FD, radial_F[:, None], value=-into.weight)
     return strength_F.sum() / 2
 
 
@@ -52,6 +55,7 @@ def costs(pairs: SelectedPairs) -> dict[Kernel, float]:
     """What every kernel for a CPU costs, in multiplications of a matrix product."""
     rows, d_sae = pairs.f_BF.shape
     d_in = pairs.W_dec_FD.shape[1]
+    assert pairs.firing_B is not None
     firing_B = pairs.firing_B.double()
     firing, pairs_firing = float(firing_B.sum()), float(firing_B.square().sum())
     found: dict[Kernel, float] = {

@@ -17,11 +17,13 @@ class Latents:
     """The latents of a batch and the decoder: what a penalty and its gradient are computed from."""
 
     f_BF: torch.Tensor
-    firing_B: torch.Tensor
-    """Number of latents that fire on each row."""
     W_dec_FD: torch.Tensor
     norm_F: torch.Tensor
     """Norms of the decoder rows."""
+    firing_B: torch.Tensor | None = None
+    """Number of latents that fire on each row; None on a GPU, where only the choice of a kernel would need it."""
+    rounded_FD: torch.Tensor | None = None
+    """The decoder as the operand of the step's own products, where the step keeps it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class Accumulator:
     f_BF: torch.Tensor
     W_dec_FD: torch.Tensor
     weight: float
+    along_F: torch.Tensor | None = None
+    """Factors of the decoder rows in their own gradient, added later; None where they must be added at once."""
 
 
 class PenaltyTerm(ABC):
@@ -44,11 +48,11 @@ class PenaltyTerm(ABC):
     recordable: ClassVar[bool] = False
     """True if `add_gradient` never waits for a GPU nor depends on values there, so that a step can be recorded."""
 
-    def __init__(self, section: Any, like: Weights):
+    def __init__(self, section: Any, weights: Weights):
         self.section = section
         """Its section of the recipe."""
-        self.like = like
-        """Weights with the shapes, dtype and device of those it will be computed on."""
+        self.weights = weights
+        """Those of the SAE, which training changes in place."""
 
     @property
     def reads(self) -> Dtype:
@@ -73,7 +77,7 @@ class PenaltyTerm(ABC):
         """Factor [F] on the encoder's product, before the bias, given the decoder norms; None leaves it as it is."""
         return None
 
-    def prepare(self, W_dec_FD: torch.Tensor, done: int) -> None:  # noqa: B027 - most keep nothing
+    def prepare(self, done: int) -> None:  # noqa: B027 - most keep nothing
         """Called before `add_gradient` on the step after `done` steps, to renew what is kept for several steps."""
 
     def latents_were_reset(self) -> None:  # noqa: B027 - most keep nothing
@@ -87,6 +91,6 @@ class PenaltyTerm(ABC):
         """Take over what `state()` returned. The argument also holds the entries of the `Trainer`."""
 
 
-def penalty_term(section: Contrast | PenaltySection, like: Weights) -> PenaltyTerm:
+def penalty_term(section: Contrast | PenaltySection, weights: Weights) -> PenaltyTerm:
     """The term of a penalty that an arm declares."""
-    return imported(PENALTIES[section.kind].term)(section, like)
+    return imported(PENALTIES[section.kind].term)(section, weights)

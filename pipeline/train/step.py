@@ -173,7 +173,7 @@ class Trainer:
         if self.done % section.every:
             # The penalty has weight 0 on this step, but one that rescales the encoder does so on every step.
             return Objective(activation=self.activation, l1=l1, penalty=penalty if penalty.rescales_encoder else None)
-        penalty.prepare(self.weights.W_dec_FD, self.done)
+        penalty.prepare(self.done)
         weight = section.coefficient * section.every
         return Objective(activation=self.activation, l1=l1, penalty=penalty, weight=weight)
 

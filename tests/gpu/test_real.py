@@ -10,9 +10,9 @@ from small_study import Study
 
 from pipeline.artefacts.workspace import Workspace
 from pipeline.evaluate.evaluation import evaluate
+from pipeline.runtime import compiled
 from pipeline.runtime.precision import tensor_cores
 from pipeline.study.plan import make_plan
-from pipeline.train import on_gpu
 from pipeline.train.cohort_size import COPIES
 from pipeline.train.step import Trainer
 
@@ -59,7 +59,7 @@ def test_a_training_that_resumes_ends_where_the_other_does(arm: str) -> None:
 def test_a_recorded_step_gives_the_bits_of_one_that_is_not(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = recipe(arm, precision="bfloat16")
     replayed = stepped(Trainer(config=config, d_in=D_IN, seed=0, device=CUDA), batches())
-    monkeypatch.setattr(on_gpu, "PLAIN_STEPS", STEPS)
+    monkeypatch.setattr(compiled, "PLAIN_CALLS", STEPS)
     for name, tensor in stepped(Trainer(config=config, d_in=D_IN, seed=0, device=CUDA), batches()).items():
         torch.testing.assert_close(replayed[name], tensor, rtol=0, atol=0)
 

@@ -31,7 +31,7 @@ def first_step(arm: str) -> FirstStep:
     section = config.only_penalty
     penalty = penalty_term(section, trainer.weights) if section else None
     if penalty:
-        penalty.prepare(trainer.weights.W_dec_FD, 0)
+        penalty.prepare(0)
     weight = section.coefficient if section else 0.0
     loss = Objective(activation=RELU, l1=config.l1, penalty=penalty, weight=weight)
     by_autograd = penalty is not None and penalty.rescales_encoder

@@ -52,7 +52,7 @@ def objective(weights: Weights, contrast: Contrast | None, *, l1: float = 0.3, w
     """The loss of an arm with this contrast, its thresholds computed."""
     penalty = penalty_term(contrast, weights) if contrast else None
     if penalty:
-        penalty.prepare(weights.W_dec_FD, 0)
+        penalty.prepare(0)
     return Objective(activation=RELU, l1=l1, penalty=penalty, weight=weight)
 
 
