@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from pipeline.runtime import compiled, transfer
+from pipeline.train.weights import scratch
 
 CUDA = torch.device("cuda", 0)
 VIEWS = {
@@ -158,6 +159,9 @@ class PretendedGpu(TorchDispatchMode):
         ):  # fmt: skip
             self._stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, value)
+        # Buffers of another pretended GPU may have no values.
+        scratch.clear()
+        self._stack.callback(scratch.clear)
         PretendedGpu.current = self
         self._stack.callback(setattr, PretendedGpu, "current", None)
         self._stack.enter_context(_Functions())

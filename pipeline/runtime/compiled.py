@@ -4,8 +4,7 @@ Elsewhere than on CUDA nothing is compiled or recorded: functions run as they ar
 """
 
 import functools
-import importlib.util
-import shutil
+import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -42,22 +41,22 @@ def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 class Replayed:
-    """A function that works on the same memory in every call: after a few calls on CUDA it is recorded, then replayed.
+    """Calls a function that works on the same memory every time: after a few calls on CUDA it is recorded, then replayed.
 
-    It must not wait for the device. What it returns is lost.
+    The function must not wait for the device, and what it returns is lost. It is given with each call: kept here, it would
+    keep its owner, and the memory of that, until the garbage collector comes.
     """
 
-    def __init__(self, function: Callable[[], object], device: torch.device):
-        self.function, self.on_gpu = function, device.type == "cuda"
-        self.calls = 0
-        self.replay: Callable[[], object] | None = None
+    def __init__(self) -> None:
+        self._calls = 0
+        self._replay: Callable[[], object] | None = None
 
-    def __call__(self) -> None:
+    def __call__(self, function: Callable[[], object], device: torch.device) -> None:
         """Do what the function does."""
-        self.calls += 1
-        if self.replay is None and self.on_gpu and self.calls > PLAIN_CALLS:
-            self.replay = recorded(self.function)
-        (self.replay or self.function)()
+        self._calls += 1
+        if self._replay is None and device.type == "cuda" and self._calls > PLAIN_CALLS:
+            self._replay = recorded(function)
+        (self._replay or function)()
 
 
 def recorded(function: Callable[[], Any]) -> Callable[[], object]:
@@ -74,8 +73,16 @@ def recorded(function: Callable[[], Any]) -> Callable[[], object]:
 
 @functools.cache
 def can_compile() -> bool:
-    """Whether Triton is installed, and the C compiler that it needs."""
-    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, ("cc", "gcc", "clang")))
+    """Whether torch can compile here: it needs Triton, a C compiler and Python's headers. Said once where it cannot."""
+    try:
+        torch.compile(torch.neg, dynamic=False)(torch.zeros(16, device="cuda"))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of torch, Triton, the C compiler or the driver
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        print(f"steps on the GPU are not compiled, and slower for it: {reason}", file=sys.stderr)
+        return False
+    return True
 
 
 @functools.cache

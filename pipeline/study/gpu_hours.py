@@ -18,8 +18,10 @@ RATES = {"bfloat16": 757e12, "float32": 399e12}
 """FLOP/s of products in training, as measured on that card: float32 is rounded to TF32."""
 EXACT = 51e12
 """FLOP/s of products in float32, in which SAEs are evaluated, as measured there."""
-LAUNCH = 20e-6
-"""Seconds of the host for a kernel, as measured there."""
+REACHED = 0.8
+"""Share of those rates that whole training steps reached there."""
+SMALL_KERNELS = 8e-5
+"""Seconds of the many small kernels of a step, as measured there: what the largest widths hide."""
 CORES = 16
 """Processor cores beside the card."""
 FORWARD = 0.4
@@ -38,13 +40,11 @@ TRIES = 4
 UPPER = 0.56
 """Share of F x F that pairs are counted in (`pipeline.evaluate.sparse`)."""
 
-FREE, UNIT = (86, 98, 72, 0), (146, 98, 72, 0)
-CONTRASTED = (153, 185, 6, 94)
-"""Bytes that a step moves for each entry of D x F, B x F, B x D and F x F: with free and unit norms, and with the contrast.
-Fitted to the kernels that tests/gpu counts; a step is within a fifth of them."""
-LAUNCHES_FREE, LAUNCHES_UNIT, LAUNCHES_CONTRASTED = 58, 68, 87
-HALVED = 8192
-"""Latents from which on the contrast takes three quarters of F x F, in twice the launches (`train/pair_kernels.py`)."""
+PLAIN, CONTRASTED = (40, 12, 14, 0), (42, 20, 9, 4.6)
+"""Bytes that a step moves beside its products, for each entry of D x F, B x F, B x D and F x F: without a penalty, and with
+the contrast. Fitted to the kernels that tests/gpu counts; a step is within a fifth of them."""
+HALVED, PART = 8192, 5 / 8
+"""Latents from which on the contrast takes a part of F x F twice (`train/pair_dense.py`)."""
 
 
 def step_seconds(recipe: TrainConfig, d_in: int) -> float:
@@ -59,17 +59,15 @@ def step_seconds(recipe: TrainConfig, d_in: int) -> float:
 
 def _seconds(recipe: TrainConfig, d_in: int, contrast: Contrast | None) -> float:
     D, F, B = d_in, recipe.d_sae, recipe.batch_size
-    unit = recipe.decoder_norm == "unit"
-    per, launches = (UNIT, LAUNCHES_UNIT) if unit else (FREE, LAUNCHES_FREE)
-    per = CONTRASTED if contrast else per
-    moved = sum(size * factor for size, factor in zip((D * F, B * F, B * D, F * F), per, strict=True))
+    sizes = (D * F, B * F, B * D, F * F)
+    moved = sum(size * factor for size, factor in zip(sizes, CONTRASTED if contrast else PLAIN, strict=True))
     seconds = moved / BANDWIDTH + 5 * 2 * B * D * F / RATES[recipe.precision]
     if contrast:
-        part, launches = (0.75, 2 * LAUNCHES_CONTRASTED) if F >= HALVED else (1.0, LAUNCHES_CONTRASTED)
-        products = 2 * F * F * (D + part * 2 * B * contrast.weighted)
+        part = PART if F >= HALVED else 1.0
+        products = 2 * F * F * (D + (part + 1) * B * contrast.weighted)
         seconds += part * 2 * F * F * D / RATES["float32"] + products / RATES[contrast.precision]
-        seconds += (60 * F * F / BANDWIDTH + 2 * F * F * D / RATES["float32"]) / contrast.pair_refresh
-    return max(seconds, launches * LAUNCH)
+        seconds += (40 * F * F / BANDWIDTH + 2 * F * F * D / RATES["float32"]) / contrast.pair_refresh
+    return seconds / REACHED + SMALL_KERNELS
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,13 @@ def _bytes_each(experiment: Experiment) -> int:
 
 
 def _shared_bytes(experiment: Experiment) -> int:
-    """Bytes of all threads' buffers: gradients and the values of a forward and a backward pass, twice for bfloat16.
+    """Bytes of buffers: of each thread on a CPU, twice on a GPU, where recorded steps have buffers of their own.
 
-    And of the contrast: PAIR_MATRICES of F x F on a CPU if they are held there at all, of some rows of it on a GPU.
+    Gradients and the values of a forward and a backward pass, twice for bfloat16. For the contrast PAIR_MATRICES of F x F on
+    a CPU if they are held there at all, of some rows of it on a GPU.
     """
     D, F, B = experiment.model.d_in, experiment.train.d_sae, experiment.train.batch_size
     on_cpu = sae_device(experiment.run.device).type == "cpu"
     pair_rows = (F if F <= LARGEST_TABLE else 0) if on_cpu else min(F, block_rows(F))
-    threads = (os.cpu_count() or 1) if on_cpu else 1
-    return threads * 4 * (2 * (2 * D * F + 2 * B * F + 2 * B * D) + PAIR_MATRICES * pair_rows * F)
+    copies = (os.cpu_count() or 1) if on_cpu else 2
+    return copies * 4 * (2 * (2 * D * F + 2 * B * F + 2 * B * D) + PAIR_MATRICES * pair_rows * F)

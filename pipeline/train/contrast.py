@@ -57,7 +57,7 @@ class ContrastTerm(PenaltyTerm):
         super().__init__(section, weights)
         self.threshold_F = torch.zeros_like(weights.b_enc_F)
         """Per latent, the similarity to another at which their pair is selected: the k-th largest."""
-        self._renew = Replayed(self._compute_thresholds, weights.b_enc_F.device)
+        self._renew = Replayed()
         self.refreshed = -1
         """Steps taken when the thresholds were computed; -1 when they must be computed again."""
 
@@ -78,7 +78,7 @@ class ContrastTerm(PenaltyTerm):
     def prepare(self, done: int) -> None:
         """Compute the thresholds again when they are due."""
         if self.refreshed < 0 or done - self.refreshed >= self.section.pair_refresh:
-            self._renew()
+            self._renew(self._compute_thresholds, self.threshold_F.device)
             self.refreshed = done
 
     def _compute_thresholds(self) -> None:

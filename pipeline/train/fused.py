@@ -14,8 +14,8 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of Adam."""
 NOW = ("rate", "root", "l1", "step")
 """Learning rate over Adam's first bias correction, root of the second, weight of the sparsity term, number of the step."""
-MEASURED = ("reconstruction", "sparsity", "penalty", "fvu", "l0")
-"""What a step measures, in the order in which it lies on the device."""
+MEASURED = ("reconstruction", "sparsity", "fvu", "l0")
+"""What every step measures, in the order in which it lies on the device."""
 SMALLEST_NORM = 1e-12
 
 
@@ -114,15 +114,15 @@ def note(
     firings_F: torch.Tensor,
     f_mean_F: torch.Tensor,
     norm_F: torch.Tensor,
-    scalars: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    scalars: tuple[torch.Tensor, torch.Tensor],
     now: torch.Tensor,
     rows: int,
 ) -> None:
-    """Note which latents fired, and the measurements of `MEASURED`, given reconstruction term, penalty and variance."""
+    """Note which latents fired, and the measurements of `MEASURED`, given reconstruction term and variance."""
     last_fired_F.copy_(torch.where(firings_F > 0, now[3].long(), last_fired_F))
-    reconstruction, penalty, spread = scalars
+    reconstruction, spread = scalars
     sparsity, l0 = (f_mean_F * norm_F).sum(), firings_F.sum() / rows
-    measured.copy_(torch.stack([reconstruction, sparsity, penalty, reconstruction / spread, l0]))
+    measured.copy_(torch.stack([reconstruction, sparsity, reconstruction / spread, l0]))
 
 
 def _adam(

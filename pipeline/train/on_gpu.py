@@ -50,18 +50,15 @@ class GpuStep:
         self.dtype: torch.dtype = getattr(torch, config.precision)
         like = optimized.weights.b_enc_F
         self.now, self.measured = like.new_zeros(len(NOW)), like.new_zeros(len(MEASURED))
+        self.last_penalty = like.new_zeros(())
+        """The penalty of the last step that computed it."""
         self.replayed: dict[tuple[bool, torch.Tensor], Replayed] = {}
         """By whether the penalty is computed, and the memory of the batch."""
 
     @property
     def terms(self) -> dict[str, torch.Tensor]:
         """What the last step measured; the next one overwrites it."""
-        return {name: self.measured[place] for place, name in enumerate(MEASURED) if name != "penalty"}
-
-    @property
-    def last_penalty(self) -> torch.Tensor:
-        """The penalty of the last step that computed it."""
-        return self.measured[MEASURED.index("penalty")]
+        return {name: self.measured[place] for place, name in enumerate(MEASURED)}
 
     def take(self, x_BD: torch.Tensor, objective: Objective, *, step: int, rate: float, keep: bool) -> torch.Tensor | None:
         """Take a step. Returns x^ - x up to a positive factor if it is to be kept."""
@@ -72,10 +69,8 @@ class GpuStep:
         penalty = objective.penalty
         if keep or (penalty and not penalty.recordable):
             return self._step(batch_BD, variance, objective)
-        kind = penalty is not None, batch_BD
-        if kind not in self.replayed:
-            self.replayed[kind] = Replayed(lambda: self._step(batch_BD, variance, objective), batch_BD.device)
-        self.replayed[kind]()
+        replayed = self.replayed.setdefault((penalty is not None, batch_BD), Replayed())
+        replayed(lambda: self._step(batch_BD, variance, objective), batch_BD.device)
         return None
 
     def _step(self, x_BD: torch.Tensor, variance: torch.Tensor, objective: Objective) -> torch.Tensor:
@@ -88,12 +83,12 @@ class GpuStep:
         residual_BD, reconstruction, residual_D = fused.residual(f_BF @ W_dec_FD, x_BD, weights.b_dec_D, dtype)
         # Where the penalty's gradient is added to these, the sums are rounded to their dtype as the products are.
         f_gradient_BF, W_gradient_FD = residual_BD @ W_dec_FD.T, f_BF.T @ residual_BD
-        along_F, computed = None, self.last_penalty
+        along_F = None
         if penalty:
             along_F = torch.zeros_like(norm_F)
             into = Accumulator(f_BF=f_gradient_BF, W_dec_FD=W_gradient_FD, along_F=along_F, weight=objective.weight)
             read = Latents(f_BF=f_read_BF, W_dec_FD=weights.W_dec_FD, norm_F=norm_F, rounded_FD=W_dec_FD)
-            computed = penalty.add_gradient(read, into)
+            self.last_penalty.copy_(penalty.add_gradient(read, into))
         pre_gradient_BF, b_gradient_F = fused.pre_gradient(f_gradient_BF, f_BF, norm_F, now, self.activation, dtype)
         b_dec_gradient_D = residual_D - torch.mv(weights.W_enc_DF, b_gradient_F)
         unit = self.config.decoder_norm == "unit"
@@ -101,6 +96,6 @@ class GpuStep:
         fused.update(*self.optimized.named("W_enc_DF"), centred_BD.T @ pre_gradient_BF, now)
         fused.update(*self.optimized.named("b_enc_F"), b_gradient_F, now)
         fused.update(*self.optimized.named("b_dec_D"), b_dec_gradient_D, now)
-        scalars = reconstruction, computed, variance
+        scalars = reconstruction, variance
         fused.note(self.optimized.last_fired_F, self.measured, firings_F, f_mean_F, norm_F, scalars, now, rows)
         return residual_BD

@@ -55,6 +55,10 @@ class Scratch(threading.local):
             self._buffers[name, dtype] = buffer
         return buffer
 
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._buffers.clear()
+
 
 scratch = Scratch()
 

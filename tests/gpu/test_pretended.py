@@ -1,13 +1,17 @@
 """Every arm on a GPU that is not there: nothing on two devices, no wait between two log lines, few kernels a step."""
 
+import gc
 import io
+import weakref
 
+import gpu_model
 import pytest
 import torch
 from gpu_runs import D_IN, STEPS, TRAINED, batches, recipe
 from pretend_gpu import PretendedGpu
 
 from pipeline.train.cohort import Member, train_cohort
+from pipeline.train.penalty import PenaltyTerm
 from pipeline.train.resets import reset_due
 from pipeline.train.step import Trainer
 
@@ -38,24 +42,77 @@ def test_an_arm_trains_there_without_a_wait_and_as_on_the_cpu(arm: str, precisio
             torch.testing.assert_close(there[name], tensor, **tolerance)
 
 
-LAUNCHES = {
-    "baseline": 72,
-    "full": 84,
-    "magnitude": 80,
-    "unweighted": 84,
+def test_a_penalty_on_some_steps_only_is_that_of_the_cpu() -> None:
+    config = recipe("full", precision="float32", contrast={"every": 3, "pair_refresh": 3})
+    on_cpu = Trainer(config=config, d_in=D_IN, seed=0)
+    with PretendedGpu():
+        trainer = Trainer(config=config, d_in=D_IN, seed=0, device=CUDA)
+        for x_BD in batches():
+            expected, measured = on_cpu.step(x_BD), trainer.step(x_BD.to("cuda"))
+            for name, value in expected.terms.items():
+                torch.testing.assert_close(measured.terms[name].cpu(), value, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(measured.fvu.cpu(), expected.fvu, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(measured.l0.cpu(), expected.l0, rtol=1e-3, atol=1e-5)
+
+
+def test_an_sae_that_is_let_go_frees_its_memory_at_once() -> None:
+    with PretendedGpu():
+        trainer = Trainer(config=recipe("full"), d_in=D_IN, seed=0, device=CUDA)
+        for x_BD in batches()[:2]:
+            trainer.step(x_BD.to("cuda"))
+        there = weakref.ref(trainer.weights)
+        gc.disable()
+        try:
+            del trainer
+            assert there() is None
+        finally:
+            gc.enable()
+
+
+class Squares(PenaltyTerm):
+    """A penalty that has no kernel of its own."""
+
+    name = "squares"
+
+    def definition(self, f_BF: torch.Tensor, W_dec_FD: torch.Tensor) -> torch.Tensor:
+        """Mean square of the latents, times a norm."""
+        return f_BF.square().mean() * W_dec_FD.square().mean()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_penalty_by_autograd_is_that_of_the_cpu(precision: str) -> None:
+    config = recipe("full", precision=precision)
+    on_cpu = Trainer(config=config, d_in=D_IN, seed=0)
+    on_cpu.penalty = Squares(config.contrast, on_cpu.weights)
+    with PretendedGpu():
+        trainer = Trainer(config=config, d_in=D_IN, seed=0, device=CUDA)
+        trainer.penalty = Squares(config.contrast, trainer.weights)
+        for x_BD in batches():
+            expected, measured = on_cpu.step(x_BD), trainer.step(x_BD.to("cuda"))
+        there = measured.terms["squares"].cpu()
+    torch.testing.assert_close(there, expected.terms["squares"], rtol=0.02, atol=0)
+
+
+BUDGETS = {
+    ("baseline", 2304): (34, 0.52),
+    ("full", 2304): (50, 0.76),
+    ("magnitude", 2304): (46, 0.76),
+    ("unweighted", 2304): (48, 0.68),
+    ("baseline", 16384): (34, 3.0),
+    ("full", 16384): (148, 9.7),
+    ("unweighted", 16384): (122, 7.4),
 }
-"""Most kernels of a step on which no thresholds are due. What a GPU runs is smaller than what it takes to launch it."""
+"""Most kernels, and most GB, of a step at d_in 2304 with 2,048 rows on which no thresholds are due, in bfloat16. Compiled
+functions count as two kernels. On an H100 the profiler counted 34, 47, -, 45, 35, 151 and 115 (docs/performance.md)."""
 
 
-@pytest.mark.parametrize(("arm", "most"), LAUNCHES.items())
-def test_a_step_launches_few_kernels(arm: str, most: int) -> None:
-    with PretendedGpu() as gpu:
-        trainer = Trainer(config=recipe(arm, precision="bfloat16"), d_in=D_IN, seed=0, device=CUDA)
-        rows = [x_BD.to("cuda") for x_BD in batches()[:2]]
-        trainer.step(rows[0])
-        gpu.reset()
-        trainer.step(rows[1])
-    assert gpu.launches <= most, gpu.kernels.most_common(10)
+@pytest.mark.parametrize(("arm", "d_sae"), BUDGETS)
+def test_a_step_launches_few_kernels_that_move_little(arm: str, d_sae: int) -> None:
+    gpu = gpu_model.step(arm, "bfloat16", 2304, d_sae, 2048)
+    kernels, gigabytes = BUDGETS[arm, d_sae]
+    assert gpu.launches <= kernels, gpu.kernels.most_common(10)
+    assert gpu.bytes <= gigabytes * 1e9
+    assert not gpu.waits
 
 
 def test_a_cohort_is_waited_for_only_when_it_is_logged() -> None:

@@ -99,6 +99,7 @@ def test_kernels_are_the_definition_beyond_one_block(kernel: Kernel, select: str
     weights = random_weights(24, 500, generator)
     x_BD = torch.randn(60, 24, generator=generator, dtype=torch.float64)
     monkeypatch.setattr(pair_kernels, "kernel_for", lambda _: kernel)
+    monkeypatch.setattr(pair_dense, "HALVED", 400)  # several blocks of `by_squares`
     contrast = Contrast.model_validate({"select": select})
     assert_same(*both(weights, x_BD, contrast), rtol=1e-9, atol=1e-10)
 
