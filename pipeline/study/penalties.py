@@ -1,12 +1,14 @@
 """The table of penalties on latents: the section that declares each, and the class that computes it."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import PositiveFloat, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from pipeline.section import Dtype, Fraction, PositiveInt, Section
 from pipeline.study.stage_code import StageCode
+
+Chunk = Annotated[int, Field(ge=2)]
 
 
 class PenaltySection(Section):
@@ -18,6 +20,24 @@ class PenaltySection(Section):
     """Weight of the penalty in the loss."""
     every: PositiveInt = 1
     """Compute the penalty on every n-th step only, n times as strong: the same on average."""
+
+
+class Orthogonality(PenaltySection):
+    """OrtSAE's penalty (docs/method.md, "Rivals"): squared cosine of each latent to its nearest neighbour. Theirs: 0.25."""
+
+    kind: Literal["orthogonality"]
+    chunk: Chunk = 8192
+    """Latents among which the nearest neighbour is looked for; chunks are drawn anew for every step."""
+
+
+class C2R(PenaltySection):
+    """C2R's penalty (docs/method.md, "Rivals"): the same, weighted by how strongly the two fire in the batch. Theirs: 5."""
+
+    kind: Literal["c2r"]
+    chunk: Chunk = 8192
+    """Latents among which the nearest neighbour is looked for; chunks are drawn anew for every step."""
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    """Power of the summed strengths of the two latents."""
 
 
 class Contrast(Section):
@@ -72,6 +92,8 @@ class Penalty:
 PENALTIES: dict[str, Penalty] = {
     "contrast": Penalty(section=Contrast, term="pipeline.train.contrast:ContrastTerm"),
     "literal": Penalty(section=Contrast, term="pipeline.train.literal:LiteralTerm"),
+    "c2r": Penalty(section=C2R, term="pipeline.train.nearest:C2RTerm"),
+    "orthogonality": Penalty(section=Orthogonality, term="pipeline.train.nearest:OrthogonalityTerm"),
 }
 """By kind. [train.contrast] declares the first two, [train.penalty] any other."""
 
