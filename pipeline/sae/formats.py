@@ -19,6 +19,8 @@ SAELENS_FORMAT = "6.0.0"
 """The SAELens release whose configuration format is written; without it SAELens assumes an older one, without metadata."""
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
+SHAPED = ("W_enc", "b_enc", "W_dec", "b_dec")
+"""Tensors of every SAE; any other belongs to its activation."""
 
 
 def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
@@ -36,8 +38,10 @@ def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {"sae_lens_version": SAELENS_FORMAT, **metadata},
+        **sae.activation.config(),
     }
     tensors = {"W_enc": sae.W_enc_DF, "b_enc": sae.b_enc_F, "W_dec": sae.W_dec_FD, "b_dec": sae.b_dec_D}
+    tensors |= sae.activation.tensors()
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     write_atomically(folder / WEIGHTS, weights)
     write_atomically(folder / CONFIG, json.dumps(config, indent=1).encode())
@@ -60,15 +64,21 @@ def read_sae(folder: Path) -> SAE:
 
     Raises CorruptArtefactError for an architecture that no activation has, and for weights that are not those of an SAE.
     """
-    architecture = read_config(folder).get("architecture")
+    config = read_config(folder)
+    architecture = config.get("architecture")
     activation = next((known for known in ACTIVATIONS.values() if known.architecture == architecture), None)
     if activation is None:
-        known = ", ".join(known.architecture for known in ACTIVATIONS.values())
+        known = ", ".join(dict.fromkeys(known.architecture for known in ACTIVATIONS.values()))
         raise CorruptArtefactError(f"{folder / CONFIG}: architecture {architecture!r} is not one of {known}")
     tensors = load_file(folder / WEIGHTS)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     d_in, d_sae = (*shapes.get("W_enc", ()), 0, 0)[:2]
-    if shapes != {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}:
+    try:
+        activation = activation.read(config, {name: tensor for name, tensor in tensors.items() if name not in SHAPED})
+    except (KeyError, ValueError, TypeError) as error:
+        raise CorruptArtefactError(f"{folder} is no {architecture} SAE: {in_one_line(error)}") from None
+    expected = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    if shapes != expected | dict.fromkeys(activation.tensors(), (d_sae,)):
         raise CorruptArtefactError(f"{folder / WEIGHTS} holds {shapes}, which is no SAE")
     return SAE(
         W_enc_DF=tensors["W_enc"],

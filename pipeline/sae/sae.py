@@ -6,7 +6,8 @@ from typing import Self
 import torch
 
 from pipeline.runtime.linalg import vector_norm
-from pipeline.sae.activations import RELU, Activation
+from pipeline.sae.activation import Activation
+from pipeline.sae.activations import RELU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class SAE:
     def to(self, device: torch.device) -> "SAE":
         """The same SAE on a device."""
         weights = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **weights)
+        return replace(self, **weights, activation=self.activation.to(device))
 
     @classmethod
     def folded(
@@ -69,5 +70,5 @@ class SAE:
             b_enc_F=b_enc_F * norm_F / scale,
             W_dec_FD=W_dec_FD / norm_F.clamp_min(torch.finfo(norm_F.dtype).tiny)[:, None],
             b_dec_D=b_dec_D / scale,
-            activation=activation,
+            activation=activation.scaled(norm_F / scale),
         )

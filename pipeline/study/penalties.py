@@ -25,7 +25,6 @@ class PenaltySection(Section):
 class Orthogonality(PenaltySection):
     """OrtSAE's penalty (docs/method.md, "Rivals"): squared cosine of each latent to its nearest neighbour. Theirs: 0.25."""
 
-    kind: Literal["orthogonality"]
     chunk: Chunk = 8192
     """Latents among which the nearest neighbour is looked for; chunks are drawn anew for every step."""
 
@@ -33,7 +32,6 @@ class Orthogonality(PenaltySection):
 class C2R(PenaltySection):
     """C2R's penalty (docs/method.md, "Rivals"): the same, weighted by how strongly the two fire in the batch. Theirs: 5."""
 
-    kind: Literal["c2r"]
     chunk: Chunk = 8192
     """Latents among which the nearest neighbour is looked for; chunks are drawn anew for every step."""
     alpha: Annotated[float, Field(ge=0)] = 1.0

@@ -44,6 +44,8 @@ class TrainConfig(Section):
     """B, rows per step."""
     activation: Annotated[str, AfterValidator(one_of(ACTIVATIONS)), Before("relu")] = "relu"
     """The activation function: a key of `pipeline.sae.activations.ACTIVATIONS`."""
+    k: Annotated[PositiveInt | None, Before(None)] = None
+    """Latents that fire on a row, for `topk`, or on average, for `batchtopk`. They take the place of `l1`."""
     precision: Dtype = "float32"
     """Dtype of the operands of matrix products. Weights, summed gradients and Adam's state stay float32."""
     learning_rate: PositiveFloat = 3e-4
@@ -84,6 +86,20 @@ class TrainConfig(Section):
     def _one_penalty(self) -> Self:
         if self.contrast and self.penalty:
             raise ValueError(f"contrast and penalty {self.penalty.kind!r} are both set; set contrast = false")
+        return self
+
+    @model_validator(mode="after")
+    def _k_where_it_means_something(self) -> Self:
+        fixed = ACTIVATIONS[self.activation].fixes_l0
+        if fixed and self.k is None:
+            raise ValueError(f"activation {self.activation!r} needs k, the number of latents that fire on a row; set k")
+        if self.k is not None and not fixed:
+            kinds = " or ".join(repr(name) for name, known in ACTIVATIONS.items() if known.fixes_l0)
+            raise ValueError(f"k {self.k} means nothing to activation {self.activation!r}; remove it, or choose {kinds}")
+        if self.k is not None and self.k > self.d_sae:
+            raise ValueError(f"k {self.k} is more than the {self.d_sae} latents; lower it")
+        if fixed and self.match_l0:
+            raise ValueError(f"match_l0 searches l1, and activation {self.activation!r} fixes L0 by k; remove match_l0")
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.sae.activations import Activation
+from pipeline.sae.activation import Activation
 from pipeline.study.penalties import Contrast
 from pipeline.train import pair_kernels, pair_selection
 from pipeline.train.losses import pre_activations
@@ -29,7 +29,8 @@ class Geometry:
 def geometry(weights: Weights, x_BD: torch.Tensor, activation: Activation, penalty: PenaltyTerm | None) -> Geometry:
     """Measure one SAE on a batch [B, D]; `penalty` is the arm's own, which may rescale the encoder."""
     norm_F = decoder_norms(weights.W_dec_FD)
-    f_BF = activation.in_training(pre_activations(weights, x_BD, penalty.encoder_scale(norm_F) if penalty else None))
+    pre_BF = pre_activations(weights, x_BD, penalty.encoder_scale(norm_F) if penalty else None)
+    f_BF = activation.in_training(pre_BF, norm_F)
     threshold_F, nearest_F = pair_selection.thresholds(weights.W_dec_FD, norm_F, PAIRS)
     pairs = pair_selection.SelectedPairs(
         f_BF=f_BF,

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.runtime.compiled import compiled
 from pipeline.runtime.linalg import vecdot, vector_norm
-from pipeline.sae.activations import ClosedForm
+from pipeline.sae.activation import ClosedForm
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of Adam."""
@@ -39,10 +39,14 @@ def decoder(W_dec_FD: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, t
 
 @compiled
 def latents(
-    pre_BF: torch.Tensor, b_enc_F: torch.Tensor, activation: ClosedForm, dtypes: tuple[torch.dtype, torch.dtype]
+    pre_BF: torch.Tensor,
+    b_enc_F: torch.Tensor,
+    norm_F: torch.Tensor,
+    activation: ClosedForm,
+    dtypes: tuple[torch.dtype, torch.dtype],
 ) -> tuple[torch.Tensor, ...]:
     """Latents in both dtypes, their mean over rows, and the number of rows that each fires on."""
-    f_BF = activation.in_training_(pre_BF.float() + b_enc_F)
+    f_BF = activation.in_training_(pre_BF.float() + b_enc_F, norm_F)
     fires_BF = f_BF > 0
     return f_BF.to(dtypes[0]), f_BF.to(dtypes[1]), f_BF.sum(dim=0) / len(f_BF), fires_BF.sum(dim=0, dtype=torch.float32)
 

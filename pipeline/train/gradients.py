@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.runtime.linalg import vector_norm
-from pipeline.sae.activations import ClosedForm
+from pipeline.sae.activation import ClosedForm
 from pipeline.section import Dtype
 from pipeline.train.losses import Differentiated, Objective
 from pipeline.train.penalty import Accumulator, Latents
@@ -70,7 +70,9 @@ def _forward(weights: Weights, x_BD: torch.Tensor, activation: ClosedForm, preci
     centred_BD = torch.sub(x_BD, weights.b_dec_D, out=scratch("centred", x_BD, *x_BD.shape))
     centred = operand("centred", centred_BD, precision)
     encoded_BF = _product("f", centred, operand("W_enc", weights.W_enc_DF, precision), x_BD)
-    f_BF = activation.in_training_(encoded_BF.add_(weights.b_enc_F))
+    norm_F = decoder_norms(weights.W_dec_FD)
+    f_BF = activation.in_training_(encoded_BF.add_(weights.b_enc_F), norm_F)
+    activation.observe(f_BF, norm_F)
     f = operand("f", f_BF, precision)
     residual_BD = _product("residual", f, W_dec, x_BD).sub_(centred_BD)
     # In the buffer that later holds the latents' gradient: it is free until then.
@@ -79,9 +81,7 @@ def _forward(weights: Weights, x_BD: torch.Tensor, activation: ClosedForm, preci
         centred=centred,
         f=f,
         W_dec=W_dec,
-        latents=Latents(
-            f_BF=f_BF, firing_B=fires_BF.sum(dim=1), W_dec_FD=weights.W_dec_FD, norm_F=decoder_norms(weights.W_dec_FD)
-        ),
+        latents=Latents(f_BF=f_BF, firing_B=fires_BF.sum(dim=1), W_dec_FD=weights.W_dec_FD, norm_F=norm_F),
         residual_BD=residual_BD,
         f_sum_F=f_BF.sum(dim=0),
         firings_F=fires_BF.sum(dim=0),

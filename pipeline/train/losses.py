@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.runtime.linalg import vector_norm
-from pipeline.sae.activations import Activation
+from pipeline.sae.activation import Activation
 from pipeline.train.penalty import PenaltyTerm
 from pipeline.train.weights import Weights
 
@@ -61,8 +61,9 @@ def differentiated(weights: Weights, x_BD: torch.Tensor, objective: Objective) -
     with torch.enable_grad():
         norm_F = vector_norm(leaves.W_dec_FD, dim=1)
         f_BF = objective.activation.in_training(
-            pre_activations(leaves, x_BD, penalty.encoder_scale(norm_F) if penalty else None)
+            pre_activations(leaves, x_BD, penalty.encoder_scale(norm_F) if penalty else None), norm_F
         )
+        objective.activation.observe(f_BF.detach(), norm_F.detach())
         reconstructed_BD = f_BF @ leaves.W_dec_FD + leaves.b_dec_D
         terms = {"reconstruction": reconstruction(x_BD, reconstructed_BD), "sparsity": sparsity(f_BF, norm_F)}
         loss = terms["reconstruction"] + objective.l1 * terms["sparsity"]

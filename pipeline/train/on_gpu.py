@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.runtime.compiled import Replayed
-from pipeline.sae.activations import ClosedForm
+from pipeline.sae.activation import ClosedForm
 from pipeline.study.recipe import TrainConfig
 from pipeline.train import fused
 from pipeline.train.fused import BETAS, MEASURED, NOW
@@ -79,7 +79,7 @@ class GpuStep:
         W_dec_FD, norm_F = fused.decoder(weights.W_dec_FD, dtype)
         pre_BF = centred_BD @ weights.W_enc_DF.to(dtype)
         dtypes = dtype, getattr(torch, penalty.reads) if penalty else dtype
-        f_BF, f_read_BF, f_mean_F, firings_F = fused.latents(pre_BF, weights.b_enc_F, self.activation, dtypes)
+        f_BF, f_read_BF, f_mean_F, firings_F = fused.latents(pre_BF, weights.b_enc_F, norm_F, self.activation, dtypes)
         residual_BD, reconstruction, residual_D = fused.residual(f_BF @ W_dec_FD, x_BD, weights.b_dec_D, dtype)
         # Where the penalty's gradient is added to these, the sums are rounded to their dtype as the products are.
         f_gradient_BF, W_gradient_FD = residual_BD @ W_dec_FD.T, f_BF.T @ residual_BD

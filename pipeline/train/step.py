@@ -7,7 +7,8 @@ import torch
 from torch.optim.adam import adam
 
 from pipeline.runtime.linalg import vecdot, vector_norm
-from pipeline.sae.activations import ACTIVATIONS, ClosedForm
+from pipeline.sae.activation import ClosedForm
+from pipeline.sae.activations import ACTIVATIONS
 from pipeline.sae.sae import SAE
 from pipeline.study.recipe import TrainConfig
 from pipeline.train import diagnostics, losses
@@ -64,14 +65,15 @@ class Trainer:
         )
         self.first_moment = self.weights.zeros()
         self.second_moment = self.weights.zeros()
-        self.activation = ACTIVATIONS[self.config.activation]
+        self.activation = ACTIVATIONS[self.config.activation].for_training(self.config.k)
         section = self.config.only_penalty
         self.penalty = penalty_term(section, self.weights) if section else None
         self.done = 0
         """Steps taken."""
         self.last_fired_F = torch.zeros(d_sae, dtype=torch.long, device=self.device)
         """The step on which each latent last fired or was reset; 0 before either."""
-        self.on_gpu = self._gpu_step() if self.device.type == "cuda" and self._has_closed_form else None
+        compiles = self._has_closed_form and isinstance(self.activation, ClosedForm) and self.activation.compiles
+        self.on_gpu = self._gpu_step() if self.device.type == "cuda" and compiles else None
         self.last_penalty = self.on_gpu.last_penalty if self.on_gpu else torch.zeros((), device=self.device)
         """The penalty when it was last computed."""
         self.resets = 0
@@ -132,19 +134,22 @@ class Trainer:
         scale_F = self.penalty.encoder_scale(norm_F) if self.penalty else None
         if scale_F is not None:
             weights["W_enc_DF"] = self.weights.W_enc_DF * scale_F
-        return SAE.folded(**weights, scale=scale, activation=self.activation)
+        return SAE.folded(**weights, scale=scale, activation=self.activation.finished(norm_F))
 
     def state(self) -> dict[str, torch.Tensor]:
         """All mutable state, by name. The tensors are the Trainer's own: save or copy them before the next step."""
         counters = {"done": torch.tensor(self.done), "resets": torch.tensor(self.resets)}
         penalty = self.penalty.state() if self.penalty else {}
-        return dict(self._tensors()) | counters | penalty | {"generator": self.generator.get_state()}
+        return (
+            dict(self._tensors()) | counters | penalty | self.activation.state() | {"generator": self.generator.get_state()}
+        )
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from what `state` returned, on this or another device."""
         for name, tensor in self._tensors():
             tensor.copy_(state[name])
         self.done, self.resets = int(state["done"]), int(state["resets"])
+        self.activation.load_state(state)
         if self.penalty:
             self.penalty.load_state(state)
         self.generator.set_state(state["generator"])
@@ -166,7 +171,7 @@ class Trainer:
 
     def _objective(self) -> Objective:
         """Of the next step."""
-        l1 = self.config.l1 * _ramp(self.done, self.config.l1_warmup)
+        l1 = 0.0 if self.activation.fixes_l0 else self.config.l1 * _ramp(self.done, self.config.l1_warmup)
         section, penalty = self.config.only_penalty, self.penalty
         if section is None or penalty is None:
             return Objective(activation=self.activation, l1=l1)

@@ -1,0 +1,159 @@
+"""Activations that keep the strongest latents: k of each row, or k a row on average over a batch.
+
+How strong a latent is says a = f ||w||, which does not change when a norm moves between encoder and decoder.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pipeline.sae.activation import Activation, ClosedForm
+
+if TYPE_CHECKING:
+    import torch
+
+MOMENTUM = 0.99
+"""Of the average of BatchTopK's threshold, as in SAELens."""
+MARGIN = 0.8
+"""Share of the last bound above which the next is looked for first. It decides how long that takes, not what is found."""
+
+
+class Selecting(ClosedForm):
+    """Keeps latents from a bound on; the gradient passes where a latent is kept."""
+
+    fixes_l0: ClassVar[bool] = True
+
+    def in_training(self, pre_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":
+        """Latents while training, differentiable."""
+        return pre_BF * (self.in_training_(pre_BF.detach().clone(), norm_F.detach()) > 0)
+
+
+@dataclass(frozen=True)
+class TopK(Selecting):
+    """The k strongest of each row, of those above 0 (Gao et al. 2024, arXiv 2406.04093, section 2.3)."""
+
+    architecture: ClassVar[str] = "topk"
+    in_saelens: ClassVar[bool] = True
+    k: int = 0
+
+    def for_training(self, k: int | None) -> "TopK":
+        """With its k."""
+        assert k is not None
+        return TopK(k)
+
+    def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
+        """Latents of a finished SAE, whose decoder rows have norm 1."""
+        f_BF = pre_BF.relu()
+        return f_BF.masked_fill_(f_BF < self._bound(f_BF), 0)
+
+    def in_training_(self, pre_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":
+        """`in_training`, in place: the result overwrites the argument."""
+        strength_BF = pre_BF.relu_() * norm_F
+        return pre_BF.masked_fill_(strength_BF < self._bound(strength_BF), 0)
+
+    def _bound(self, strength_BF: "torch.Tensor") -> "torch.Tensor":
+        """The k-th largest of each row, [..., 1]."""
+        place = max(1, strength_BF.shape[-1] - self.k + 1)
+        return strength_BF.kthvalue(place, dim=-1, keepdim=True).values
+
+    def config(self) -> dict[str, Any]:
+        """What `cfg.json` says of its parameters."""
+        return {"k": self.k, "rescale_acts_by_decoder_norm": False}
+
+    def read(self, config: dict[str, Any], tensors: "dict[str, torch.Tensor]") -> "TopK":  # noqa: ARG002 - it has none
+        """The activation that `config()` describes."""
+        return TopK(int(config["k"]))
+
+
+@dataclass(frozen=True, eq=False)
+class JumpReLU(Activation):
+    """x where it is above 0 and above the latent's threshold, else 0 (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+
+    architecture: ClassVar[str] = "jumprelu"
+    in_saelens: ClassVar[bool] = True
+    threshold_F: "torch.Tensor"
+
+    def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
+        """Latents of a finished SAE."""
+        return pre_BF.relu() * (pre_BF > self.threshold_F)
+
+    def scaled(self, factor_F: "torch.Tensor") -> "JumpReLU":
+        """Thresholds are in the unit of the pre-activations."""
+        return JumpReLU(self.threshold_F * factor_F)
+
+    def to(self, device: "torch.device") -> "JumpReLU":
+        """The same with its thresholds on a device."""
+        return JumpReLU(self.threshold_F.to(device))
+
+    def tensors(self) -> "dict[str, torch.Tensor]":
+        """Its thresholds."""
+        return {"threshold": self.threshold_F}
+
+
+class BatchTopK(Selecting):
+    """The k B strongest of a batch of B rows, of those above 0 (Bussmann et al. 2024, arXiv 2412.06410).
+
+    A finished SAE must not depend on other rows: it is a JumpReLU, with the moving average of the smallest strength kept.
+    """
+
+    architecture = JumpReLU.architecture
+    in_saelens = True
+
+    def __init__(self, k: int = 0):
+        self.k = k
+        self.average: torch.Tensor | None = None
+        """Moving average of the smallest strength that was kept; None before the first step."""
+        self._last = 0.0
+        """The bound of the last batch."""
+
+    def for_training(self, k: int | None) -> "BatchTopK":
+        """With its k, and an average of its own."""
+        assert k is not None
+        return BatchTopK(k)
+
+    def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
+        """Not of a finished SAE: see `finished`."""
+        raise NotImplementedError("a finished BatchTopK is a JumpReLU")
+
+    def in_training_(self, pre_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":
+        """`in_training`, in place: the result overwrites the argument."""
+        strength_BF = pre_BF.relu_() * norm_F
+        bound = largest(strength_BF, self.k * len(pre_BF), MARGIN * self._last)
+        self._last = float(bound)
+        return pre_BF.masked_fill_(strength_BF < bound, 0)
+
+    def observe(self, f_BF: "torch.Tensor", norm_F: "torch.Tensor") -> None:
+        """Take the smallest strength of the latents kept into the average."""
+        kept = (f_BF * norm_F)[f_BF > 0]
+        if len(kept):
+            smallest = kept.min()
+            self.average = smallest if self.average is None else MOMENTUM * self.average + (1 - MOMENTUM) * smallest
+
+    def read(self, config: dict[str, Any], tensors: "dict[str, torch.Tensor]") -> JumpReLU:  # noqa: ARG002 - says nothing
+        """The finished activation, with these thresholds."""
+        return JumpReLU(tensors["threshold"])
+
+    def finished(self, norm_F: "torch.Tensor") -> JumpReLU:
+        """With the average as the threshold of every latent's strength."""
+        threshold_F = norm_F.new_zeros(norm_F.shape) if self.average is None else self.average / norm_F
+        return JumpReLU(threshold_F)
+
+    def state(self) -> "dict[str, torch.Tensor]":
+        """The average."""
+        return {} if self.average is None else {"smallest": self.average}
+
+    def load_state(self, state: "dict[str, torch.Tensor]") -> None:
+        """Take over what `state()` returned."""
+        self.average = state.get("smallest")
+
+
+def largest(values: "torch.Tensor", count: int, guess: float) -> "torch.Tensor":
+    """The `count`-th largest of the values above 0, which must not be negative; 0 if there are fewer.
+
+    Only the values above `guess` are searched, unless they are too few.
+    """
+    found = values[values > guess]
+    if len(found) < count and guess > 0:
+        found = values[values > 0]
+    if len(found) < count:
+        return values.new_zeros(())
+    return found.kthvalue(len(found) - count + 1).values
