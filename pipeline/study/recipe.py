@@ -34,6 +34,17 @@ class Resets(Section):
     """Step of the first reset (the method's reset warm-up)."""
 
 
+class AuxK(Section):
+    """Revives dead latents by a term of the loss (docs/method.md, "Backbones"), as TopK SAEs are usually trained."""
+
+    weight: PositiveFloat = 1 / 32
+    """Of the term in the loss."""
+    latents: PositiveInt | None = None
+    """Dead latents on a row, at most; by default half of d_in."""
+    dead_after: PositiveInt = 10_000_000
+    """Rows after which a latent that fired on none of them is dead."""
+
+
 class TrainConfig(Section):
     """The recipe of one SAE. [train] is the recipe of the arm `full`; the other arms change it (`pipeline.study.arms`)."""
 
@@ -46,6 +57,8 @@ class TrainConfig(Section):
     """The activation function: a key of `pipeline.sae.activations.ACTIVATIONS`."""
     k: Annotated[PositiveInt | None, Before(None)] = None
     """Latents that fire on a row, for `topk`, or on average, for `batchtopk`. They take the place of `l1`."""
+    auxk: Annotated[AuxK | None, BeforeValidator(none_if_false), Before(None)] = None
+    """The term for dead latents, for `topk` and `batchtopk`."""
     precision: Dtype = "float32"
     """Dtype of the operands of matrix products. Weights, summed gradients and Adam's state stay float32."""
     learning_rate: PositiveFloat = 3e-4
@@ -96,6 +109,8 @@ class TrainConfig(Section):
         if self.k is not None and not fixed:
             kinds = " or ".join(repr(name) for name, known in ACTIVATIONS.items() if known.fixes_l0)
             raise ValueError(f"k {self.k} means nothing to activation {self.activation!r}; remove it, or choose {kinds}")
+        if self.auxk and not fixed:
+            raise ValueError(f"auxk is for activations that need k, not for {self.activation!r}; set auxk = false")
         if self.k is not None and self.k > self.d_sae:
             raise ValueError(f"k {self.k} is more than the {self.d_sae} latents; lower it")
         if fixed and self.match_l0:

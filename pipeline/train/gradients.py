@@ -7,6 +7,8 @@ import torch
 from pipeline.runtime.linalg import vector_norm
 from pipeline.sae.activation import ClosedForm
 from pipeline.section import Dtype
+from pipeline.train import auxk
+from pipeline.train.auxk import AuxKTerm
 from pipeline.train.losses import Differentiated, Objective
 from pipeline.train.penalty import Accumulator, Latents
 from pipeline.train.weights import Weights, decoder_norms, operand, scratch
@@ -23,6 +25,8 @@ class _Forward:
     residual_BD: torch.Tensor
     f_sum_F: torch.Tensor
     firings_F: torch.Tensor
+    pre_Bk: torch.Tensor | None
+    """Pre-activations of the latents that count as dead before the step."""
 
 
 @torch.no_grad()
@@ -36,7 +40,7 @@ def closed_form(
     """
     assert isinstance(objective.activation, ClosedForm)
     rows = len(x_BD)
-    forward = _forward(weights, x_BD, objective.activation, precision)
+    forward = _forward(weights, x_BD, objective, precision)
     residual_BD, f_sum_F, norm_F = forward.residual_BD, forward.f_sum_F, forward.latents.norm_F
     terms = {
         "reconstruction": vector_norm(residual_BD).square() / rows,
@@ -54,6 +58,8 @@ def closed_form(
     if objective.penalty:
         terms[objective.penalty.name] = objective.penalty.add_gradient(forward.latents, into)
     objective.activation.backward_(into.f_BF, forward.latents.f_BF)
+    if objective.auxk:
+        terms["auxk"] = _add_auxk(objective.auxk, forward, weights, into, rows)
     b_enc_gradient_F = into.f_BF.sum(dim=0)
     gradient = Weights(
         W_enc_DF=_product("W_enc_gradient", forward.centred.T, operand("f_gradient", into.f_BF, precision), x_BD),
@@ -65,13 +71,33 @@ def closed_form(
     return Differentiated(gradient=gradient, terms=terms, residual_BD=residual_BD, firings_F=forward.firings_F)
 
 
-def _forward(weights: Weights, x_BD: torch.Tensor, activation: ClosedForm, precision: Dtype) -> _Forward:
+def _add_auxk(term: AuxKTerm, forward: _Forward, weights: Weights, into: Accumulator, rows: int) -> torch.Tensor:
+    """Add the gradient of AuxK, for which `into` holds that of pre-activations already; returns the term."""
+    assert forward.pre_Bk is not None
+    candidates = term.dead_F.nonzero().squeeze(1)
+    dead = forward.firings_F[candidates] == 0
+    # residual_BD holds the gradient 2/B (x^ - x) by now.
+    residual_BD = forward.residual_BD * (-rows / 2)
+    latent_k, pre_Bk = candidates[dead], forward.pre_Bk[:, dead]
+    if not len(latent_k):
+        return residual_BD.new_zeros(())
+    found = auxk.differentiated(term, latent_k, pre_Bk, weights.W_dec_FD[latent_k], residual_BD)
+    into.f_BF[:, latent_k] += term.weight * found.pre_Bk
+    into.W_dec_FD[latent_k] += term.weight * found.W_dec_kD
+    return found.term
+
+
+def _forward(weights: Weights, x_BD: torch.Tensor, objective: Objective, precision: Dtype) -> _Forward:
+    activation = objective.activation
+    assert isinstance(activation, ClosedForm)
     W_dec = operand("W_dec", weights.W_dec_FD, precision)
     centred_BD = torch.sub(x_BD, weights.b_dec_D, out=scratch("centred", x_BD, *x_BD.shape))
     centred = operand("centred", centred_BD, precision)
     encoded_BF = _product("f", centred, operand("W_enc", weights.W_enc_DF, precision), x_BD)
     norm_F = decoder_norms(weights.W_dec_FD)
-    f_BF = activation.in_training_(encoded_BF.add_(weights.b_enc_F), norm_F)
+    encoded_BF.add_(weights.b_enc_F)
+    pre_Bk = encoded_BF[:, objective.auxk.dead_F] if objective.auxk else None
+    f_BF = activation.in_training_(encoded_BF, norm_F)
     activation.observe(f_BF, norm_F)
     f = operand("f", f_BF, precision)
     residual_BD = _product("residual", f, W_dec, x_BD).sub_(centred_BD)
@@ -85,6 +111,7 @@ def _forward(weights: Weights, x_BD: torch.Tensor, activation: ClosedForm, preci
         residual_BD=residual_BD,
         f_sum_F=f_BF.sum(dim=0),
         firings_F=fires_BF.sum(dim=0),
+        pre_Bk=pre_Bk,
     )
 
 

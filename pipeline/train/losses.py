@@ -10,6 +10,7 @@ import torch
 
 from pipeline.runtime.linalg import vector_norm
 from pipeline.sae.activation import Activation
+from pipeline.train.auxk import AuxKTerm, auxk
 from pipeline.train.penalty import PenaltyTerm
 from pipeline.train.weights import Weights
 
@@ -23,6 +24,8 @@ class Objective:
     penalty: PenaltyTerm | None = None
     """None for an arm without a penalty, and on a step that leaves it out."""
     weight: float = 0.0
+    auxk: AuxKTerm | None = None
+    """For dead latents, if there are any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +63,8 @@ def differentiated(weights: Weights, x_BD: torch.Tensor, objective: Objective) -
     penalty = objective.penalty
     with torch.enable_grad():
         norm_F = vector_norm(leaves.W_dec_FD, dim=1)
-        f_BF = objective.activation.in_training(
-            pre_activations(leaves, x_BD, penalty.encoder_scale(norm_F) if penalty else None), norm_F
-        )
+        pre_BF = pre_activations(leaves, x_BD, penalty.encoder_scale(norm_F) if penalty else None)
+        f_BF = objective.activation.in_training(pre_BF, norm_F)
         objective.activation.observe(f_BF.detach(), norm_F.detach())
         reconstructed_BD = f_BF @ leaves.W_dec_FD + leaves.b_dec_D
         terms = {"reconstruction": reconstruction(x_BD, reconstructed_BD), "sparsity": sparsity(f_BF, norm_F)}
@@ -70,6 +72,13 @@ def differentiated(weights: Weights, x_BD: torch.Tensor, objective: Objective) -
         if penalty:
             terms[penalty.name] = penalty.definition(f_BF, leaves.W_dec_FD)
             loss = loss + objective.weight * terms[penalty.name]
+        if objective.auxk:
+            dead_k = (objective.auxk.dead_F & ~(f_BF > 0).any(dim=0)).nonzero().squeeze(1)
+            terms["auxk"] = f_BF.new_zeros(())
+            if len(dead_k):
+                residual_BD = (x_BD - reconstructed_BD).detach()
+                terms["auxk"] = auxk(objective.auxk, pre_BF[:, dead_k], leaves.W_dec_FD[dead_k], residual_BD)
+            loss = loss + objective.auxk.weight * terms["auxk"]
         gradients = torch.autograd.grad(loss, leaves.tensors())
     return Differentiated(
         gradient=Weights(**dict(zip((name for name, _ in leaves.named()), gradients, strict=True))),

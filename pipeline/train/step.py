@@ -1,7 +1,7 @@
 """Trains one SAE step by step: holds its parameters and optimizer, follows its schedules, tracks and resets dead latents."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.optim.adam import adam
@@ -12,6 +12,7 @@ from pipeline.sae.activations import ACTIVATIONS
 from pipeline.sae.sae import SAE
 from pipeline.study.recipe import TrainConfig
 from pipeline.train import diagnostics, losses
+from pipeline.train.auxk import AuxKTerm
 from pipeline.train.fused import BETAS, EPSILON
 from pipeline.train.gradients import closed_form
 from pipeline.train.losses import Differentiated, Objective
@@ -93,12 +94,10 @@ class Trainer:
             residual_BD, measured = self._eager(x_BD, objective, rate)
         reset_now = self._reset(-residual_BD) if resetting and residual_BD is not None else 0
         penalty = self.penalty.name if self.penalty else NO_PENALTY
-        return StepMetrics(
-            terms={name: measured.get(name, self.last_penalty) for name in ("reconstruction", "sparsity", penalty)},
-            fvu=measured["fvu"],
-            l0=measured["l0"],
-            reset_now=reset_now,
-        )
+        terms = {name: measured.get(name, self.last_penalty) for name in ("reconstruction", "sparsity", penalty)}
+        if self.config.auxk:
+            terms["auxk"] = measured.get("auxk", torch.zeros((), device=self.device))
+        return StepMetrics(terms=terms, fvu=measured["fvu"], l0=measured["l0"], reset_now=reset_now)
 
     def _eager(self, x_BD: torch.Tensor, objective: Objective, rate: float) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Take a step operation by operation; returns x^ - x up to a positive factor, and what was measured."""
@@ -172,15 +171,25 @@ class Trainer:
     def _objective(self) -> Objective:
         """Of the next step."""
         l1 = 0.0 if self.activation.fixes_l0 else self.config.l1 * _ramp(self.done, self.config.l1_warmup)
+        plain = Objective(activation=self.activation, l1=l1, auxk=self._auxk())
         section, penalty = self.config.only_penalty, self.penalty
         if section is None or penalty is None:
-            return Objective(activation=self.activation, l1=l1)
+            return plain
         if self.done % section.every:
             # The penalty has weight 0 on this step, but one that rescales the encoder does so on every step.
-            return Objective(activation=self.activation, l1=l1, penalty=penalty if penalty.rescales_encoder else None)
+            return replace(plain, penalty=penalty if penalty.rescales_encoder else None)
         penalty.prepare(self.done)
-        weight = section.coefficient * section.every
-        return Objective(activation=self.activation, l1=l1, penalty=penalty, weight=weight)
+        return replace(plain, penalty=penalty, weight=section.coefficient * section.every)
+
+    def _auxk(self) -> AuxKTerm | None:
+        section = self.config.auxk
+        if section is None:
+            return None
+        # As `dictionary_learning` counts: the step to be taken is one of those on which it did not fire.
+        dead_F = self.dead(-(-section.dead_after // self.config.batch_size) - 1)
+        if not dead_F.any():
+            return None
+        return AuxKTerm(weight=section.weight, kept=section.latents or self.d_in // 2, dead_F=dead_F)
 
     def _gpu_step(self) -> GpuStep:
         assert isinstance(self.activation, ClosedForm)
