@@ -23,7 +23,8 @@ def rewritten(page: str) -> str:
 def _diff(arm: Arm) -> str:
     """The difference as an experiment file would declare it."""
     fields = {path: "false" if value is None else json.dumps(value) for path, value in arm.diff.items()}
-    return ", ".join(f"`{path} = {value}`" for path, value in fields.items()) or "nothing"
+    changes = ", ".join(f"`{path} = {value}`" for path, value in fields.items()) or "nothing"
+    return changes if arm.base == "full" else f"`{arm.base}`, with {changes}"
 
 
 if __name__ == "__main__":

@@ -95,12 +95,27 @@ ARMS: dict[str, Arm] = {
         diff={"contrast.select": "mutual"},
     ),
     "orthogonal": Arm(
-        question="Is it enough to push similar directions apart, whether or not they fire together (close to OrtSAE)?",
+        question="Is it enough to push similar directions apart, whether or not they fire together?",
         diff={"contrast.weighted": False, "contrast.coefficient": 0.03},
     ),
     "unit-norm": Arm(
         question="Do free decoder norms matter: the whole method under the baseline's constraint?",
         diff={"decoder_norm": "unit"},
+    ),
+    "frozen-decoder": Arm(
+        question="What does a vanilla SAE reach when its decoder stays random and only the encoder learns?",
+        diff={"frozen": "decoder"},
+        base="baseline",
+    ),
+    "soft-frozen-decoder": Arm(
+        question="And when its decoder rows stay within a cosine of 0.8 to their random start?",
+        diff={"frozen": "soft-decoder"},
+        base="baseline",
+    ),
+    "frozen-encoder": Arm(
+        question="And when its encoder stays random, but for the biases?",
+        diff={"frozen": "encoder"},
+        base="baseline",
     ),
     "l0-matched": Arm(
         question="Does a vanilla SAE do as well when it is as sparse as the whole method?",

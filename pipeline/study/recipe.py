@@ -34,6 +34,9 @@ class Resets(Section):
     """Step of the first reset (the method's reset warm-up)."""
 
 
+Frozen = Literal["decoder", "soft-decoder", "encoder"]
+
+
 class AuxK(Section):
     """Revives dead latents by a term of the loss (docs/method.md, "Backbones"), as TopK SAEs are usually trained."""
 
@@ -74,6 +77,8 @@ class TrainConfig(Section):
     """Arm whose L0 this one is matched to. A search that begins at `l1` finds the sparsity weight."""
     decoder_norm: Literal["free", "unit"] = "free"
     """`unit` keeps the rows of W_dec at norm 1, as in the vanilla baseline."""
+    frozen: Annotated[Frozen | None, BeforeValidator(none_if_false), Before(None)] = None
+    """A matrix that stays as it was drawn, as a control; `soft-decoder` keeps rows within a cosine of 0.8 to their start."""
     contrast: Annotated[Contrast | None, BeforeValidator(none_if_false)] = Contrast()
     penalty: Annotated[SerializeAsAny[PenaltySection] | None, BeforeValidator(declared_penalty), Before(None)] = None
     """A penalty of another kind, in place of the contrast."""
@@ -115,6 +120,12 @@ class TrainConfig(Section):
             raise ValueError(f"k {self.k} is more than the {self.d_sae} latents; lower it")
         if fixed and self.match_l0:
             raise ValueError(f"match_l0 searches l1, and activation {self.activation!r} fixes L0 by k; remove match_l0")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_is_not_reset(self) -> Self:
+        if self.frozen and self.resets:
+            raise ValueError(f"resets would move what frozen {self.frozen!r} keeps; set resets = false")
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from pipeline.sae.sae import SAE
 from pipeline.study.recipe import TrainConfig
 from pipeline.train import diagnostics, losses
 from pipeline.train.auxk import AuxKTerm
+from pipeline.train.frozen import freeze, keep_near_
 from pipeline.train.fused import BETAS, EPSILON
 from pipeline.train.gradients import closed_form
 from pipeline.train.losses import Differentiated, Objective
@@ -64,6 +65,8 @@ class Trainer:
             W_dec_FD=W_dec_FD.to(self.device),
             b_dec_D=torch.zeros(self.d_in, device=self.device),
         )
+        self.start_FD = self.weights.W_dec_FD.clone() if self.config.frozen == "soft-decoder" else None
+        """The decoder as it was drawn, where it must stay near."""
         self.first_moment = self.weights.zeros()
         self.second_moment = self.weights.zeros()
         self.activation = ACTIVATIONS[self.config.activation].for_training(self.config.k)
@@ -74,6 +77,7 @@ class Trainer:
         self.last_fired_F = torch.zeros(d_sae, dtype=torch.long, device=self.device)
         """The step on which each latent last fired or was reset; 0 before either."""
         compiles = self._has_closed_form and isinstance(self.activation, ClosedForm) and self.activation.compiles
+        compiles = compiles and not self.config.frozen
         self.on_gpu = self._gpu_step() if self.device.type == "cuda" and compiles else None
         self.last_penalty = self.on_gpu.last_penalty if self.on_gpu else torch.zeros((), device=self.device)
         """The penalty when it was last computed."""
@@ -111,7 +115,10 @@ class Trainer:
             unit_FD = W_dec_FD / decoder_norms(W_dec_FD)[:, None]
             radial_F = vecdot(gradient_FD, unit_FD)
             gradient_FD.sub_(radial_F[:, None] * unit_FD)
+        freeze(self.config.frozen, measured.gradient)
         self._adam(measured.gradient, rate)
+        if self.start_FD is not None:
+            keep_near_(W_dec_FD, self.start_FD)
         if self.config.decoder_norm == "unit":
             W_dec_FD /= decoder_norms(W_dec_FD)[:, None]
         self.last_fired_F.masked_fill_(measured.firings_F > 0, self.done)
@@ -158,6 +165,8 @@ class Trainer:
             yield from ((f"{prefix}.{name}", tensor) for name, tensor in getattr(self, prefix).named())
         yield "contrast", self.last_penalty  # the name that checkpoints have had for it since the contrast was the only one
         yield "last_fired_F", self.last_fired_F
+        if self.start_FD is not None:
+            yield "start_FD", self.start_FD
 
     @property
     def _has_closed_form(self) -> bool:

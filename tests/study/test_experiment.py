@@ -46,7 +46,8 @@ def test_the_gemma_study_is_what_the_method_says() -> None:
 
 
 def test_arms_are_the_table_in_its_order() -> None:
-    assert list(ARMS) == [*TABLE, "row", "mutual", "orthogonal", "unit-norm", "l0-matched", "literal"]
+    controls = ["frozen-decoder", "soft-frozen-decoder", "frozen-encoder"]
+    assert list(ARMS) == [*TABLE, "row", "mutual", "orthogonal", "unit-norm", *controls, "l0-matched", "literal"]
     assert [ARMS[name].run for name in TABLE] == list(range(11))
     assert all(arm.run is None for name, arm in ARMS.items() if name not in TABLE)
 
@@ -63,7 +64,7 @@ def test_each_arm_differs_from_full_in_what_it_says_and_nothing_else() -> None:
     assert recipes["full"] == full
     for name, arm in ARMS.items():
         changed = recipes[name].model_dump()
-        expected = full.model_dump()
+        expected = recipes[arm.base].model_dump()
         for path, value in arm.diff.items():
             section, _, field = path.rpartition(".")
             (expected[section] if section else expected)[field] = value
