@@ -111,3 +111,11 @@ def quiet_hub() -> Generator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+def without_sparse_warning() -> None:
+    """Let torch say now, unheard, that sparse matrices by rows are in beta. It says so once in a process."""
+    import torch
+
+    with warnings.catch_warnings(action="ignore"):
+        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.empty(0, dtype=torch.long), torch.empty(0), (1, 1))

@@ -43,17 +43,16 @@ class TopK(Selecting):
     def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
         """Latents of a finished SAE, whose decoder rows have norm 1."""
         f_BF = pre_BF.relu()
-        return f_BF.masked_fill_(f_BF < self._bound(f_BF), 0)
+        return self._kept_(f_BF, f_BF)
 
     def in_training_(self, pre_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":
         """`in_training`, in place: the result overwrites the argument."""
-        strength_BF = pre_BF.relu_() * norm_F
-        return pre_BF.masked_fill_(strength_BF < self._bound(strength_BF), 0)
+        return self._kept_(pre_BF.relu_(), pre_BF * norm_F)
 
-    def _bound(self, strength_BF: "torch.Tensor") -> "torch.Tensor":
-        """The k-th largest of each row, [..., 1]."""
-        place = max(1, strength_BF.shape[-1] - self.k + 1)
-        return strength_BF.kthvalue(place, dim=-1, keepdim=True).values
+    def _kept_(self, f_BF: "torch.Tensor", strength_BF: "torch.Tensor") -> "torch.Tensor":
+        strongest_Bk = strength_BF.topk(min(self.k, f_BF.shape[-1]), dim=-1, sorted=False).indices
+        kept_Bk = f_BF.gather(-1, strongest_Bk)
+        return f_BF.zero_().scatter_(-1, strongest_Bk, kept_Bk)
 
     def config(self) -> dict[str, Any]:
         """What `cfg.json` says of its parameters."""
@@ -116,14 +115,17 @@ class BatchTopK(Selecting):
 
     def in_training_(self, pre_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":
         """`in_training`, in place: the result overwrites the argument."""
+        import torch
+
         strength_BF = pre_BF.relu_() * norm_F
         bound = largest(strength_BF, self.k * len(pre_BF), MARGIN * self._last)
         self._last = float(bound)
-        return pre_BF.masked_fill_(strength_BF < bound, 0)
+        below = torch.nextafter(bound, -torch.ones_like(bound)).item()  # the next line keeps what is above, not the bound
+        return torch.ops.aten.threshold_backward.grad_input(pre_BF, strength_BF, below, grad_input=pre_BF)
 
     def observe(self, f_BF: "torch.Tensor", norm_F: "torch.Tensor") -> None:
         """Take the smallest strength of the latents kept into the average."""
-        kept = (f_BF * norm_F)[f_BF > 0]
+        kept = (f_BF * norm_F)[f_BF > 0] if not self._last else f_BF.new_tensor([self._last])
         if len(kept):
             smallest = kept.min()
             self.average = smallest if self.average is None else MOMENTUM * self.average + (1 - MOMENTUM) * smallest

@@ -20,6 +20,7 @@ from pipeline.train.losses import Differentiated, Objective
 from pipeline.train.on_gpu import GpuStep, Optimized
 from pipeline.train.penalty import penalty_term
 from pipeline.train.resets import INITIAL_ENCODER_NORM, reset_dead, reset_due
+from pipeline.train.sparse_step import is_sparse, sparse_form
 from pipeline.train.weights import Weights, decoder_norms
 
 NO_PENALTY = "contrast"
@@ -173,6 +174,8 @@ class Trainer:
         return isinstance(self.activation, ClosedForm) and not (self.penalty and self.penalty.rescales_encoder)
 
     def _differentiate(self, x_BD: torch.Tensor, objective: Objective) -> Differentiated:
+        if self._has_closed_form and is_sparse(self.weights, objective, self.config.k):
+            return sparse_form(self.weights, x_BD, objective, precision=self.config.precision)
         if self._has_closed_form:
             return closed_form(self.weights, x_BD, objective, precision=self.config.precision)
         return losses.differentiated(self.weights, x_BD, objective)

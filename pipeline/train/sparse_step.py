@@ -1,0 +1,166 @@
+"""The loss and its gradient where few latents fire on a row: one dense product, the encoder's; all others skip the zeros.
+
+For activations that fix L0, on a CPU (docs/method.md, "Gradients"). Local shape: n, firings of the batch, row by row.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.runtime.compatibility import without_sparse_warning
+from pipeline.runtime.linalg import vector_norm
+from pipeline.sae.activation import ClosedForm
+from pipeline.section import Dtype
+from pipeline.train import auxk
+from pipeline.train.losses import Differentiated, Objective
+from pipeline.train.penalty import Accumulator, Latents
+from pipeline.train.weights import Weights, decoder_norms, operand, scratch
+
+without_sparse_warning()
+DENSEST = 0.1
+"""Share of the latents that fire from which on dense products are faster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Firings:
+    """Where latents fire in a batch: a sparse matrix [B, F] by rows, and the order of its numbers by columns."""
+
+    rows: int
+    latents: int
+    latent_n: torch.Tensor
+    starts_B: torch.Tensor
+    """The first firing of each row, and one past the last of all: [B + 1]."""
+    row_n: torch.Tensor
+    by_latent_n: torch.Tensor
+    """The order that sorts the firings by latent."""
+    starts_F: torch.Tensor
+    """As `starts_B`, in that order: [F + 1]."""
+
+    @classmethod
+    def of(cls, f_BF: torch.Tensor) -> "Firings":
+        """Of latents, on a CPU."""
+        rows, latents = f_BF.shape
+        numbers = cast("npt.NDArray[np.float32]", f_BF.numpy())
+        place_n = np.flatnonzero(numbers)
+        row_n, latent_n = np.divmod(place_n, latents)
+        by_latent_n = np.argsort(latent_n, kind="stable")
+        return cls(
+            rows=rows,
+            latents=latents,
+            latent_n=torch.from_numpy(latent_n),
+            starts_B=_starts(row_n, rows),
+            row_n=torch.from_numpy(row_n),
+            by_latent_n=torch.from_numpy(by_latent_n),
+            starts_F=_starts(latent_n, latents),
+        )
+
+    @property
+    def count_F(self) -> torch.Tensor:
+        """Rows on which each latent fires."""
+        return self.starts_F.diff()
+
+    def times(self, value_n: torch.Tensor, matrix_FD: torch.Tensor) -> torch.Tensor:
+        """The sparse matrix of these values times a dense one."""
+        offsets_B = self.starts_B[:-1]
+        return torch.nn.functional.embedding_bag(self.latent_n, matrix_FD, offsets_B, mode="sum", per_sample_weights=value_n)
+
+    def transposed_times(self, value_n: torch.Tensor, matrix_BD: torch.Tensor) -> torch.Tensor:
+        """Its transpose times a dense one."""
+        offsets_F = self.starts_F[:-1]
+        row_n, value_n = self.row_n[self.by_latent_n], value_n[self.by_latent_n]
+        return torch.nn.functional.embedding_bag(row_n, matrix_BD, offsets_F, mode="sum", per_sample_weights=value_n)
+
+    def sampled(self, left_BD: torch.Tensor, right_FD: torch.Tensor) -> torch.Tensor:
+        """left @ right^T where latents fire, [n]."""
+        size = (self.rows, self.latents)
+        zeros_n = left_BD.new_zeros(len(self.latent_n))
+        where = torch.sparse_csr_tensor(self.starts_B, self.latent_n, zeros_n, size, check_invariants=False)
+        return cast("torch.Tensor", torch.sparse.sampled_addmm(where, left_BD, right_FD.T, beta=0.0).values())
+
+    def summed(self, value_n: torch.Tensor) -> torch.Tensor:
+        """Sums over the rows, [F]."""
+        return value_n.new_zeros(self.latents).index_add_(0, self.latent_n, value_n)
+
+
+def _starts(index_n: npt.NDArray[np.int64], size: int) -> torch.Tensor:
+    """How many of the indices are below 0, 1, ..., size."""
+    counts = np.bincount(index_n, minlength=size)
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]))
+
+
+def is_sparse(weights: Weights, objective: Objective, k: int | None) -> bool:
+    """Whether the sparse form is the faster one."""
+    on_cpu = weights.b_enc_F.device.type == "cpu"
+    return on_cpu and objective.activation.fixes_l0 and k is not None and k < DENSEST * len(weights.b_enc_F)
+
+
+@torch.no_grad()
+def sparse_form(
+    weights: Weights, x_BD: torch.Tensor, objective: Objective, *, precision: Dtype = "float32"
+) -> Differentiated:
+    """The same as `losses.differentiated`, for an activation that fixes L0 and in closed form.
+
+    With `precision` bfloat16 the operands of the encoder's product are rounded to it; the other products stay exact.
+    """
+    activation, rows = objective.activation, len(x_BD)
+    assert isinstance(activation, ClosedForm)
+    norm_F = decoder_norms(weights.W_dec_FD)
+    centred_BD = torch.sub(x_BD, weights.b_dec_D, out=scratch("centred", x_BD, *x_BD.shape))
+    pre_BF = _encoded(weights, centred_BD, precision)
+    dead_F = objective.auxk.dead_F if objective.auxk else None
+    pre_Bk = pre_BF[:, dead_F] if dead_F is not None else None
+    f_BF = activation.in_training_(pre_BF, norm_F)
+    activation.observe(f_BF, norm_F)
+    fires = Firings.of(f_BF)
+    f_n = f_BF[fires.row_n, fires.latent_n]
+    residual_BD = fires.times(f_n, weights.W_dec_FD).sub_(centred_BD)
+    terms = {
+        "reconstruction": vector_norm(residual_BD).square() / rows,
+        "sparsity": torch.dot(fires.summed(f_n), norm_F) / rows,
+    }
+    gradient_BD = residual_BD * (2 / rows)
+    h_n = fires.sampled(gradient_BD, weights.W_dec_FD)
+    W_gradient_FD = fires.transposed_times(f_n, gradient_BD)
+    if objective.penalty:
+        latents = Latents(f_BF=f_BF, firing_B=fires.starts_B.diff().to(f_BF.dtype), W_dec_FD=weights.W_dec_FD, norm_F=norm_F)
+        f_gradient_BF = scratch("f_gradient", f_BF, *f_BF.shape).zero_()
+        into = Accumulator(f_BF=f_gradient_BF, W_dec_FD=W_gradient_FD, weight=objective.weight)
+        terms[objective.penalty.name] = objective.penalty.add_gradient(latents, into)
+        h_n += f_gradient_BF[fires.row_n, fires.latent_n]
+    b_gradient_F = fires.summed(h_n)
+    W_enc_gradient_DF = fires.transposed_times(h_n, centred_BD).T.contiguous()
+    if objective.auxk and pre_Bk is not None and dead_F is not None:
+        still = fires.count_F[dead_F] == 0
+        latent_k = dead_F.nonzero().squeeze(1)[still]
+        terms["auxk"] = residual_BD.new_zeros(())
+        if len(latent_k):
+            found = auxk.differentiated(
+                objective.auxk, latent_k, pre_Bk[:, still], weights.W_dec_FD[latent_k], residual_BD.neg()
+            )
+            terms["auxk"] = found.term
+            h_Bk = objective.auxk.weight * found.pre_Bk
+            W_gradient_FD[latent_k] += objective.auxk.weight * found.W_dec_kD
+            W_enc_gradient_DF[:, latent_k] += centred_BD.T @ h_Bk
+            b_gradient_F[latent_k] += h_Bk.sum(dim=0)
+    gradient = Weights(
+        W_enc_DF=W_enc_gradient_DF,
+        b_enc_F=b_gradient_F,
+        W_dec_FD=W_gradient_FD,
+        b_dec_D=gradient_BD.sum(dim=0) - torch.mv(weights.W_enc_DF, b_gradient_F),
+    )
+    return Differentiated(gradient=gradient, terms=terms, residual_BD=residual_BD, firings_F=fires.count_F.to(f_BF.dtype))
+
+
+def _encoded(weights: Weights, centred_BD: torch.Tensor, precision: Dtype) -> torch.Tensor:
+    """Pre-activations, in a buffer."""
+    shape = (len(centred_BD), len(weights.b_enc_F))
+    pre_BF = scratch("f", centred_BD, *shape)
+    centred, W_enc = operand("centred", centred_BD, precision), operand("W_enc", weights.W_enc_DF, precision)
+    if precision == "float32":
+        torch.mm(centred, W_enc, out=pre_BF)
+    else:
+        pre_BF.copy_(torch.mm(centred, W_enc, out=scratch("f", centred, *shape)))
+    return pre_BF.add_(weights.b_enc_F)
