@@ -173,7 +173,7 @@ class Recipes:
                 fields[field] = value
             elif path == f"{section}.kind":
                 fields[section] = {"kind": value}  # fields of the old kind do not carry over
-            elif fields.get(section, {}) is None:
+            elif fields.get(section, {}) is None and TrainConfig.model_fields[section].default is not None:
                 raise BadInputError(f"{where} changes {path}, but {base!r} has no {section}")
             elif isinstance(fields.get(section), dict):
                 fields[section][field] = value
@@ -251,4 +251,4 @@ def _flat(declared: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             inner = cast("dict[str, Any]", value)
             yield from ((f"{field}.{name}", changed) for name, changed in inner.items())
         else:
-            yield field, none_if_false(value) if field in ("contrast", "penalty", "resets") else value
+            yield field, none_if_false(value) if field in ("contrast", "penalty", "resets", "auxk", "frozen") else value
