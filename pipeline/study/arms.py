@@ -135,6 +135,8 @@ ARMS: dict[str, Arm] = {
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,19}")
 """Form of an arm's name: it must suit a folder, the comma-separated list after --arms, and a plot label of 20 letters."""
+SECTIONS = ("contrast", "penalty", "resets", "auxk")
+"""Sections of a recipe that an arm may remove by `false`, and take over from [train] by `true`."""
 SHARED = ("d_sae", "steps", "batch_size", "heldout_shards", "data_seed", "buffer_chunks")
 """Fields that no arm may change: arms are comparable only if all have the same size and see the same batches."""
 
@@ -166,10 +168,12 @@ class Recipes:
         base, diff = self.arms[arm].base, self.arms[arm].diff
         where = f"arms.{arm}" if arm in self.own else f"arm {arm!r}"
         fields = self[base].model_dump()
-        # A section's kind comes first, because it empties the section; the other changes then fill the new one.
-        for path, value in sorted(diff.items(), key=lambda item: not item[0].endswith(".kind")):
+        # Whole sections and kinds come first; the other changes then fill the new section.
+        for path, value in sorted(diff.items(), key=lambda item: "." in item[0] and not item[0].endswith(".kind")):
             section, _, field = path.rpartition(".")
-            if not section:
+            if path in SECTIONS and value is True:
+                fields[field] = self._of_full(field, where)
+            elif not section:
                 fields[field] = value
             elif path == f"{section}.kind":
                 fields[section] = {"kind": value}  # fields of the old kind do not carry over
@@ -183,6 +187,13 @@ class Recipes:
             return TrainConfig.model_validate(fields, strict=True)
         except ValidationError as error:
             raise BadInputError(explain(error, where)) from None
+
+    def _of_full(self, section: str, where: str) -> dict[str, Any]:
+        """The section as [train] has it."""
+        value = self.full.model_dump().get(section)
+        if not isinstance(value, dict):
+            raise BadInputError(f"{where}.{section}: true takes over [train.{section}], and there is none; name its fields")
+        return cast("dict[str, Any]", value)
 
 
 def check(study: Collection[str], recipes: Recipes) -> None:
@@ -251,4 +262,4 @@ def _flat(declared: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             inner = cast("dict[str, Any]", value)
             yield from ((f"{field}.{name}", changed) for name, changed in inner.items())
         else:
-            yield field, none_if_false(value) if field in ("contrast", "penalty", "resets", "auxk", "frozen") else value
+            yield field, none_if_false(value) if field in (*SECTIONS, "frozen") else value

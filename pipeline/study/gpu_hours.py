@@ -20,6 +20,9 @@ EXACT = 51e12
 """FLOP/s of products in float32, in which SAEs are evaluated, as measured there."""
 REACHED = 0.8
 """Share of those rates that whole training steps reached there."""
+NOT_COMPILED = 2.3
+"""How many times as long a step takes that is not compiled, as one with a fixed L0 or something frozen: measured there
+without a penalty at 16,384 latents."""
 SMALL_KERNELS = 8e-5
 """Seconds of the many small kernels of a step, as measured there: what the largest widths hide."""
 CORES = 16
@@ -67,7 +70,8 @@ def _seconds(recipe: TrainConfig, d_in: int, contrast: Contrast | None) -> float
         products = 2 * F * F * (D + (part + 1) * B * contrast.weighted)
         seconds += part * 2 * F * F * D / RATES["float32"] + products / RATES[contrast.precision]
         seconds += (40 * F * F / BANDWIDTH + 2 * F * F * D / RATES["float32"]) / contrast.pair_refresh
-    return seconds / REACHED + SMALL_KERNELS
+    compiled = recipe.k is None and not recipe.frozen
+    return (seconds / REACHED + SMALL_KERNELS) * (1 if compiled else NOT_COMPILED)
 
 
 @dataclass(frozen=True)

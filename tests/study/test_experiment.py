@@ -6,7 +6,9 @@ import pytest
 from pipeline.errors import BadInputError
 from pipeline.study.arms import ARMS, Recipes
 from pipeline.study.experiment import Experiment
+from pipeline.study.penalties import Contrast
 from pipeline.study.plan import make_plan
+from pipeline.study.recipe import ArmConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
 TABLE = [
@@ -127,7 +129,8 @@ def test_what_an_arm_asks_is_no_part_of_its_identity(small_toml: Path) -> None:
         ("contrast.coeficient = 1", "arms.mine.contrast.coeficient: unknown key"),
         ("contrst.coefficient = 1", "arms.mine.contrst: unknown key"),
         ("contrast.coefficient = -1", "arms.mine.contrast.coefficient: input should be greater than 0, got -1"),
-        ("contrast = true", "arms.mine.contrast: input should be a valid dictionary"),
+        ("contrast = 1", "arms.mine.contrast: input should be a valid dictionary"),
+        ("auxk = true", "arms.mine.auxk: true takes over [train.auxk], and there is none; name its fields"),
         ("l1.weight = 1", "arms.mine.l1: input should be a valid number, got {'weight': 1}"),
         ("base = 'full'", "arms.mine.base: unknown key"),
         ("resets.first = 10", "arms.mine: the first reset, at step 10, would come before warm-up ends at 20"),
@@ -244,7 +247,8 @@ def test_a_model_in_a_folder_counts_by_content(small_toml: Path, tmp_path: Path)
 
 
 def test_an_unknown_experiment_names_the_known_ones() -> None:
-    with pytest.raises(BadInputError, match=r"no experiment 'dmeo' .*known experiments: demo, gemma-2-2b, gemma-2b"):
+    known = "demo, gemma-2-2b, gemma-2-2b-rivals, gemma-2b, rivals, synthetic"
+    with pytest.raises(BadInputError, match=rf"no experiment 'dmeo' .*known experiments: {known}"):
         Experiment.load("dmeo")
 
 
@@ -271,3 +275,17 @@ def test_an_address_without_dask_is_refused(small_toml: Path) -> None:
     small_toml.write_text(small_toml.read_text() + '\n[run]\naddress = "tcp://127.0.0.1:8786"\n')
     with pytest.raises(BadInputError, match=r"address tcp://127.0.0.1:8786 is for engine"):
         Experiment.load(str(small_toml))
+
+
+def test_an_arm_takes_a_section_over_from_the_whole_method() -> None:
+    own = {
+        "one": ArmConfig.model_validate({"question": "?", "from": "baseline", "contrast": True}),
+        "other": ArmConfig.model_validate({"question": "?", "from": "baseline", "contrast": {"topk": 0.3}, "resets": True}),
+    }
+    full = TrainConfig(d_sae=8, steps=5000, contrast=Contrast(coefficient=0.7, pair_refresh=4))
+    assert Recipes(full, own)["one"].contrast == full.contrast
+    with pytest.raises(BadInputError, match=r"changes contrast\.topk, but 'baseline' has no contrast"):
+        _ = Recipes(full, own)["other"]
+    own["other"] = ArmConfig.model_validate({"question": "?", "from": "one", "contrast": {"topk": 0.3}, "resets": True})
+    assert Recipes(full, own)["other"].contrast == Contrast(coefficient=0.7, pair_refresh=4, topk=0.3)
+    assert Recipes(full, own)["other"].resets == full.resets
