@@ -150,10 +150,10 @@ class Capture:
 
 
 def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
-    """An SAE of random unit directions, encoder tied, whose one bias for all latents gives it the L0 `l0` on rows `x_BD`.
+    """An SAE of random unit directions, encoder tied, whose biases give it the L0 `l0` on rows `x_BD`, or TopK its own.
 
-    It keeps b_dec and the activation, so that only the directions are random. Similar encoder directions fire together by
-    geometry alone: what this SAE's mask captures is not learned.
+    All latents fire from one projection on. It keeps b_dec and the activation, so that only the directions are random. Similar
+    encoder directions fire together by geometry alone: what this SAE's mask captures is not learned.
     """
     d_sae, d_in = sae.W_dec_FD.shape
     generator = torch.Generator().manual_seed(NULL_SEED)
@@ -164,7 +164,7 @@ def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
     threshold = float(projection.kthvalue(projection.numel() - firing).values)
     return SAE(
         W_enc_DF=W_dec_FD.T,
-        b_enc_F=torch.full((d_sae,), -threshold, device=sae.device),
+        b_enc_F=sae.activation.bias(threshold, sae.b_enc_F),
         W_dec_FD=W_dec_FD,
         b_dec_D=sae.b_dec_D,
         activation=sae.activation,

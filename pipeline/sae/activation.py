@@ -54,6 +54,10 @@ class Activation(ABC):
         """The activation whose latents of pre-activations times `factor_F` are this one's times `factor_F`."""
         return self
 
+    def bias(self, projection: float, like_F: "torch.Tensor") -> "torch.Tensor":
+        """Biases [F] with which latents fire where their projection is above the given one, as far as that decides."""
+        return like_F.new_full(like_F.shape, -projection)
+
     def to(self, device: "torch.device") -> "Activation":  # noqa: ARG002 - for subclasses
         """The same with its tensors on a device."""
         return self

@@ -49,6 +49,10 @@ class TopK(Selecting):
         """`in_training`, in place: the result overwrites the argument."""
         return self._kept_(pre_BF.relu_(), pre_BF * norm_F)
 
+    def bias(self, projection: float, like_F: "torch.Tensor") -> "torch.Tensor":  # noqa: ARG002 - k decides, not a bound
+        """No bias."""
+        return like_F.new_zeros(like_F.shape)
+
     def _kept_(self, f_BF: "torch.Tensor", strength_BF: "torch.Tensor") -> "torch.Tensor":
         strongest_Bk = strength_BF.topk(min(self.k, f_BF.shape[-1]), dim=-1, sorted=False).indices
         kept_Bk = f_BF.gather(-1, strongest_Bk)
@@ -78,6 +82,10 @@ class JumpReLU(Activation):
     def scaled(self, factor_F: "torch.Tensor") -> "JumpReLU":
         """Thresholds are in the unit of the pre-activations."""
         return JumpReLU(self.threshold_F * factor_F)
+
+    def bias(self, projection: float, like_F: "torch.Tensor") -> "torch.Tensor":  # noqa: ARG002 - the thresholds are alike
+        """Biases that make up for the thresholds."""
+        return self.threshold_F - projection
 
     def to(self, device: "torch.device") -> "JumpReLU":
         """The same with its thresholds on a device."""
@@ -125,7 +133,7 @@ class BatchTopK(Selecting):
 
     def observe(self, f_BF: "torch.Tensor", norm_F: "torch.Tensor") -> None:
         """Take the smallest strength of the latents kept into the average."""
-        kept = (f_BF * norm_F)[f_BF > 0] if not self._last else f_BF.new_tensor([self._last])
+        kept = (f_BF * norm_F)[f_BF > 0] if not self._last else f_BF.new_full((1,), self._last)
         if len(kept):
             smallest = kept.min()
             self.average = smallest if self.average is None else MOMENTUM * self.average + (1 - MOMENTUM) * smallest

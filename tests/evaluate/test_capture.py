@@ -12,7 +12,10 @@ from pipeline.evaluate import pairs as pairs_module
 from pipeline.evaluate.capture import PAIRS_CURVE, TOPK_CURVE, Capture, random_tied, topk_mask
 from pipeline.evaluate.pairs import CofiringPairs, firings, pair_blocks
 from pipeline.evaluate.sparse import SparseLatents
+from pipeline.sae.activation import Activation
+from pipeline.sae.activations import RELU
 from pipeline.sae.sae import SAE
+from pipeline.sae.topk import JumpReLU, TopK
 from pipeline.study.sections import EvaluateConfig
 
 CONFIG = EvaluateConfig(k_values=(1,), capture_topk=0.1, live_firings=2, joint_firings=2)
@@ -112,17 +115,27 @@ def test_permuted_labels_capture_what_chance_says() -> None:
     assert true["permuted"]["std"] == pytest.approx(statistics.stdev(permuted), rel=0.5)
 
 
-@given(st.integers(0, 2**31), st.floats(0.5, 15))
-def test_the_random_null_has_the_l0_asked_for(seed: int, l0: float) -> None:
+@pytest.mark.parametrize("activation", [RELU, JumpReLU(torch.linspace(0.1, 0.9, 16))], ids=["relu", "jumprelu"])
+@given(seed=st.integers(0, 2**31), l0=st.floats(0.5, 15))
+def test_the_random_null_has_the_l0_asked_for(activation: Activation, seed: int, l0: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     x_BD = torch.randn(200, 8, generator=generator) + 1
     W_dec_FD = torch.nn.functional.normalize(torch.randn(16, 8, generator=generator), dim=1)
-    sae = SAE(W_enc_DF=W_dec_FD.T, b_enc_F=torch.zeros(16), W_dec_FD=W_dec_FD, b_dec_D=torch.ones(8))
+    weights = {"W_enc_DF": W_dec_FD.T, "b_enc_F": torch.zeros(16), "W_dec_FD": W_dec_FD, "b_dec_D": torch.ones(8)}
+    sae = SAE(**weights, activation=activation)
     null = random_tied(sae, x_BD, l0)
     torch.testing.assert_close(null.W_dec_FD.norm(dim=1), torch.ones(16))
     measured = float((null.encode(x_BD) > 0).sum() / len(x_BD))
     assert measured == pytest.approx(l0, abs=0.02)
     assert not torch.allclose(null.W_dec_FD, W_dec_FD)
+
+
+def test_the_random_null_of_topk_has_its_k() -> None:
+    generator = torch.Generator().manual_seed(0)
+    W_dec_FD = torch.nn.functional.normalize(torch.randn(16, 8, generator=generator), dim=1)
+    weights = {"W_enc_DF": W_dec_FD.T, "b_enc_F": torch.zeros(16), "W_dec_FD": W_dec_FD, "b_dec_D": torch.zeros(8)}
+    null = random_tied(SAE(**weights, activation=TopK(3)), x_BD := torch.randn(200, 8, generator=generator), 3)
+    assert float((null.encode(x_BD) > 0).sum() / len(x_BD)) == pytest.approx(3, abs=0.05)
 
 
 def dense(W_dec_FD: torch.Tensor, f_BF: torch.Tensor, topk: float, q: float, by: str) -> dict[str, Any]:

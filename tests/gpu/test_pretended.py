@@ -7,7 +7,7 @@ import weakref
 import gpu_model
 import pytest
 import torch
-from gpu_runs import D_IN, STEPS, TRAINED, batches, recipe
+from gpu_runs import D_IN, ROWS, STEPS, TRAINED, batches, recipe
 from pretend_gpu import PretendedGpu
 
 from pipeline.train.cohort import Member, train_cohort
@@ -53,6 +53,33 @@ def test_a_penalty_on_some_steps_only_is_that_of_the_cpu() -> None:
                 torch.testing.assert_close(measured.terms[name].cpu(), value, rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(measured.fvu.cpu(), expected.fvu, rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(measured.l0.cpu(), expected.l0, rtol=1e-3, atol=1e-5)
+
+
+OTHERS: dict[str, dict[str, object]] = {
+    "topk": {"activation": "topk", "k": 4, "auxk": {"dead_after": 4 * ROWS}, "resets": None},
+    "batchtopk": {"activation": "batchtopk", "k": 4, "auxk": {"dead_after": 4 * ROWS}},
+    "frozen": {"frozen": "soft-decoder", "resets": None},
+    "c2r": {"contrast": None, "penalty": {"kind": "c2r", "coefficient": 0.1, "chunk": 24}},
+    "orthogonality": {"contrast": None, "penalty": {"kind": "orthogonality", "coefficient": 0.1, "every": 2}},
+}
+"""Recipes whose steps are not compiled there, or not recorded; the host may wait for the device."""
+
+
+@pytest.mark.parametrize("changes", OTHERS.values(), ids=OTHERS)
+def test_backbones_rivals_and_controls_train_there_as_on_the_cpu(changes: dict[str, object]) -> None:
+    config = recipe("full", **changes)
+    on_cpu = Trainer(config=config, d_in=D_IN, seed=0)
+    with PretendedGpu():
+        trainer = Trainer(config=config, d_in=D_IN, seed=0, device=CUDA)
+        for x_BD in batches():
+            on_cpu.step(x_BD)
+            trainer.step(x_BD.to("cuda"))
+        there = {name: tensor.cpu() for name, tensor in trainer.state().items()}
+        finished = trainer.finished(0.5).encode(batches()[0].to("cuda")).cpu()
+    for name, tensor in on_cpu.state().items():
+        if name.startswith("weights."):
+            torch.testing.assert_close(there[name], tensor, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(finished, on_cpu.finished(0.5).encode(batches()[0]), atol=2e-2, rtol=1e-2)
 
 
 def test_an_sae_that_is_let_go_frees_its_memory_at_once() -> None:
