@@ -152,8 +152,8 @@ class Capture:
 def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
     """An SAE of random unit directions, encoder tied, whose biases give it the L0 `l0` on rows `x_BD`, or TopK its own.
 
-    All latents fire from one projection on. It keeps b_dec and the activation, so that only the directions are random. Similar
-    encoder directions fire together by geometry alone: what this SAE's mask captures is not learned.
+    All latents fire from one projection on. It keeps b_dec and the activation, so that only the directions are random.
+    Similar encoder directions fire together by geometry alone: what this SAE's mask captures is not learned.
     """
     d_sae, d_in = sae.W_dec_FD.shape
     generator = torch.Generator().manual_seed(NULL_SEED)
