@@ -1,4 +1,4 @@
-"""Defines what an activation function of SAEs is: in training, in a finished SAE, and in SAELens' files.
+"""Defines what an activation function of SAEs is: while an SAE trains, and in a finished one and its files.
 
 torch is imported only when one is called, because an experiment that names an activation must be validated without torch.
 """
@@ -10,38 +10,34 @@ if TYPE_CHECKING:
     import torch
 
 
-class Activation(ABC):
-    """Maps pre-activations [B, F] to latents [B, F]. A latent fires where it is above 0.
-
-    For c > 0, `scaled(c)` of c x is c times the latents of x: `SAE.folded` folds decoder norms into the encoder. By default
-    an activation has no parameters and is its own scaled form, so a(c x) = c a(x).
-    """
+class Trainable(ABC):
+    """Maps pre-activations [B, F] of an SAE in training to latents [B, F]. A latent fires where it is above 0."""
 
     architecture: ClassVar[str]
-    """What `cfg.json` calls an SAE with this activation."""
+    """What `cfg.json` calls a finished SAE with this activation."""
     in_saelens: ClassVar[bool] = False
     """Whether SAELens has the same function under that name. Without it, an SAE cannot be exported."""
     fixes_l0: ClassVar[bool] = False
     """Whether `train.k` says how many latents fire, so that no sparsity term is needed."""
 
     @abstractmethod
-    def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
-        """Latents of a finished SAE."""
+    def in_training(self, pre_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":
+        """Latents while training, differentiable. `norm_F`: norms of the decoder rows."""
 
-    def in_training(self, pre_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":  # noqa: ARG002 - for subclasses
-        """Latents while training, differentiable; by default those of a finished SAE. `norm_F`: decoder norms."""
-        return self(pre_BF)
+    @abstractmethod
+    def finished(self, norm_F: "torch.Tensor") -> "Activation":
+        """The activation of the finished SAE, before norms are folded."""
 
-    def for_training(self, k: int | None) -> "Activation":  # noqa: ARG002 - for subclasses
+    @abstractmethod
+    def read(self, config: dict[str, Any], tensors: "dict[str, torch.Tensor]") -> "Activation":
+        """The finished activation with these `config()` and `tensors()`. Raises ValueError or KeyError for no such thing."""
+
+    def for_training(self, k: int | None) -> "Trainable":  # noqa: ARG002 - for subclasses
         """The activation of one SAE in training, which may have state of its own."""
         return self
 
     def observe(self, f_BF: "torch.Tensor", norm_F: "torch.Tensor") -> None:  # noqa: B027 - most learn nothing from them
         """Take note of the latents of a training step."""
-
-    def finished(self, norm_F: "torch.Tensor") -> "Activation":  # noqa: ARG002 - for subclasses
-        """The activation of the finished SAE, before norms are folded."""
-        return self
 
     def state(self) -> "dict[str, torch.Tensor]":
         """All mutable state, by name."""
@@ -49,6 +45,30 @@ class Activation(ABC):
 
     def load_state(self, state: "dict[str, torch.Tensor]") -> None:  # noqa: B027 - most keep nothing
         """Take over what `state()` returned. The argument also holds the entries of the `Trainer`."""
+
+
+class Activation(Trainable):
+    """The activation of a finished SAE; by default it is the same in training, and has no parameters.
+
+    For c > 0, `scaled(c)` of c x is c times the latents of x, because `SAE.folded` folds decoder norms into the encoder. One
+    without parameters is its own scaled form, so a(c x) = c a(x).
+    """
+
+    @abstractmethod
+    def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
+        """Latents of a finished SAE."""
+
+    def in_training(self, pre_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":  # noqa: ARG002 - for subclasses
+        """Latents while training, differentiable."""
+        return self(pre_BF)
+
+    def finished(self, norm_F: "torch.Tensor") -> "Activation":  # noqa: ARG002 - for subclasses
+        """The activation of the finished SAE, before norms are folded."""
+        return self
+
+    def read(self, config: dict[str, Any], tensors: "dict[str, torch.Tensor]") -> "Activation":  # noqa: ARG002
+        """The activation with these `config()` and `tensors()`."""
+        return self
 
     def scaled(self, factor_F: "torch.Tensor") -> "Activation":  # noqa: ARG002 - for subclasses
         """The activation whose latents of pre-activations times `factor_F` are this one's times `factor_F`."""
@@ -70,13 +90,9 @@ class Activation(ABC):
         """Its tensors [F] in `sae_weights.safetensors`, by name."""
         return {}
 
-    def read(self, config: dict[str, Any], tensors: "dict[str, torch.Tensor]") -> "Activation":  # noqa: ARG002
-        """The activation that `config()` and `tensors()` describe. Raises ValueError or KeyError for what they never say."""
-        return self
 
-
-class ClosedForm(Activation):
-    """An activation with its backward pass in closed form, so that `pipeline.train.gradients` needs no autograd."""
+class ClosedForm(Trainable):
+    """Has its backward pass in closed form, so that `pipeline.train.gradients` needs no autograd."""
 
     compiles: ClassVar[bool] = False
     """Whether a GPU can compile and record `in_training_`: it neither waits for the device nor sorts."""

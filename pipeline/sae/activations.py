@@ -5,14 +5,14 @@ Training, evaluation, the training log, the random null and the export all use a
 
 from typing import TYPE_CHECKING
 
-from pipeline.sae.activation import Activation, ClosedForm
+from pipeline.sae.activation import Activation, ClosedForm, Trainable
 from pipeline.sae.topk import BatchTopK, TopK
 
 if TYPE_CHECKING:
     import torch
 
 
-class ReLU(ClosedForm):
+class ReLU(ClosedForm, Activation):
     """max(0, x)."""
 
     architecture = "standard"
@@ -29,5 +29,5 @@ class ReLU(ClosedForm):
 
 
 RELU = ReLU()
-ACTIVATIONS: dict[str, Activation] = {"relu": RELU, "topk": TopK(), "batchtopk": BatchTopK()}
+ACTIVATIONS: dict[str, Trainable] = {"relu": RELU, "topk": TopK(), "batchtopk": BatchTopK()}
 """By the value of `train.activation`."""

@@ -28,7 +28,7 @@ class Selecting(ClosedForm):
 
 
 @dataclass(frozen=True)
-class TopK(Selecting):
+class TopK(Selecting, Activation):
     """The k strongest of each row, of those above 0 (Gao et al. 2024, arXiv 2406.04093, section 2.3)."""
 
     architecture: ClassVar[str] = "topk"
@@ -116,10 +116,6 @@ class BatchTopK(Selecting):
         """With its k, and an average of its own."""
         assert k is not None
         return BatchTopK(k)
-
-    def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
-        """Not of a finished SAE: see `finished`."""
-        raise NotImplementedError("a finished BatchTopK is a JumpReLU")
 
     def in_training_(self, pre_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":
         """`in_training`, in place: the result overwrites the argument."""

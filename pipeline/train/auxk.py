@@ -22,7 +22,7 @@ class AuxKTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class AuxKGradient:
-    """The term, and its gradient for the dead latents."""
+    """The term, the latents that are dead, and the gradient of the weighted term for them."""
 
     term: torch.Tensor
     latent_k: torch.Tensor
@@ -33,8 +33,10 @@ class AuxKGradient:
 def auxk(term: AuxKTerm, pre_Bk: torch.Tensor, W_dec_kD: torch.Tensor, residual_BD: torch.Tensor) -> torch.Tensor:
     """mean_b ||e_b - e^_b||^2 over the variance of e: how well the dead latents alone reconstruct the residual e = x - x^.
 
-    e and the bias count as constants. 0 where e has no variance, as in `dictionary_learning`.
+    e and the bias count as constants. 0 where e has no variance, as in `dictionary_learning`, and without dead latents.
     """
+    if not pre_Bk.shape[1]:
+        return pre_Bk.sum()
     f_Bk = TopK(term.kept).in_training(pre_Bk, vector_norm(W_dec_kD.detach(), dim=1))
     error = (residual_BD - f_Bk @ W_dec_kD).square().sum(dim=1).mean()
     variance = (residual_BD - residual_BD.mean(dim=0)).square().sum(dim=1).mean()
@@ -42,11 +44,16 @@ def auxk(term: AuxKTerm, pre_Bk: torch.Tensor, W_dec_kD: torch.Tensor, residual_
 
 
 def differentiated(
-    term: AuxKTerm, latent_k: torch.Tensor, pre_Bk: torch.Tensor, W_dec_kD: torch.Tensor, residual_BD: torch.Tensor
+    term: AuxKTerm, pre_Bk: torch.Tensor, firings_F: torch.Tensor, W_dec_FD: torch.Tensor, residual_BD: torch.Tensor
 ) -> AuxKGradient:
-    """The term and its gradient, by autograd: it concerns few latents."""
-    leaves = pre_Bk.detach().requires_grad_(), W_dec_kD.detach().requires_grad_()
+    """The term and its gradient by autograd, which concerns few latents.
+
+    `pre_Bk` is of the latents of `term.dead_F`. Of these, the ones that fire on this batch are dead no longer.
+    """
+    still = firings_F[term.dead_F] == 0
+    latent_k = term.dead_F.nonzero().squeeze(1)[still]
+    leaves = pre_Bk[:, still].detach().requires_grad_(), W_dec_FD[latent_k].detach().requires_grad_()
     with torch.enable_grad():
         value = auxk(term, *leaves, residual_BD)
-        pre_gradient_Bk, W_gradient_kD = torch.autograd.grad(value, leaves)
-    return AuxKGradient(term=value.detach(), latent_k=latent_k, pre_Bk=pre_gradient_Bk, W_dec_kD=W_gradient_kD)
+        gradients = torch.autograd.grad(term.weight * value, leaves, materialize_grads=True)
+    return AuxKGradient(term=value.detach(), latent_k=latent_k, pre_Bk=gradients[0], W_dec_kD=gradients[1])

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.sae.activation import Activation
+from pipeline.sae.activation import Trainable
 from pipeline.study.penalties import Contrast
 from pipeline.train import pair_kernels, pair_selection
 from pipeline.train.losses import pre_activations
@@ -26,7 +26,7 @@ class Geometry:
 
 
 @torch.no_grad()
-def geometry(weights: Weights, x_BD: torch.Tensor, activation: Activation, penalty: PenaltyTerm | None) -> Geometry:
+def geometry(weights: Weights, x_BD: torch.Tensor, activation: Trainable, penalty: PenaltyTerm | None) -> Geometry:
     """Measure one SAE on a batch [B, D]; `penalty` is the arm's own, which may rescale the encoder."""
     norm_F = decoder_norms(weights.W_dec_FD)
     pre_BF = pre_activations(weights, x_BD, penalty.encoder_scale(norm_F) if penalty else None)

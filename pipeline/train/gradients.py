@@ -11,7 +11,7 @@ from pipeline.train import auxk
 from pipeline.train.auxk import AuxKTerm
 from pipeline.train.losses import Differentiated, Objective
 from pipeline.train.penalty import Accumulator, Latents
-from pipeline.train.weights import Weights, decoder_norms, operand, scratch
+from pipeline.train.weights import Weights, decoder_norms, operand, product, scratch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,8 @@ def closed_form(
     residual_BD.mul_(2 / rows)
     residual = operand("residual", residual_BD, precision)
     into = Accumulator(
-        f_BF=_product("f_gradient", residual, forward.W_dec.T, x_BD).add_(norm_F, alpha=objective.l1 / rows),
-        W_dec_FD=_product("W_dec_gradient", forward.f.T, residual, x_BD),
+        f_BF=product("f_gradient", residual, forward.W_dec.T, x_BD).add_(norm_F, alpha=objective.l1 / rows),
+        W_dec_FD=product("W_dec_gradient", forward.f.T, residual, x_BD),
         weight=objective.weight,
     )
     into.W_dec_FD.addcmul_(weights.W_dec_FD, (f_sum_F / norm_F)[:, None], value=objective.l1 / rows)
@@ -62,7 +62,7 @@ def closed_form(
         terms["auxk"] = _add_auxk(objective.auxk, forward, weights, into, rows)
     b_enc_gradient_F = into.f_BF.sum(dim=0)
     gradient = Weights(
-        W_enc_DF=_product("W_enc_gradient", forward.centred.T, operand("f_gradient", into.f_BF, precision), x_BD),
+        W_enc_DF=product("W_enc_gradient", forward.centred.T, operand("f_gradient", into.f_BF, precision), x_BD),
         b_enc_F=b_enc_gradient_F,
         W_dec_FD=into.W_dec_FD,
         # b_dec is added to x^ and subtracted from x. Summing over rows first leaves a product with a vector, not a matrix.
@@ -74,16 +74,11 @@ def closed_form(
 def _add_auxk(term: AuxKTerm, forward: _Forward, weights: Weights, into: Accumulator, rows: int) -> torch.Tensor:
     """Add the gradient of AuxK, for which `into` holds that of pre-activations already; returns the term."""
     assert forward.pre_Bk is not None
-    candidates = term.dead_F.nonzero().squeeze(1)
-    dead = forward.firings_F[candidates] == 0
     # residual_BD holds the gradient 2/B (x^ - x) by now.
     residual_BD = forward.residual_BD * (-rows / 2)
-    latent_k, pre_Bk = candidates[dead], forward.pre_Bk[:, dead]
-    if not len(latent_k):
-        return residual_BD.new_zeros(())
-    found = auxk.differentiated(term, latent_k, pre_Bk, weights.W_dec_FD[latent_k], residual_BD)
-    into.f_BF[:, latent_k] += term.weight * found.pre_Bk
-    into.W_dec_FD[latent_k] += term.weight * found.W_dec_kD
+    found = auxk.differentiated(term, forward.pre_Bk, forward.firings_F, weights.W_dec_FD, residual_BD)
+    into.f_BF[:, found.latent_k] += found.pre_Bk
+    into.W_dec_FD[found.latent_k] += found.W_dec_kD
     return found.term
 
 
@@ -93,14 +88,14 @@ def _forward(weights: Weights, x_BD: torch.Tensor, objective: Objective, precisi
     W_dec = operand("W_dec", weights.W_dec_FD, precision)
     centred_BD = torch.sub(x_BD, weights.b_dec_D, out=scratch("centred", x_BD, *x_BD.shape))
     centred = operand("centred", centred_BD, precision)
-    encoded_BF = _product("f", centred, operand("W_enc", weights.W_enc_DF, precision), x_BD)
+    encoded_BF = product("f", centred, operand("W_enc", weights.W_enc_DF, precision), x_BD)
     norm_F = decoder_norms(weights.W_dec_FD)
     encoded_BF.add_(weights.b_enc_F)
     pre_Bk = encoded_BF[:, objective.auxk.dead_F] if objective.auxk else None
     f_BF = activation.in_training_(encoded_BF, norm_F)
     activation.observe(f_BF, norm_F)
     f = operand("f", f_BF, precision)
-    residual_BD = _product("residual", f, W_dec, x_BD).sub_(centred_BD)
+    residual_BD = product("residual", f, W_dec, x_BD).sub_(centred_BD)
     # In the buffer that later holds the latents' gradient: it is free until then.
     fires_BF = torch.sign(f_BF, out=scratch("f_gradient", f_BF, *f_BF.shape))
     return _Forward(
@@ -113,12 +108,3 @@ def _forward(weights: Weights, x_BD: torch.Tensor, objective: Objective, precisi
         firings_F=fires_BF.sum(dim=0),
         pre_Bk=pre_Bk,
     )
-
-
-def _product(name: str, left: torch.Tensor, right: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """left @ right in the dtype of `like`, in the buffer of that name."""
-    shape = (left.shape[0], right.shape[1])
-    product = scratch(name, like, *shape)
-    if left.dtype == product.dtype:
-        return torch.mm(left, right, out=product)
-    return product.copy_(torch.mm(left, right, out=scratch(name, left, *shape)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.runtime.linalg import vector_norm
-from pipeline.sae.activation import Activation
+from pipeline.sae.activation import Trainable
 from pipeline.train.auxk import AuxKTerm, auxk
 from pipeline.train.penalty import PenaltyTerm
 from pipeline.train.weights import Weights
@@ -19,7 +19,7 @@ from pipeline.train.weights import Weights
 class Objective:
     """The loss of one step: reconstruction + l1 * sparsity + weight * penalty."""
 
-    activation: Activation
+    activation: Trainable
     l1: float
     penalty: PenaltyTerm | None = None
     """None for an arm without a penalty, and on a step that leaves it out."""
@@ -74,10 +74,8 @@ def differentiated(weights: Weights, x_BD: torch.Tensor, objective: Objective) -
             loss = loss + objective.weight * terms[penalty.name]
         if objective.auxk:
             dead_k = (objective.auxk.dead_F & ~(f_BF > 0).any(dim=0)).nonzero().squeeze(1)
-            terms["auxk"] = f_BF.new_zeros(())
-            if len(dead_k):
-                residual_BD = (x_BD - reconstructed_BD).detach()
-                terms["auxk"] = auxk(objective.auxk, pre_BF[:, dead_k], leaves.W_dec_FD[dead_k], residual_BD)
+            residual_BD = (x_BD - reconstructed_BD).detach()
+            terms["auxk"] = auxk(objective.auxk, pre_BF[:, dead_k], leaves.W_dec_FD[dead_k], residual_BD)
             loss = loss + objective.auxk.weight * terms["auxk"]
         gradients = torch.autograd.grad(loss, leaves.tensors())
     return Differentiated(

@@ -110,8 +110,10 @@ def by_squares(pairs: SelectedPairs, into: Accumulator | None) -> torch.Tensor:
     """The same on a GPU: large blocks, in full on the diagonal. Nothing that the host waits for."""
     latents, rows, config = len(pairs.W_dec_FD), len(pairs.f_BF), pairs.config
     f_BF = pairs.operand(pairs.f_BF)
-    known = pairs.rounded_FD is not None and pairs.rounded_FD.dtype == f_BF.dtype
-    operands = f_BF, pairs.rounded_FD if known and pairs.rounded_FD is not None else pairs.operand(pairs.W_dec_FD)
+    rounded_FD = pairs.rounded_FD
+    if rounded_FD is None or rounded_FD.dtype != f_BF.dtype:
+        rounded_FD = pairs.operand(pairs.W_dec_FD)
+    operands = f_BF, rounded_FD
     kind = config.by, config.select, f_BF.dtype
     strength_F = torch.zeros_like(pairs.norm_F)
     size = gpu_block(latents)

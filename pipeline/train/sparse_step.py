@@ -17,7 +17,7 @@ from pipeline.section import Dtype
 from pipeline.train import auxk
 from pipeline.train.losses import Differentiated, Objective
 from pipeline.train.penalty import Accumulator, Latents
-from pipeline.train.weights import Weights, decoder_norms, operand, scratch
+from pipeline.train.weights import Weights, decoder_norms, operand, product, scratch
 
 without_sparse_warning()
 DENSEST = 0.1
@@ -109,9 +109,9 @@ def sparse_form(
     assert isinstance(activation, ClosedForm)
     norm_F = decoder_norms(weights.W_dec_FD)
     centred_BD = torch.sub(x_BD, weights.b_dec_D, out=scratch("centred", x_BD, *x_BD.shape))
-    pre_BF = _encoded(weights, centred_BD, precision)
-    dead_F = objective.auxk.dead_F if objective.auxk else None
-    pre_Bk = pre_BF[:, dead_F] if dead_F is not None else None
+    centred, W_enc = operand("centred", centred_BD, precision), operand("W_enc", weights.W_enc_DF, precision)
+    pre_BF = product("f", centred, W_enc, x_BD).add_(weights.b_enc_F)
+    pre_Bk = pre_BF[:, objective.auxk.dead_F] if objective.auxk else None
     f_BF = activation.in_training_(pre_BF, norm_F)
     activation.observe(f_BF, norm_F)
     fires = Firings.of(f_BF)
@@ -123,44 +123,26 @@ def sparse_form(
     }
     gradient_BD = residual_BD * (2 / rows)
     h_n = fires.sampled(gradient_BD, weights.W_dec_FD)
-    W_gradient_FD = fires.transposed_times(f_n, gradient_BD)
+    W_dec_gradient_FD = fires.transposed_times(f_n, gradient_BD)
     if objective.penalty:
-        latents = Latents(f_BF=f_BF, firing_B=fires.starts_B.diff().to(f_BF.dtype), W_dec_FD=weights.W_dec_FD, norm_F=norm_F)
         f_gradient_BF = scratch("f_gradient", f_BF, *f_BF.shape).zero_()
-        into = Accumulator(f_BF=f_gradient_BF, W_dec_FD=W_gradient_FD, weight=objective.weight)
+        into = Accumulator(f_BF=f_gradient_BF, W_dec_FD=W_dec_gradient_FD, weight=objective.weight)
+        firing_B = fires.starts_B.diff().to(f_BF.dtype)
+        latents = Latents(f_BF=f_BF, firing_B=firing_B, W_dec_FD=weights.W_dec_FD, norm_F=norm_F)
         terms[objective.penalty.name] = objective.penalty.add_gradient(latents, into)
         h_n += f_gradient_BF[fires.row_n, fires.latent_n]
-    b_gradient_F = fires.summed(h_n)
+    b_enc_gradient_F = fires.summed(h_n)
     W_enc_gradient_DF = fires.transposed_times(h_n, centred_BD).T.contiguous()
-    if objective.auxk and pre_Bk is not None and dead_F is not None:
-        still = fires.count_F[dead_F] == 0
-        latent_k = dead_F.nonzero().squeeze(1)[still]
-        terms["auxk"] = residual_BD.new_zeros(())
-        if len(latent_k):
-            found = auxk.differentiated(
-                objective.auxk, latent_k, pre_Bk[:, still], weights.W_dec_FD[latent_k], residual_BD.neg()
-            )
-            terms["auxk"] = found.term
-            h_Bk = objective.auxk.weight * found.pre_Bk
-            W_gradient_FD[latent_k] += objective.auxk.weight * found.W_dec_kD
-            W_enc_gradient_DF[:, latent_k] += centred_BD.T @ h_Bk
-            b_gradient_F[latent_k] += h_Bk.sum(dim=0)
+    if objective.auxk and pre_Bk is not None:
+        found = auxk.differentiated(objective.auxk, pre_Bk, fires.count_F, weights.W_dec_FD, residual_BD.neg())
+        terms["auxk"] = found.term
+        W_dec_gradient_FD[found.latent_k] += found.W_dec_kD
+        W_enc_gradient_DF[:, found.latent_k] += centred_BD.T @ found.pre_Bk
+        b_enc_gradient_F[found.latent_k] += found.pre_Bk.sum(dim=0)
     gradient = Weights(
         W_enc_DF=W_enc_gradient_DF,
-        b_enc_F=b_gradient_F,
-        W_dec_FD=W_gradient_FD,
-        b_dec_D=gradient_BD.sum(dim=0) - torch.mv(weights.W_enc_DF, b_gradient_F),
+        b_enc_F=b_enc_gradient_F,
+        W_dec_FD=W_dec_gradient_FD,
+        b_dec_D=gradient_BD.sum(dim=0) - torch.mv(weights.W_enc_DF, b_enc_gradient_F),
     )
     return Differentiated(gradient=gradient, terms=terms, residual_BD=residual_BD, firings_F=fires.count_F.to(f_BF.dtype))
-
-
-def _encoded(weights: Weights, centred_BD: torch.Tensor, precision: Dtype) -> torch.Tensor:
-    """Pre-activations, in a buffer."""
-    shape = (len(centred_BD), len(weights.b_enc_F))
-    pre_BF = scratch("f", centred_BD, *shape)
-    centred, W_enc = operand("centred", centred_BD, precision), operand("W_enc", weights.W_enc_DF, precision)
-    if precision == "float32":
-        torch.mm(centred, W_enc, out=pre_BF)
-    else:
-        pre_BF.copy_(torch.mm(centred, W_enc, out=scratch("f", centred, *shape)))
-    return pre_BF.add_(weights.b_enc_F)

@@ -77,9 +77,8 @@ class Trainer:
         """Steps taken."""
         self.last_fired_F = torch.zeros(d_sae, dtype=torch.long, device=self.device)
         """The step on which each latent last fired or was reset; 0 before either."""
-        compiles = self._has_closed_form and isinstance(self.activation, ClosedForm) and self.activation.compiles
-        compiles = compiles and not self.config.frozen
-        self.on_gpu = self._gpu_step() if self.device.type == "cuda" and compiles else None
+        self.on_gpu = self._gpu_step()
+        """Takes the steps on a GPU; None where they are taken as they are written."""
         self.last_penalty = self.on_gpu.last_penalty if self.on_gpu else torch.zeros((), device=self.device)
         """The penalty when it was last computed."""
         self.resets = 0
@@ -203,8 +202,11 @@ class Trainer:
             return None
         return AuxKTerm(weight=section.weight, kept=section.latents or self.d_in // 2, dead_F=dead_F)
 
-    def _gpu_step(self) -> GpuStep:
-        assert isinstance(self.activation, ClosedForm)
+    def _gpu_step(self) -> GpuStep | None:
+        if self.device.type != "cuda" or self.config.frozen or not self._has_closed_form:
+            return None
+        if not isinstance(self.activation, ClosedForm) or not self.activation.compiles:
+            return None
         state = Optimized(
             weights=self.weights,
             first_moment=self.first_moment,

@@ -73,3 +73,12 @@ def operand(name: str, tensor: torch.Tensor, precision: Dtype) -> torch.Tensor:
     if precision == "float32":
         return tensor
     return scratch(name, tensor, *tensor.shape, dtype=torch.bfloat16).copy_(tensor)
+
+
+def product(name: str, left: torch.Tensor, right: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """left @ right in the dtype of `like`, in the buffer of that name."""
+    shape = (left.shape[0], right.shape[1])
+    result = scratch(name, like, *shape)
+    if left.dtype == result.dtype:
+        return torch.mm(left, right, out=result)
+    return result.copy_(torch.mm(left, right, out=scratch(name, left, *shape)))
