@@ -3,7 +3,7 @@
 Every field is hashed into the keys of the SAEs (`pipeline.study.origins`).
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +25,11 @@ def none_if_false(value: Any) -> Any:
     return None if value is False else value
 
 
+def tuple_of_list(value: Any) -> Any:
+    """TOML has lists, and a recipe must be hashable."""
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+
+
 class Resets(Section):
     """Re-initialisation of dead latents (docs/method.md, "Dead-latent resets")."""
 
@@ -34,6 +39,7 @@ class Resets(Section):
     """Step of the first reset (the method's reset warm-up)."""
 
 
+Prefixes = Annotated[tuple[PositiveInt, ...], BeforeValidator(tuple_of_list)]
 Frozen = Literal["decoder", "soft-decoder", "encoder"]
 
 
@@ -62,6 +68,8 @@ class TrainConfig(Section):
     """Latents that fire on a row, for `topk`, or on average, for `batchtopk`. They take the place of `l1`."""
     auxk: Annotated[AuxK | None, BeforeValidator(none_if_false), Before(None)] = None
     """The term for dead latents, for `topk` and `batchtopk`."""
+    prefixes: Annotated[Prefixes | None, BeforeValidator(none_if_false), Before(None)] = None
+    """Widths that rise to d_sae, for `topk` and `batchtopk`: a Matryoshka SAE, whose first latents reconstruct alone."""
     precision: Dtype = "float32"
     """Dtype of the operands of matrix products. Weights, summed gradients and Adam's state stay float32."""
     learning_rate: PositiveFloat = 3e-4
@@ -116,6 +124,10 @@ class TrainConfig(Section):
             raise ValueError(f"k {self.k} means nothing to activation {self.activation!r}; remove it, or choose {kinds}")
         if self.auxk and not fixed:
             raise ValueError(f"auxk is for activations that need k, not for {self.activation!r}; set auxk = false")
+        if self.prefixes and not fixed:
+            raise ValueError(f"prefixes are for activations that need k, not for {self.activation!r}; set prefixes = false")
+        if self.prefixes and (self.prefixes[-1] != self.d_sae or sorted(set(self.prefixes)) != list(self.prefixes)):
+            raise ValueError(f"prefixes {list(self.prefixes)} must rise to d_sae {self.d_sae}; order them and end with it")
         if self.k is not None and self.k > self.d_sae:
             raise ValueError(f"k {self.k} is more than the {self.d_sae} latents; lower it")
         if fixed and self.match_l0:

@@ -10,6 +10,7 @@ from pipeline.section import Dtype
 from pipeline.train import auxk
 from pipeline.train.auxk import AuxKTerm
 from pipeline.train.losses import Differentiated, Objective
+from pipeline.train.nested import nested_gradients
 from pipeline.train.penalty import Accumulator, Latents
 from pipeline.train.weights import Weights, decoder_norms, operand, product, scratch
 
@@ -41,19 +42,15 @@ def closed_form(
     assert isinstance(objective.activation, ClosedForm)
     rows = len(x_BD)
     forward = _forward(weights, x_BD, objective, precision)
-    residual_BD, f_sum_F, norm_F = forward.residual_BD, forward.f_sum_F, forward.latents.norm_F
+    f_sum_F, norm_F = forward.f_sum_F, forward.latents.norm_F
     terms = {
-        "reconstruction": vector_norm(residual_BD).square() / rows,
+        "reconstruction": vector_norm(forward.residual_BD).square() / rows,
         "sparsity": torch.dot(f_sum_F, norm_F) / rows,
     }
-    # From here on residual_BD holds the gradient of the reconstruction term with respect to x^.
-    residual_BD.mul_(2 / rows)
-    residual = operand("residual", residual_BD, precision)
-    into = Accumulator(
-        f_BF=product("f_gradient", residual, forward.W_dec.T, x_BD).add_(norm_F, alpha=objective.l1 / rows),
-        W_dec_FD=product("W_dec_gradient", forward.f.T, residual, x_BD),
-        weight=objective.weight,
-    )
+    if objective.prefixes:
+        terms["prefixes"], x_gradient_D, into = _nested(forward, objective, x_BD, precision)
+    else:
+        x_gradient_D, into = _whole(forward, objective, x_BD, precision)
     into.W_dec_FD.addcmul_(weights.W_dec_FD, (f_sum_F / norm_F)[:, None], value=objective.l1 / rows)
     if objective.penalty:
         terms[objective.penalty.name] = objective.penalty.add_gradient(forward.latents, into)
@@ -66,9 +63,52 @@ def closed_form(
         b_enc_F=b_enc_gradient_F,
         W_dec_FD=into.W_dec_FD,
         # b_dec is added to x^ and subtracted from x. Summing over rows first leaves a product with a vector, not a matrix.
-        b_dec_D=residual_BD.sum(dim=0) - torch.mv(weights.W_enc_DF, b_enc_gradient_F),
+        b_dec_D=x_gradient_D - torch.mv(weights.W_enc_DF, b_enc_gradient_F),
     )
-    return Differentiated(gradient=gradient, terms=terms, residual_BD=residual_BD, firings_F=forward.firings_F)
+    return Differentiated(gradient=gradient, terms=terms, residual_BD=forward.residual_BD, firings_F=forward.firings_F)
+
+
+def _whole(
+    forward: _Forward, objective: Objective, x_BD: torch.Tensor, precision: Dtype
+) -> tuple[torch.Tensor, Accumulator]:
+    """The gradients of reconstruction and sparsity for x^, summed over rows, and for latents and decoder.
+
+    From here on `forward.residual_BD` holds the first for each row.
+    """
+    rows = len(x_BD)
+    residual_BD = forward.residual_BD.mul_(2 / rows)
+    residual = operand("residual", residual_BD, precision)
+    into = Accumulator(
+        f_BF=product("f_gradient", residual, forward.W_dec.T, x_BD).add_(forward.latents.norm_F, alpha=objective.l1 / rows),
+        W_dec_FD=product("W_dec_gradient", forward.f.T, residual, x_BD),
+        weight=objective.weight,
+    )
+    return residual_BD.sum(dim=0), into
+
+
+def _nested(
+    forward: _Forward, objective: Objective, x_BD: torch.Tensor, precision: Dtype
+) -> tuple[torch.Tensor, torch.Tensor, Accumulator]:
+    """The term of the prefixes, and the same as `_whole` for it."""
+    rows, blocks = len(x_BD), objective.blocks(len(forward.W_dec))
+    residuals = [forward.residual_BD]
+    for block in blocks[:0:-1]:
+        decoded = forward.f[:, block] @ forward.W_dec[block]
+        residuals.insert(0, residuals[0] - decoded.to(x_BD.dtype))
+    gradients = nested_gradients(residuals, rows)
+    term = torch.stack([vector_norm(each).square() / rows for each in residuals]).mean()
+    forward.residual_BD.mul_(2 / rows)
+    into = Accumulator(
+        f_BF=scratch("f_gradient", x_BD, *forward.f.shape),
+        W_dec_FD=scratch("W_dec_gradient", x_BD, *forward.W_dec.shape),
+        weight=objective.weight,
+    )
+    for block, gradient_BD in zip(blocks, gradients, strict=True):
+        gradient = operand("residual", gradient_BD, precision)
+        into.f_BF[:, block] = gradient @ forward.W_dec[block].T
+        into.W_dec_FD[block] = forward.f[:, block].T @ gradient
+    into.f_BF.add_(forward.latents.norm_F, alpha=objective.l1 / rows)
+    return term, gradients[0].sum(dim=0), into
 
 
 def _add_auxk(term: AuxKTerm, forward: _Forward, weights: Weights, into: Accumulator, rows: int) -> torch.Tensor:

@@ -26,6 +26,13 @@ class Objective:
     weight: float = 0.0
     auxk: AuxKTerm | None = None
     """For dead latents, if there are any."""
+    prefixes: tuple[int, ...] = ()
+    """Of a Matryoshka SAE: the first so many latents each reconstruct alone, and the mean of their errors is the term."""
+
+    def blocks(self, d_sae: int) -> list[slice]:
+        """The latents that each prefix adds to the one before; all of them without prefixes."""
+        ends = self.prefixes or (d_sae,)
+        return [slice(first, last) for first, last in zip((0, *ends[:-1]), ends, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,10 @@ class Differentiated:
 
     gradient: Weights
     terms: dict[str, torch.Tensor]
-    """Each term by name, unweighted: `reconstruction`, `sparsity`, and the penalty's where it was computed."""
+    """Each term by name, unweighted: `reconstruction`, `sparsity`, and the penalty's where it was computed.
+
+    With prefixes the loss has `prefixes` in place of `reconstruction`, which is that of all latents.
+    """
     residual_BD: torch.Tensor
     """x^ - x, up to a positive factor that is the same for all rows: resets need no more."""
     firings_F: torch.Tensor
@@ -44,6 +54,14 @@ class Differentiated:
 def reconstruction(x_BD: torch.Tensor, reconstructed_BD: torch.Tensor) -> torch.Tensor:
     """mean_b ||x_b - x^_b||^2; 1 is the mean square norm of a row."""
     return (x_BD - reconstructed_BD).square().sum(dim=1).mean()
+
+
+def prefix_reconstruction(
+    x_BD: torch.Tensor, f_BF: torch.Tensor, weights: Weights, prefixes: tuple[int, ...]
+) -> torch.Tensor:
+    """Mean over prefixes of the reconstruction from their latents alone (Bussmann et al. 2025, arXiv 2503.17547)."""
+    errors = [reconstruction(x_BD, f_BF[:, :end] @ weights.W_dec_FD[:end] + weights.b_dec_D) for end in prefixes]
+    return torch.stack(errors).mean()
 
 
 def sparsity(f_BF: torch.Tensor, norm_F: torch.Tensor) -> torch.Tensor:
@@ -68,7 +86,10 @@ def differentiated(weights: Weights, x_BD: torch.Tensor, objective: Objective) -
         objective.activation.observe(f_BF.detach(), norm_F.detach())
         reconstructed_BD = f_BF @ leaves.W_dec_FD + leaves.b_dec_D
         terms = {"reconstruction": reconstruction(x_BD, reconstructed_BD), "sparsity": sparsity(f_BF, norm_F)}
-        loss = terms["reconstruction"] + objective.l1 * terms["sparsity"]
+        fidelity = terms["reconstruction"]
+        if objective.prefixes:
+            fidelity = terms["prefixes"] = prefix_reconstruction(x_BD, f_BF, leaves, objective.prefixes)
+        loss = fidelity + objective.l1 * terms["sparsity"]
         if penalty:
             terms[penalty.name] = penalty.definition(f_BF, leaves.W_dec_FD)
             loss = loss + objective.weight * terms[penalty.name]

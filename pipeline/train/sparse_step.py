@@ -16,6 +16,7 @@ from pipeline.sae.activation import ClosedForm
 from pipeline.section import Dtype
 from pipeline.train import auxk
 from pipeline.train.losses import Differentiated, Objective
+from pipeline.train.nested import joined, nested_gradients
 from pipeline.train.penalty import Accumulator, Latents
 from pipeline.train.weights import Weights, decoder_norms, operand, product, scratch
 
@@ -114,27 +115,32 @@ def sparse_form(
     pre_Bk = pre_BF[:, objective.auxk.dead_F] if objective.auxk else None
     f_BF = activation.in_training_(pre_BF, norm_F)
     activation.observe(f_BF, norm_F)
-    fires = Firings.of(f_BF)
-    f_n = f_BF[fires.row_n, fires.latent_n]
-    residual_BD = fires.times(f_n, weights.W_dec_FD).sub_(centred_BD)
+    blocks = [_Block.of(f_BF, latents) for latents in objective.blocks(len(norm_F))]
+    residuals = _residuals(blocks, centred_BD, weights.W_dec_FD)
+    count_F, f_sum_F = (joined([one(block) for block in blocks]) for one in (_Block.count, _Block.f_sum))
     terms = {
-        "reconstruction": vector_norm(residual_BD).square() / rows,
-        "sparsity": torch.dot(fires.summed(f_n), norm_F) / rows,
+        "reconstruction": vector_norm(residuals[-1]).square() / rows,
+        "sparsity": torch.dot(f_sum_F, norm_F) / rows,
     }
-    gradient_BD = residual_BD * (2 / rows)
-    h_n = fires.sampled(gradient_BD, weights.W_dec_FD)
-    W_dec_gradient_FD = fires.transposed_times(f_n, gradient_BD)
+    if objective.prefixes:
+        terms["prefixes"] = torch.stack([vector_norm(each).square() / rows for each in residuals]).mean()
+    gradients = nested_gradients(residuals, rows)
+    W_dec_gradient_FD = joined([block.decoder_gradient(each) for block, each in zip(blocks, gradients, strict=True)])
+    f_gradient_BF = None
     if objective.penalty:
         f_gradient_BF = scratch("f_gradient", f_BF, *f_BF.shape).zero_()
         into = Accumulator(f_BF=f_gradient_BF, W_dec_FD=W_dec_gradient_FD, weight=objective.weight)
-        firing_B = fires.starts_B.diff().to(f_BF.dtype)
+        firing_B = torch.stack([block.fires.starts_B.diff() for block in blocks]).sum(dim=0).to(f_BF.dtype)
         latents = Latents(f_BF=f_BF, firing_B=firing_B, W_dec_FD=weights.W_dec_FD, norm_F=norm_F)
         terms[objective.penalty.name] = objective.penalty.add_gradient(latents, into)
-        h_n += f_gradient_BF[fires.row_n, fires.latent_n]
-    b_enc_gradient_F = fires.summed(h_n)
-    W_enc_gradient_DF = fires.transposed_times(h_n, centred_BD).T.contiguous()
+    encoders = [
+        block.encoder_gradients(each, weights.W_dec_FD, f_gradient_BF, centred_BD)
+        for block, each in zip(blocks, gradients, strict=True)
+    ]
+    b_enc_gradient_F = joined([bias for bias, _ in encoders])
+    W_enc_gradient_DF = joined([matrix for _, matrix in encoders]).T.contiguous()
     if objective.auxk and pre_Bk is not None:
-        found = auxk.differentiated(objective.auxk, pre_Bk, fires.count_F, weights.W_dec_FD, residual_BD.neg())
+        found = auxk.differentiated(objective.auxk, pre_Bk, count_F, weights.W_dec_FD, residuals[-1].neg())
         terms["auxk"] = found.term
         W_dec_gradient_FD[found.latent_k] += found.W_dec_kD
         W_enc_gradient_DF[:, found.latent_k] += centred_BD.T @ found.pre_Bk
@@ -143,6 +149,49 @@ def sparse_form(
         W_enc_DF=W_enc_gradient_DF,
         b_enc_F=b_enc_gradient_F,
         W_dec_FD=W_dec_gradient_FD,
-        b_dec_D=gradient_BD.sum(dim=0) - torch.mv(weights.W_enc_DF, b_enc_gradient_F),
+        b_dec_D=gradients[0].sum(dim=0) - torch.mv(weights.W_enc_DF, b_enc_gradient_F),
     )
-    return Differentiated(gradient=gradient, terms=terms, residual_BD=residual_BD, firings_F=fires.count_F.to(f_BF.dtype))
+    return Differentiated(gradient=gradient, terms=terms, residual_BD=residuals[-1], firings_F=count_F.to(f_BF.dtype))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """The firings of some latents: of all, or of those that a prefix adds."""
+
+    latents: slice
+    fires: Firings
+    f_n: torch.Tensor
+
+    @classmethod
+    def of(cls, f_BF: torch.Tensor, latents: slice) -> "_Block":
+        fires = Firings.of(f_BF[:, latents])
+        return cls(latents=latents, fires=fires, f_n=f_BF[:, latents][fires.row_n, fires.latent_n])
+
+    def count(self) -> torch.Tensor:
+        """Rows on which each latent fires."""
+        return self.fires.count_F
+
+    def f_sum(self) -> torch.Tensor:
+        """Sums of latents over rows."""
+        return self.fires.summed(self.f_n)
+
+    def decoder_gradient(self, gradient_BD: torch.Tensor) -> torch.Tensor:
+        """Of the rows of W_dec, given that of the reconstructions which these latents are part of."""
+        return self.fires.transposed_times(self.f_n, gradient_BD)
+
+    def encoder_gradients(
+        self, gradient_BD: torch.Tensor, W_dec_FD: torch.Tensor, penalty_BF: torch.Tensor | None, centred_BD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the biases and, transposed, of W_enc; `penalty_BF` is the gradient of the latents from elsewhere."""
+        h_n = self.fires.sampled(gradient_BD, W_dec_FD[self.latents])
+        if penalty_BF is not None:
+            h_n += penalty_BF[:, self.latents][self.fires.row_n, self.fires.latent_n]
+        return self.fires.summed(h_n), self.fires.transposed_times(h_n, centred_BD)
+
+
+def _residuals(blocks: list[_Block], centred_BD: torch.Tensor, W_dec_FD: torch.Tensor) -> list[torch.Tensor]:
+    """x^ - x from the latents of the first block, of the first two, and so on."""
+    residuals = [blocks[0].fires.times(blocks[0].f_n, W_dec_FD[blocks[0].latents]).sub_(centred_BD)]
+    for block in blocks[1:]:
+        residuals.append(block.fires.times(block.f_n, W_dec_FD[block.latents]).add_(residuals[-1]))
+    return residuals

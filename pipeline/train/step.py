@@ -99,6 +99,8 @@ class Trainer:
         reset_now = self._reset(-residual_BD) if resetting and residual_BD is not None else 0
         penalty = self.penalty.name if self.penalty else NO_PENALTY
         terms = {name: measured.get(name, self.last_penalty) for name in ("reconstruction", "sparsity", penalty)}
+        if self.config.prefixes:
+            terms["prefixes"] = measured["prefixes"]
         if self.config.auxk:
             terms["auxk"] = measured.get("auxk", torch.zeros((), device=self.device))
         return StepMetrics(terms=terms, fvu=measured["fvu"], l0=measured["l0"], reset_now=reset_now)
@@ -182,7 +184,7 @@ class Trainer:
     def _objective(self) -> Objective:
         """Of the next step."""
         l1 = 0.0 if self.activation.fixes_l0 else self.config.l1 * _ramp(self.done, self.config.l1_warmup)
-        plain = Objective(activation=self.activation, l1=l1, auxk=self._auxk())
+        plain = Objective(activation=self.activation, l1=l1, auxk=self._auxk(), prefixes=self.config.prefixes or ())
         section, penalty = self.config.only_penalty, self.penalty
         if section is None or penalty is None:
             return plain

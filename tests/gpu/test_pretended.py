@@ -58,6 +58,7 @@ def test_a_penalty_on_some_steps_only_is_that_of_the_cpu() -> None:
 OTHERS: dict[str, dict[str, object]] = {
     "topk": {"activation": "topk", "k": 4, "auxk": {"dead_after": 4 * ROWS}, "resets": None},
     "batchtopk": {"activation": "batchtopk", "k": 4, "auxk": {"dead_after": 4 * ROWS}},
+    "matryoshka": {"activation": "batchtopk", "k": 4, "prefixes": [16, 64], "resets": None},
     "frozen": {"frozen": "soft-decoder", "resets": None},
     "c2r": {"contrast": None, "penalty": {"kind": "c2r", "coefficient": 0.1, "chunk": 24}},
     "orthogonality": {"contrast": None, "penalty": {"kind": "orthogonality", "coefficient": 0.1, "every": 2}},

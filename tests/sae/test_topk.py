@@ -116,6 +116,9 @@ def test_an_sae_without_its_thresholds_is_refused(tmp_path: Path) -> None:
     [
         ({"activation": "topk"}, "activation 'topk' needs k"),
         ({"k": 4}, "k 4 means nothing to activation 'relu'; remove it, or choose 'topk' or 'batchtopk'"),
+        ({"prefixes": [20, 40]}, "prefixes are for activations that need k, not for 'relu'; set prefixes = false"),
+        ({"activation": "topk", "k": 4, "prefixes": [20, 30]}, r"prefixes \[20, 30\] must rise to d_sae 40; order them"),
+        ({"activation": "topk", "k": 4, "prefixes": [20, 10, 40]}, r"prefixes \[20, 10, 40\] must rise to d_sae 40; order"),
         ({"activation": "topk", "k": 41}, "k 41 is more than the 40 latents; lower it"),
         (
             {"activation": "batchtopk", "k": 4, "match_l0": "full"},
