@@ -130,3 +130,13 @@ def test_what_k_cannot_be_is_refused(changes: dict[str, object], message: str) -
     own = {"one": ArmConfig.model_validate({"question": "?"} | changes)}
     with pytest.raises(BadInputError, match=message):
         _ = Recipes(TrainConfig.model_validate(CONFIG_OF | {"resets": None}), own)["one"]
+
+
+def test_a_recipe_with_prefixes_is_hashable_and_hashed_into_the_key() -> None:
+    """TOML gives a list, and the planning of a study keeps recipes in dictionaries."""
+    one, other = (
+        TrainConfig.model_validate(CONFIG_OF | {"resets": None, "activation": "topk", "k": 4, "prefixes": prefixes})
+        for prefixes in ([10, 40], [20, 40])
+    )
+    assert len({one, other}) == 2
+    assert one.model_dump(mode="json")["prefixes"] == [10, 40]
