@@ -64,11 +64,12 @@ def _seconds(recipe: TrainConfig, d_in: int, contrast: Contrast | None) -> float
     D, F, B = d_in, recipe.d_sae, recipe.batch_size
     sizes = (D * F, B * F, B * D, F * F)
     moved = sum(size * factor for size, factor in zip(sizes, CONTRASTED if contrast else PLAIN, strict=True))
-    seconds = moved / BANDWIDTH + 5 * 2 * B * D * F / RATES[recipe.precision]
+    products = 6 - recipe.prefixes[0] / F if recipe.prefixes else 5  # all prefixes but the first are decoded once more
+    seconds = moved / BANDWIDTH + products * 2 * B * D * F / RATES[recipe.precision]
     if contrast:
         part = PART if F >= HALVED else 1.0
-        products = 2 * F * F * (D + (part + 1) * B * contrast.weighted)
-        seconds += part * 2 * F * F * D / RATES["float32"] + products / RATES[contrast.precision]
+        dense = 2 * F * F * (D + (part + 1) * B * contrast.weighted)
+        seconds += part * 2 * F * F * D / RATES["float32"] + dense / RATES[contrast.precision]
         seconds += (40 * F * F / BANDWIDTH + 2 * F * F * D / RATES["float32"]) / contrast.pair_refresh
     compiled = recipe.k is None and not recipe.frozen
     return (seconds / REACHED + SMALL_KERNELS) * (1 if compiled else NOT_COMPILED)

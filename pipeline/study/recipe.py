@@ -64,7 +64,7 @@ class TrainConfig(Section):
     """B, rows per step."""
     activation: Annotated[str, AfterValidator(one_of(ACTIVATIONS)), Before("relu")] = "relu"
     """The activation function: a key of `pipeline.sae.activations.ACTIVATIONS`."""
-    k: Annotated[PositiveInt | None, Before(None)] = None
+    k: Annotated[PositiveInt | None, BeforeValidator(none_if_false), Before(None)] = None
     """Latents that fire on a row, for `topk`, or on average, for `batchtopk`. They take the place of `l1`."""
     auxk: Annotated[AuxK | None, BeforeValidator(none_if_false), Before(None)] = None
     """The term for dead latents, for `topk` and `batchtopk`."""
@@ -121,7 +121,7 @@ class TrainConfig(Section):
             raise ValueError(f"activation {self.activation!r} needs k, the number of latents that fire on a row; set k")
         if self.k is not None and not fixed:
             kinds = " or ".join(repr(name) for name, known in ACTIVATIONS.items() if known.fixes_l0)
-            raise ValueError(f"k {self.k} means nothing to activation {self.activation!r}; remove it, or choose {kinds}")
+            raise ValueError(f"k {self.k} means nothing to activation {self.activation!r}; set k = false, or choose {kinds}")
         if self.auxk and not fixed:
             raise ValueError(f"auxk is for activations that need k, not for {self.activation!r}; set auxk = false")
         if self.prefixes and not fixed:

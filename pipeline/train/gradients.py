@@ -1,4 +1,7 @@
-"""The loss and its gradient in closed form: five matrix products, none of them for biases (docs/method.md, "Gradients")."""
+"""The loss and its gradient in closed form: five matrix products, none of them for biases (docs/method.md, "Gradients").
+
+With prefixes, two of them come in blocks of latents, and one more decodes all blocks but the first.
+"""
 
 from dataclasses import dataclass
 
@@ -89,7 +92,7 @@ def _whole(
 def _nested(
     forward: _Forward, objective: Objective, x_BD: torch.Tensor, precision: Dtype
 ) -> tuple[torch.Tensor, torch.Tensor, Accumulator]:
-    """The term of the prefixes, and the same as `_whole` for it."""
+    """The term of the prefixes, and what `_whole` returns, for that term; `forward.residual_BD` is scaled as there."""
     rows, blocks = len(x_BD), objective.blocks(len(forward.W_dec))
     residuals = [forward.residual_BD]
     for block in blocks[:0:-1]:

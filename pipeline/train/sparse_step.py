@@ -117,7 +117,8 @@ def sparse_form(
     activation.observe(f_BF, norm_F)
     blocks = [_Block.of(f_BF, latents) for latents in objective.blocks(len(norm_F))]
     residuals = _residuals(blocks, centred_BD, weights.W_dec_FD)
-    count_F, f_sum_F = (joined([one(block) for block in blocks]) for one in (_Block.count, _Block.f_sum))
+    count_F = joined([block.fires.count_F for block in blocks])
+    f_sum_F = joined([block.fires.summed(block.f_n) for block in blocks])
     terms = {
         "reconstruction": vector_norm(residuals[-1]).square() / rows,
         "sparsity": torch.dot(f_sum_F, norm_F) / rows,
@@ -125,7 +126,9 @@ def sparse_form(
     if objective.prefixes:
         terms["prefixes"] = torch.stack([vector_norm(each).square() / rows for each in residuals]).mean()
     gradients = nested_gradients(residuals, rows)
-    W_dec_gradient_FD = joined([block.decoder_gradient(each) for block, each in zip(blocks, gradients, strict=True)])
+    W_dec_gradient_FD = joined(
+        [block.fires.transposed_times(block.f_n, each) for block, each in zip(blocks, gradients, strict=True)]
+    )
     f_gradient_BF = None
     if objective.penalty:
         f_gradient_BF = scratch("f_gradient", f_BF, *f_BF.shape).zero_()
@@ -167,22 +170,13 @@ class _Block:
         fires = Firings.of(f_BF[:, latents])
         return cls(latents=latents, fires=fires, f_n=f_BF[:, latents][fires.row_n, fires.latent_n])
 
-    def count(self) -> torch.Tensor:
-        """Rows on which each latent fires."""
-        return self.fires.count_F
-
-    def f_sum(self) -> torch.Tensor:
-        """Sums of latents over rows."""
-        return self.fires.summed(self.f_n)
-
-    def decoder_gradient(self, gradient_BD: torch.Tensor) -> torch.Tensor:
-        """Of the rows of W_dec, given that of the reconstructions which these latents are part of."""
-        return self.fires.transposed_times(self.f_n, gradient_BD)
-
     def encoder_gradients(
         self, gradient_BD: torch.Tensor, W_dec_FD: torch.Tensor, penalty_BF: torch.Tensor | None, centred_BD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the biases and, transposed, of W_enc; `penalty_BF` is the gradient of the latents from elsewhere."""
+        """Of the biases and, transposed, of W_enc.
+
+        `gradient_BD` is that of the reconstructions which these latents are part of, `penalty_BF` the penalty's for latents.
+        """
         h_n = self.fires.sampled(gradient_BD, W_dec_FD[self.latents])
         if penalty_BF is not None:
             h_n += penalty_BF[:, self.latents][self.fires.row_n, self.fires.latent_n]

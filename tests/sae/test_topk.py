@@ -115,7 +115,7 @@ def test_an_sae_without_its_thresholds_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"activation": "topk"}, "activation 'topk' needs k"),
-        ({"k": 4}, "k 4 means nothing to activation 'relu'; remove it, or choose 'topk' or 'batchtopk'"),
+        ({"k": 4}, "k 4 means nothing to activation 'relu'; set k = false, or choose 'topk' or 'batchtopk'"),
         ({"prefixes": [20, 40]}, "prefixes are for activations that need k, not for 'relu'; set prefixes = false"),
         ({"activation": "topk", "k": 4, "prefixes": [20, 30]}, r"prefixes \[20, 30\] must rise to d_sae 40; order them"),
         ({"activation": "topk", "k": 4, "prefixes": [20, 10, 40]}, r"prefixes \[20, 10, 40\] must rise to d_sae 40; order"),
@@ -140,3 +140,10 @@ def test_a_recipe_with_prefixes_is_hashable_and_hashed_into_the_key() -> None:
     )
     assert len({one, other}) == 2
     assert one.model_dump(mode="json")["prefixes"] == [10, 40]
+
+
+def test_an_arm_removes_k_and_prefixes_of_the_arm_it_changes() -> None:
+    full = TrainConfig.model_validate(CONFIG_OF | {"resets": None, "activation": "topk", "k": 4, "prefixes": [10, 40]})
+    own = {"one": ArmConfig.model_validate({"question": "?", "activation": "relu", "k": False, "prefixes": False})}
+    recipe = Recipes(full, own)["one"]
+    assert (recipe.activation, recipe.k, recipe.prefixes) == ("relu", None, None)
