@@ -1,6 +1,7 @@
 """A small study, run once for all tests that read its artefacts, and the settings every test needs."""
 
 import os
+import signal
 
 # Before anything imports the libraries that read them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,6 +19,9 @@ from small_study import SMALL, Study
 from pipeline.artefacts.workspace import Workspace
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import make_plan
+
+# A shell starts background jobs with SIGINT ignored, which subprocesses would inherit: no test of Ctrl-C could pass.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure.
 # The same examples in every run: what decides whether a change lands must not draw lots.

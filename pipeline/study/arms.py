@@ -38,7 +38,7 @@ ARMS: dict[str, Arm] = {
     ),
     "full": Arm(
         run=1,
-        question="The whole method: free norms, directional, top-K of row or column, weighted, with resets.",
+        question="What does the whole method reach, with the recipe of [train]?",
         diff={},
     ),
     "magnitude": Arm(
