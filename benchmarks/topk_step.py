@@ -34,7 +34,8 @@ def ours(arguments: argparse.Namespace, activation: str) -> Trainer:
 
 def floor(arguments: argparse.Namespace, activation: str) -> Step:
     """The encoder's product and the selection."""
-    made, selecting = ours(arguments, activation), ACTIVATIONS[activation].for_training(arguments.k)
+    made = ours(arguments, activation)
+    selecting = ACTIVATIONS[activation].for_training(made.config)
     assert isinstance(selecting, Selecting)
     pre_BF, norm_F = torch.empty(arguments.batch, arguments.d_sae), torch.ones(arguments.d_sae)
     return lambda x_BD: selecting.in_training_(torch.mm(x_BD, made.weights.W_enc_DF, out=pre_BF), norm_F)

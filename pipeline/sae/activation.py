@@ -4,10 +4,31 @@ torch is imported only when one is called, because an experiment that names an a
 """
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+    from pipeline.sae.jump_section import Jump
+
+
+class Wanted(Protocol):
+    """What activations read of a recipe."""
+
+    @property
+    def k(self) -> int | None:
+        """Latents that fire on a row."""
+        ...
+
+    @property
+    def l0_target(self) -> float | None:
+        """The L0 that training steers to."""
+        ...
+
+    @property
+    def jumprelu(self) -> "Jump | None":
+        """Options of JumpReLU."""
+        ...
 
 
 class Trainable(ABC):
@@ -19,6 +40,11 @@ class Trainable(ABC):
     """Whether SAELens has the same function under that name. Without it, an SAE cannot be exported."""
     fixes_l0: ClassVar[bool] = False
     """Whether `train.k` says how many latents fire, so that no sparsity term is needed."""
+
+    @property
+    def first_threshold(self) -> float | None:
+        """Where the thresholds of latents begin, for an activation that learns them."""
+        return None
 
     @abstractmethod
     def in_training(self, pre_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":
@@ -32,9 +58,20 @@ class Trainable(ABC):
     def read(self, config: dict[str, Any], tensors: "dict[str, torch.Tensor]") -> "Activation":
         """The finished activation with these `config()` and `tensors()`. Raises ValueError or KeyError for no such thing."""
 
-    def for_training(self, k: int | None) -> "Trainable":  # noqa: ARG002 - for subclasses
+    def for_training(self, recipe: Wanted) -> "Trainable":  # noqa: ARG002 - for subclasses
         """The activation of one SAE in training, which may have state of its own."""
         return self
+
+    def with_thresholds(self, threshold_F: "torch.Tensor | None") -> "Trainable":  # noqa: ARG002 - for subclasses
+        """The same with the thresholds that the SAE has learned so far."""
+        return self
+
+    def sparsity(self, pre_BF: "torch.Tensor", f_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":  # noqa: ARG002
+        """The sparsity term, differentiable: mean_b sum_i f_bi ||w_i||.
+
+        The gradient reaches the norms: otherwise growing them would lower the term for free.
+        """
+        return (f_BF * norm_F).sum(dim=1).mean()
 
     def observe(self, f_BF: "torch.Tensor", norm_F: "torch.Tensor") -> None:  # noqa: B027 - most learn nothing from them
         """Take note of the latents of a training step."""

@@ -6,6 +6,7 @@ Training, evaluation, the training log, the random null and the export all use a
 from typing import TYPE_CHECKING
 
 from pipeline.sae.activation import Activation, ClosedForm, Trainable
+from pipeline.sae.jumprelu import LearnedJumpReLU
 from pipeline.sae.topk import BatchTopK, TopK
 
 if TYPE_CHECKING:
@@ -29,5 +30,5 @@ class ReLU(ClosedForm, Activation):
 
 
 RELU = ReLU()
-ACTIVATIONS: dict[str, Trainable] = {"relu": RELU, "topk": TopK(), "batchtopk": BatchTopK()}
+ACTIVATIONS: dict[str, Trainable] = {"relu": RELU, "topk": TopK(), "batchtopk": BatchTopK(), "jumprelu": LearnedJumpReLU()}
 """By the value of `train.activation`."""

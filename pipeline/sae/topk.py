@@ -6,7 +6,8 @@ How strong a latent is says a = f ||w||, which does not change when a norm moves
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipeline.sae.activation import Activation, ClosedForm
+from pipeline.sae.activation import Activation, ClosedForm, Wanted
+from pipeline.sae.jumprelu import JumpReLU
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +36,10 @@ class TopK(Selecting, Activation):
     in_saelens: ClassVar[bool] = True
     k: int = 0
 
-    def for_training(self, k: int | None) -> "TopK":
+    def for_training(self, recipe: Wanted) -> "TopK":
         """With its k."""
-        assert k is not None
-        return TopK(k)
+        assert recipe.k is not None
+        return TopK(recipe.k)
 
     def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
         """Latents of a finished SAE, whose decoder rows have norm 1."""
@@ -67,35 +68,6 @@ class TopK(Selecting, Activation):
         return TopK(int(config["k"]))
 
 
-@dataclass(frozen=True, eq=False)
-class JumpReLU(Activation):
-    """x where it is above 0 and above the latent's threshold, else 0 (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
-
-    architecture: ClassVar[str] = "jumprelu"
-    in_saelens: ClassVar[bool] = True
-    threshold_F: "torch.Tensor"
-
-    def __call__(self, pre_BF: "torch.Tensor") -> "torch.Tensor":
-        """Latents of a finished SAE."""
-        return pre_BF.relu() * (pre_BF > self.threshold_F)
-
-    def scaled(self, factor_F: "torch.Tensor") -> "JumpReLU":
-        """Thresholds are in the unit of the pre-activations."""
-        return JumpReLU(self.threshold_F * factor_F)
-
-    def bias(self, projection: float, like_F: "torch.Tensor") -> "torch.Tensor":  # noqa: ARG002 - the thresholds are alike
-        """Biases that make up for the thresholds."""
-        return self.threshold_F - projection
-
-    def to(self, device: "torch.device") -> "JumpReLU":
-        """The same with its thresholds on a device."""
-        return JumpReLU(self.threshold_F.to(device))
-
-    def tensors(self) -> "dict[str, torch.Tensor]":
-        """Its thresholds."""
-        return {"threshold": self.threshold_F}
-
-
 class BatchTopK(Selecting):
     """The k B strongest of a batch of B rows, of those above 0 (Bussmann et al. 2024, arXiv 2412.06410).
 
@@ -112,10 +84,10 @@ class BatchTopK(Selecting):
         self._last = 0.0
         """The bound of the last batch."""
 
-    def for_training(self, k: int | None) -> "BatchTopK":
+    def for_training(self, recipe: Wanted) -> "BatchTopK":
         """With its k, and an average of its own."""
-        assert k is not None
-        return BatchTopK(k)
+        assert recipe.k is not None
+        return BatchTopK(recipe.k)
 
     def in_training_(self, pre_BF: "torch.Tensor", norm_F: "torch.Tensor") -> "torch.Tensor":
         """`in_training`, in place: the result overwrites the argument."""

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from pipeline.sae.activations import ACTIVATIONS
+from pipeline.sae.jump_section import Jump
 from pipeline.section import Before, Dtype, PositiveInt, Section, Seed, one_of
 from pipeline.study.penalties import Contrast, PenaltySection, declared_penalty
 
@@ -70,15 +71,21 @@ class TrainConfig(Section):
     """The term for dead latents, for `topk` and `batchtopk`."""
     prefixes: Annotated[Prefixes | None, BeforeValidator(none_if_false), Before(None)] = None
     """Widths that rise to d_sae, for `topk` and `batchtopk`: a Matryoshka SAE, whose first latents reconstruct alone."""
+    jumprelu: Annotated[Jump | None, BeforeValidator(none_if_false), Before(None)] = None
+    """Options of `jumprelu`, whose defaults hold without this section."""
     precision: Dtype = "float32"
-    """Dtype of the operands of matrix products. Weights, summed gradients and Adam's state stay float32."""
+    """Dtype of the operands of matrix products. Weights, summed gradients and Adam's state stay float32, and so does all of
+    `jumprelu`, which autograd differentiates."""
     learning_rate: PositiveFloat = 3e-4
     lr_warmup: Annotated[int, Field(ge=0)] = 500
     """Steps over which the learning rate rises from 0."""
     lr_decay: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Last fraction of the steps over which the learning rate falls to 0."""
     l1: Annotated[float, Field(ge=0)] = 0.04
-    """Weight of the sparsity term, for activations scaled to E||x||^2 = 1."""
+    """Weight of the sparsity term, for activations scaled to E||x||^2 = 1. For `jumprelu` the term is not an L1."""
+    l0_target: Annotated[PositiveFloat | None, BeforeValidator(none_if_false), Before(None)] = None
+    """L0 that training steers to by changing the weight of the sparsity term, beginning at `l1`; with `jumprelu.sparsity`
+    "quadratic" the term itself aims at it."""
     l1_warmup: Annotated[int, Field(ge=0)] = 500
     """Steps over which the sparsity weight rises from 0."""
     match_l0: str | None = None
@@ -104,6 +111,15 @@ class TrainConfig(Section):
         return self.resets is not None and self.resets.first + self.resets.every <= self.steps
 
     @property
+    def _aims_by_its_term(self) -> bool:
+        return self.jumprelu is not None and self.jumprelu.sparsity == "quadratic"
+
+    @property
+    def steered_to(self) -> float | None:
+        """The L0 to which training steers `l1`; None where `l1` stays as it is."""
+        return None if self._aims_by_its_term else self.l0_target
+
+    @property
     def only_penalty(self) -> Contrast | PenaltySection | None:
         """The contrast or the penalty of another kind, whichever is set."""
         return self.contrast or self.penalty
@@ -112,6 +128,27 @@ class TrainConfig(Section):
     def _one_penalty(self) -> Self:
         if self.contrast and self.penalty:
             raise ValueError(f"contrast and penalty {self.penalty.kind!r} are both set; set contrast = false")
+        return self
+
+    @model_validator(mode="after")
+    def _l0_target_where_it_steers(self) -> Self:
+        if self.jumprelu and self.activation != "jumprelu":
+            raise ValueError(f"jumprelu has options of another activation than {self.activation!r}; set jumprelu = false")
+        if self._aims_by_its_term and self.l0_target is None:
+            raise ValueError('jumprelu.sparsity "quadratic" is the distance to l0_target; set l0_target')
+        if self.l0_target is None:
+            return self
+        if ACTIVATIONS[self.activation].fixes_l0:
+            raise ValueError(
+                f"l0_target {self.l0_target:g} steers l1, and activation {self.activation!r} fixes L0 by k; "
+                "set l0_target = false"
+            )
+        if self.l0_target > self.d_sae:
+            raise ValueError(f"l0_target {self.l0_target:g} is more than the {self.d_sae} latents; lower it")
+        if self.match_l0:
+            raise ValueError(f"match_l0 {self.match_l0!r} and l0_target {self.l0_target:g} both decide L0; remove one")
+        if not self.l1:
+            raise ValueError(f"l0_target {self.l0_target:g} cannot be reached from l1 0; set l1 above 0")
         return self
 
     @model_validator(mode="after")

@@ -30,7 +30,7 @@ def geometry(weights: Weights, x_BD: torch.Tensor, activation: Trainable, penalt
     """Measure one SAE on a batch [B, D]; `penalty` is the arm's own, which may rescale the encoder."""
     norm_F = decoder_norms(weights.W_dec_FD)
     pre_BF = pre_activations(weights, x_BD, penalty.encoder_scale(norm_F) if penalty else None)
-    f_BF = activation.in_training(pre_BF, norm_F)
+    f_BF = activation.with_thresholds(weights.threshold_F).in_training(pre_BF, norm_F)
     threshold_F, nearest_F = pair_selection.thresholds(weights.W_dec_FD, norm_F, PAIRS)
     pairs = pair_selection.SelectedPairs(
         f_BF=f_BF,

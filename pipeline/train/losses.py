@@ -64,11 +64,6 @@ def prefix_reconstruction(
     return torch.stack(errors).mean()
 
 
-def sparsity(f_BF: torch.Tensor, norm_F: torch.Tensor) -> torch.Tensor:
-    """mean_b sum_i f_bi ||w_i||. The gradient reaches the norms: otherwise growing them would lower the term for free."""
-    return (f_BF * norm_F).sum(dim=1).mean()
-
-
 def pre_activations(weights: Weights, x_BD: torch.Tensor, scale_F: torch.Tensor | None) -> torch.Tensor:
     """The arguments [B, F] of the activation; `scale_F` is `PenaltyTerm.encoder_scale`."""
     encoded_BF = (x_BD - weights.b_dec_D) @ weights.W_enc_DF
@@ -78,14 +73,17 @@ def pre_activations(weights: Weights, x_BD: torch.Tensor, scale_F: torch.Tensor 
 def differentiated(weights: Weights, x_BD: torch.Tensor, objective: Objective) -> Differentiated:
     """The loss of a batch and its gradient by autograd."""
     leaves = Weights(**{name: tensor.detach().requires_grad_() for name, tensor in weights.named()})
-    penalty = objective.penalty
+    penalty, activation = objective.penalty, objective.activation.with_thresholds(leaves.threshold_F)
     with torch.enable_grad():
         norm_F = vector_norm(leaves.W_dec_FD, dim=1)
         pre_BF = pre_activations(leaves, x_BD, penalty.encoder_scale(norm_F) if penalty else None)
-        f_BF = objective.activation.in_training(pre_BF, norm_F)
-        objective.activation.observe(f_BF.detach(), norm_F.detach())
+        f_BF = activation.in_training(pre_BF, norm_F)
+        activation.observe(f_BF.detach(), norm_F.detach())
         reconstructed_BD = f_BF @ leaves.W_dec_FD + leaves.b_dec_D
-        terms = {"reconstruction": reconstruction(x_BD, reconstructed_BD), "sparsity": sparsity(f_BF, norm_F)}
+        terms = {
+            "reconstruction": reconstruction(x_BD, reconstructed_BD),
+            "sparsity": activation.sparsity(pre_BF, f_BF, norm_F),
+        }
         fidelity = terms["reconstruction"]
         if objective.prefixes:
             fidelity = terms["prefixes"] = prefix_reconstruction(x_BD, f_BF, leaves, objective.prefixes)

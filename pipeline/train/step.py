@@ -21,6 +21,7 @@ from pipeline.train.on_gpu import GpuStep, Optimized
 from pipeline.train.penalty import penalty_term
 from pipeline.train.resets import INITIAL_ENCODER_NORM, reset_dead, reset_due
 from pipeline.train.sparse_step import is_sparse, sparse_form
+from pipeline.train.steering import Steering
 from pipeline.train.weights import Weights, decoder_norms
 
 NO_PENALTY = "contrast"
@@ -60,17 +61,20 @@ class Trainer:
         """Draws the initial weights, then the rows that dead latents are reset to."""
         W_dec_FD = torch.randn(d_sae, self.d_in, generator=self.generator)
         W_dec_FD.div_(vector_norm(W_dec_FD, dim=1, keepdim=True))
+        self.activation = ACTIVATIONS[self.config.activation].for_training(self.config)
+        first = self.activation.first_threshold
         self.weights = Weights(
             W_enc_DF=(INITIAL_ENCODER_NORM * W_dec_FD.T).contiguous().to(self.device),
             b_enc_F=torch.zeros(d_sae, device=self.device),
             W_dec_FD=W_dec_FD.to(self.device),
             b_dec_D=torch.zeros(self.d_in, device=self.device),
+            threshold_F=None if first is None else torch.full((d_sae,), first, device=self.device),
         )
         self.start_FD = self.weights.W_dec_FD.clone() if self.config.frozen == "soft-decoder" else None
         """The decoder as it was drawn, where it must stay near."""
         self.first_moment = self.weights.zeros()
         self.second_moment = self.weights.zeros()
-        self.activation = ACTIVATIONS[self.config.activation].for_training(self.config.k)
+        self.steering = Steering(self.config.steered_to, self.device) if self.config.steered_to else None
         section = self.config.only_penalty
         self.penalty = penalty_term(section, self.weights) if section else None
         self.done = 0
@@ -96,6 +100,8 @@ class Trainer:
             measured = self.on_gpu.terms
         else:
             residual_BD, measured = self._eager(x_BD, objective, rate)
+        if self.steering:
+            self.steering.observe(measured["l0"], self.done)
         reset_now = self._reset(-residual_BD) if resetting and residual_BD is not None else 0
         penalty = self.penalty.name if self.penalty else NO_PENALTY
         terms = {name: measured.get(name, self.last_penalty) for name in ("reconstruction", "sparsity", penalty)}
@@ -119,6 +125,8 @@ class Trainer:
             gradient_FD.sub_(radial_F[:, None] * unit_FD)
         freeze(self.config.frozen, measured.gradient)
         self._adam(measured.gradient, rate)
+        if self.weights.threshold_F is not None:
+            self.weights.threshold_F.clamp_(min=0)  # below 0, latents would be negative
         if self.start_FD is not None:
             keep_near_(W_dec_FD, self.start_FD)
         if self.config.decoder_norm == "unit":
@@ -138,28 +146,29 @@ class Trainer:
     def finished(self, scale: float) -> SAE:
         """The SAE as it is now, for activations before they were multiplied by `scale`."""
         weights = dict(self.weights.named())
+        activation = self.activation.with_thresholds(weights.pop("threshold_F", None))
         norm_F = vector_norm(self.weights.W_dec_FD, dim=1)
         scale_F = self.penalty.encoder_scale(norm_F) if self.penalty else None
         if scale_F is not None:
             weights["W_enc_DF"] = self.weights.W_enc_DF * scale_F
-        return SAE.folded(**weights, scale=scale, activation=self.activation.finished(norm_F))
+        return SAE.folded(**weights, scale=scale, activation=activation.finished(norm_F))
 
     def state(self) -> dict[str, torch.Tensor]:
         """All mutable state, by name. The tensors are the Trainer's own: save or copy them before the next step."""
         counters = {"done": torch.tensor(self.done), "resets": torch.tensor(self.resets)}
-        penalty = self.penalty.state() if self.penalty else {}
-        return (
-            dict(self._tensors()) | counters | penalty | self.activation.state() | {"generator": self.generator.get_state()}
-        )
+        state = dict(self._tensors()) | counters | {"generator": self.generator.get_state()}
+        for part in (self.penalty, self.activation, self.steering):
+            state |= part.state() if part else {}
+        return state
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from what `state` returned, on this or another device."""
         for name, tensor in self._tensors():
             tensor.copy_(state[name])
         self.done, self.resets = int(state["done"]), int(state["resets"])
-        self.activation.load_state(state)
-        if self.penalty:
-            self.penalty.load_state(state)
+        for part in (self.penalty, self.activation, self.steering):
+            if part:
+                part.load_state(state)
         self.generator.set_state(state["generator"])
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -184,6 +193,7 @@ class Trainer:
     def _objective(self) -> Objective:
         """Of the next step."""
         l1 = 0.0 if self.activation.fixes_l0 else self.config.l1 * _ramp(self.done, self.config.l1_warmup)
+        l1 *= self.steering.factor if self.steering else 1.0
         plain = Objective(activation=self.activation, l1=l1, auxk=self._auxk(), prefixes=self.config.prefixes or ())
         section, penalty = self.config.only_penalty, self.penalty
         if section is None or penalty is None:
@@ -255,6 +265,11 @@ class Trainer:
             moment.W_enc_DF[:, reset] = 0
             moment.b_enc_F[reset] = 0
             moment.W_dec_FD[reset] = 0
+            if moment.threshold_F is not None:
+                moment.threshold_F[reset] = 0
+        threshold_F, first = self.weights.threshold_F, self.activation.first_threshold
+        if threshold_F is not None and first is not None:
+            threshold_F[reset] = first
         self.last_fired_F[reset] = self.done
         if len(reset) and self.penalty:
             self.penalty.latents_were_reset()

@@ -1,4 +1,4 @@
-"""Holds the four tensors of an SAE in training, and the buffers that a step computes in."""
+"""Holds the tensors of an SAE in training, and the buffers that a step computes in."""
 
 import threading
 from collections.abc import Iterator
@@ -13,16 +13,19 @@ from pipeline.section import Dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The weights of one SAE, or four tensors of the same shapes: gradients, Adam moments."""
+    """The weights of one SAE, or tensors of the same shapes: gradients, Adam moments."""
 
     W_enc_DF: torch.Tensor
     b_enc_F: torch.Tensor
     W_dec_FD: torch.Tensor
     b_dec_D: torch.Tensor
+    threshold_F: torch.Tensor | None = None
+    """Of an activation that learns thresholds, never below 0."""
 
     def named(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each tensor with its name."""
-        return ((field.name, getattr(self, field.name)) for field in fields(self))
+        there = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return ((name, tensor) for name, tensor in there if tensor is not None)
 
     def tensors(self) -> list[torch.Tensor]:
         """The tensors, in the order of the fields."""

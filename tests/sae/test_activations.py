@@ -15,16 +15,23 @@ from pipeline.sae.activations import ACTIVATIONS
 from pipeline.sae.formats import CONFIG, read_sae, write_sae
 from pipeline.sae.sae import SAE
 from pipeline.study.experiment import Experiment
+from pipeline.study.recipe import TrainConfig
 
 PIPELINE = Path(__file__).parents[2] / "pipeline"
-TRAINING = {name: found.for_training(3) for name, found in ACTIVATIONS.items()}
+
+
+def recipe(name: str) -> TrainConfig:
+    return TrainConfig(d_sae=9, steps=9, activation=name, k=3 if ACTIVATIONS[name].fixes_l0 else None, resets=None)
+
+
+TRAINING = {name: found.for_training(recipe(name)) for name, found in ACTIVATIONS.items()}
 CLOSED_FORMS = {name: found for name, found in TRAINING.items() if isinstance(found, ClosedForm)}
 NORM_F = torch.linspace(0.5, 2, 9, dtype=torch.float64)
 
 
 def finished(name: str) -> Activation:
     """As after one step on six random rows."""
-    activation = ACTIVATIONS[name].for_training(3)
+    activation = ACTIVATIONS[name].for_training(recipe(name)).with_thresholds(torch.linspace(0, 0.5, 9).double())
     pre_BF = torch.randn(6, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     activation.observe(activation.in_training(pre_BF, NORM_F), NORM_F)
     return activation.finished(NORM_F)
@@ -36,6 +43,7 @@ def test_nobody_writes_an_activation_a_second_time() -> None:
     assert sorted(found) == [
         "sae/activation.py",
         "sae/activations.py",
+        "sae/jumprelu.py",
         "sae/topk.py",
         "train/nearest.py",
     ]  # the last: cosines
@@ -85,6 +93,6 @@ def test_an_sae_is_read_with_the_activation_it_was_written_with(name: str, tmp_p
 def test_an_unknown_activation_is_one_line(small_toml: Path) -> None:
     small_toml.write_text(SMALL.replace("[train]\n", '[train]\nactivation = "rellu"\n'))
     with pytest.raises(
-        BadInputError, match=r"train\.activation: should be one of 'relu', 'topk', 'batchtopk', got 'rellu'$"
+        BadInputError, match=r"train\.activation: should be one of 'relu', 'topk', 'batchtopk', 'jumprelu', got 'rellu'$"
     ):
         Experiment.load(str(small_toml))

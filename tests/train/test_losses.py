@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.sae.activations import RELU
 from pipeline.study.penalties import Contrast
 from pipeline.train.contrast import contrastive, pair_mask
-from pipeline.train.losses import reconstruction, sparsity
+from pipeline.train.losses import reconstruction
 
 shapes = st.tuples(st.integers(1, 6), st.integers(2, 5), st.integers(3, 9)).filter(lambda shape: shape[1] != shape[2])
 seeds = st.integers(0, 2**31)
@@ -107,7 +108,9 @@ def test_the_directional_penalty_and_sparsity_do_not_see_how_a_latent_is_scaled(
     scaled_f_BF, scaled_W_dec_FD = f_BF / factor_F, W_dec_FD * factor_F[:, None]
     config = Contrast(topk=topk)
     torch.testing.assert_close(contrastive(scaled_f_BF, scaled_W_dec_FD, config), contrastive(f_BF, W_dec_FD, config))
-    torch.testing.assert_close(sparsity(scaled_f_BF, scaled_W_dec_FD.norm(dim=1)), sparsity(f_BF, W_dec_FD.norm(dim=1)))
+    torch.testing.assert_close(
+        RELU.sparsity(scaled_f_BF, scaled_f_BF, scaled_W_dec_FD.norm(dim=1)), RELU.sparsity(f_BF, f_BF, W_dec_FD.norm(dim=1))
+    )
 
 
 @given(shapes, seeds)
@@ -157,7 +160,7 @@ def test_terms_on_a_case_worked_by_hand() -> None:
     x_BD = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
     assert float(reconstruction(x_BD, torch.zeros(2, 2))) == 13.0
     f_BF = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
-    assert float(sparsity(f_BF, torch.tensor([3.0, 0.5]))) == pytest.approx((3 + 1 + 2) / 2)
+    assert float(RELU.sparsity(f_BF, f_BF, torch.tensor([3.0, 0.5]))) == pytest.approx((3 + 1 + 2) / 2)
     # Two latents at 60 degrees: cos 1/2; mean over rows of a_1 a_2 = (1 x 2 + 0 x 4) / 2 = 1.
     W_dec_FD = torch.tensor([[1.0, 0.0], [0.5, 3**0.5 / 2]])
     assert float(contrastive(f_BF, W_dec_FD, Contrast())) == pytest.approx(0.5)
