@@ -11,6 +11,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from pipeline.errors import BadInputError
+from pipeline.sae.activations import ACTIVATIONS
 from pipeline.study.recipe import ArmConfig, TrainConfig, none_if_false
 from pipeline.study.sections import explain
 
@@ -117,6 +118,11 @@ ARMS: dict[str, Arm] = {
         diff={"frozen": "encoder"},
         base="baseline",
     ),
+    "random": Arm(
+        question="And when both stay random, the encoder tied to the decoder, and only the biases learn?",
+        diff={"frozen": "both"},
+        base="baseline",
+    ),
     "l0-matched": Arm(
         question="Does a vanilla SAE do as well when it is as sparse as the whole method?",
         diff={"decoder_norm": "unit", "contrast": None, "resets": None, "match_l0": "full"},
@@ -155,6 +161,7 @@ class Recipes:
         self.own = own or {}
         self.arms = arms_of(self.own)
         self._resolved = {"full": full}
+        self._at: dict[tuple[str, float], TrainConfig] = {}
 
     def __getitem__(self, arm: str) -> TrainConfig:
         """Raises BadInputError for an arm that does not exist or whose diff makes an invalid recipe."""
@@ -163,6 +170,27 @@ class Recipes:
         if arm not in self._resolved:
             self._resolved[arm] = self._resolve(arm)
         return self._resolved[arm]
+
+    def at(self, arm: str, sparsity: float | None) -> TrainConfig:
+        """The recipe of an arm at an L0 of a frontier. Raises BadInputError for an arm that cannot be trained at it."""
+        if sparsity is None:
+            return self[arm]
+        if (arm, sparsity) not in self._at:
+            self._at[arm, sparsity] = self._of_level(arm, sparsity)
+        return self._at[arm, sparsity]
+
+    def _of_level(self, arm: str, sparsity: float) -> TrainConfig:
+        recipe, where = self[arm], f"study.sparsities: arm {arm!r} at {sparsity:g}"
+        if recipe.match_l0:
+            raise BadInputError(f"{where}: match_l0 decides its L0; leave the arm out, or remove match_l0")
+        fixed = ACTIVATIONS[recipe.activation].fixes_l0
+        if fixed and sparsity != int(sparsity):
+            raise BadInputError(f"{where}: activation {recipe.activation!r} keeps a whole number of latents; round it")
+        change = {"k": int(sparsity)} if fixed else {"l0_target": sparsity}
+        try:
+            return TrainConfig.model_validate(recipe.model_dump() | change, strict=True)
+        except ValidationError as error:
+            raise BadInputError(explain(error, where)) from None
 
     def _resolve(self, arm: str) -> TrainConfig:
         base, diff = self.arms[arm].base, self.arms[arm].diff
@@ -196,11 +224,11 @@ class Recipes:
         return cast("dict[str, Any]", value)
 
 
-def check(study: Collection[str], recipes: Recipes) -> None:
+def check(study: Collection[str], recipes: Recipes, sparsities: Collection[float] = ()) -> None:
     """Check the arms that an experiment declares, and the names in `study`, which are the arms that it trains.
 
-    Raises BadInputError for an invalid arm, for an arm whose L0 cannot be matched, for a warm-up that outlasts the training,
-    and for two arms that cannot differ.
+    Raises BadInputError for an invalid arm, for an arm whose L0 cannot be matched or that cannot be trained at one of the
+    `sparsities`, for a warm-up that outlasts the training, and for two arms that cannot differ.
     """
     _check_own(recipes)
     if recipes.full.match_l0:
@@ -210,7 +238,7 @@ def check(study: Collection[str], recipes: Recipes) -> None:
     first: dict[TrainConfig, str] = {}
     for name in study:
         _check_schedule(name, recipes)
-        recipe = recipes[name]
+        recipe, *_ = [recipes.at(name, level) for level in sparsities or (None,)]
         same = first.setdefault(recipe if recipe.ever_resets else recipe.model_copy(update={"resets": None}), name)
         if same != name:
             why = "have the same recipe in this experiment"

@@ -159,7 +159,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _valid_arms(self) -> Self:
-        check(self.study.arms, self.recipes)
+        check(self.study.arms, self.recipes, self.study.sparsities)
         return self
 
 

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,27 +57,31 @@ class Basis:
         evaluation = self.evaluation(name, sae, None, rows)
         return PlannedSAE(origin=origin, arm=name, seed=0, layer=layer, artefact=sae, evaluation=evaluation)
 
-    def trained(self, arm: str, seed: int, layer: int) -> TrainedSAE:
-        """The SAE that an arm of the study trains."""
-        recipe = self.experiment.recipes[arm]
+    def trained(self, arm: str, seed: int, layer: int, sparsity: float | None = None) -> TrainedSAE:
+        """The SAE that an arm of the study trains, at an L0 where the study has several."""
+        recipe = self.experiment.recipes.at(arm, sparsity)
         matched_to = self.trained(recipe.match_l0, seed, layer) if recipe.match_l0 else None
-        baseline = self._trained_artefact(BASELINE, seed, layer) if BASELINE in self.experiment.study.arms else None
-        sae = self._trained_artefact(arm, seed, layer, matched_to)
+        there = BASELINE in self.experiment.study.arms
+        baseline = self._trained_artefact(BASELINE, seed, layer, sparsity) if there else None
+        sae = self._trained_artefact(arm, seed, layer, sparsity, matched_to)
         return TrainedSAE(
             origin=TRAINED,
             arm=arm,
             seed=seed,
             layer=layer,
+            sparsity=sparsity,
             recipe=recipe,
             artefact=sae,
-            evaluation=self.evaluation(f"{arm}-s{seed}", sae, baseline),
+            evaluation=self.evaluation(sae.label, sae, baseline),
             baseline=baseline,
             matched_to=matched_to,
         )
 
-    def _trained_artefact(self, arm: str, seed: int, layer: int, matched_to: TrainedSAE | None = None) -> Artefact:
+    def _trained_artefact(
+        self, arm: str, seed: int, layer: int, sparsity: float | None, matched_to: TrainedSAE | None = None
+    ) -> Artefact:
         # `match_l0` is only a name; the key of the SAE that it names, added below, covers that SAE's recipe.
-        recipe = self.experiment.recipes[arm]
+        recipe = self.experiment.recipes.at(arm, sparsity)
         inputs: dict[str, Any] = {
             "format": SAE_FORMAT,
             "store": self.store.key,
@@ -88,7 +93,8 @@ class Basis:
             inputs["contrast_format"] = CONTRAST_FORMAT
         if matched_to:
             inputs["matched_to"] = matched_to.artefact.key
-        return Artefact(kind="saes", label=f"{arm}-s{seed}", inputs=inputs)
+        level = "" if sparsity is None else f"-l0-{sparsity:g}"
+        return Artefact(kind="saes", label=f"{arm}{level}-s{seed}", inputs=inputs)
 
     def evaluation(
         self, label: str, sae: Artefact, baseline: Artefact | None, rows: Mapping[str, Any] | None = None
@@ -118,7 +124,8 @@ class Origin:
 
 def _trained(basis: Basis) -> Iterable[PlannedSAE]:
     study = basis.experiment.study
-    return (basis.trained(arm, seed, layer) for layer in study.layers for arm in study.arms for seed in study.seeds)
+    cells = product(study.layers, study.arms, study.seeds, study.sparsities or (None,))
+    return (basis.trained(arm, seed, layer, sparsity) for layer, arm, seed, sparsity in cells)
 
 
 ORIGINS: dict[str, Origin] = {TRAINED: Origin(plan=_trained)}

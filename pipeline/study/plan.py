@@ -49,7 +49,7 @@ class Plan:
     llm_probing: dict[int, Artefact]
     """Results of probing the model's own activations, by layer; empty in a study without probe texts."""
     saes: tuple[PlannedSAE, ...]
-    """By layer, arm and seed."""
+    """By layer, arm, seed and sparsity."""
 
     @property
     def arms_in_words(self) -> str:
@@ -99,7 +99,9 @@ def make_plan(
     store = _store(experiment, identity)
     probes = {name: _probe_store(experiment, identity, name, dataset) for name, dataset in experiment.probes.named.items()}
     basis = Basis(experiment=experiment, store=store, probes=tuple(artefact.key for artefact in probes.values()))
-    cells = {(sae.layer, sae.arm, sae.seed): sae for sae in planned(basis)}
+    cells: dict[tuple[int, str, int], list[PlannedSAE]] = {}
+    for sae in planned(basis):
+        cells.setdefault((sae.layer, sae.arm, sae.seed), []).append(sae)
     chosen_layers = _chosen("layer", layers, [layer for layer, _, _ in cells])
     chosen_arms = _chosen("arm", arms, [arm for _, arm, _ in cells])
     chosen_seeds = _chosen("seed", seeds, [seed for _, _, seed in cells])
@@ -109,7 +111,7 @@ def make_plan(
         store=store,
         probes=probes,
         llm_probing={layer: _llm_probing(basis, layer) for layer in chosen_layers if probes},
-        saes=tuple(cells[cell] for cell in product(chosen_layers, chosen_arms, chosen_seeds) if cell in cells),
+        saes=tuple(sae for cell in product(chosen_layers, chosen_arms, chosen_seeds) for sae in cells.get(cell, [])),
     )
 
 

@@ -17,19 +17,22 @@ class PlannedSAE:
     seed: int
     """Seed of its initial weights; 0 for an SAE that others trained."""
     layer: int
+    sparsity: float | None = None
+    """The L0 that it is trained at, in a study with frontiers."""
     artefact: Artefact
     evaluation: Artefact
     baseline: Artefact | None = None
-    """The SAE whose pairs of latents this one is measured on: the arm `baseline` with the same seed and layer. None in a
+    """The SAE whose pairs of latents this one is measured on: the arm `baseline` with the same seed, layer and L0. None in a
     study without that arm, and for an SAE that others trained, because its latents do not correspond to the baseline's."""
 
     def __str__(self) -> str:
-        return f"{self.arm} seed {self.seed} layer {self.layer}"
+        level = "" if self.sparsity is None else f" L0 {self.sparsity:g}"
+        return f"{self.arm}{level} seed {self.seed} layer {self.layer}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedSAE(PlannedSAE):
-    """One cell of the study, arm x seed x layer, trained here by a recipe."""
+    """One cell of the study, arm x seed x layer x sparsity, trained here by a recipe."""
 
     recipe: TrainConfig
     matched_to: "TrainedSAE | None" = None

@@ -41,7 +41,7 @@ class Resets(Section):
 
 
 Prefixes = Annotated[tuple[PositiveInt, ...], BeforeValidator(tuple_of_list)]
-Frozen = Literal["decoder", "soft-decoder", "encoder"]
+Frozen = Literal["decoder", "soft-decoder", "encoder", "both"]
 
 
 class AuxK(Section):
@@ -93,7 +93,8 @@ class TrainConfig(Section):
     decoder_norm: Literal["free", "unit"] = "free"
     """`unit` keeps the rows of W_dec at norm 1, as in the vanilla baseline."""
     frozen: Annotated[Frozen | None, BeforeValidator(none_if_false), Before(None)] = None
-    """A matrix that stays as it was drawn, as a control; `soft-decoder` keeps rows within a cosine of 0.8 to their start."""
+    """A matrix that stays as it was drawn, as a control; `soft-decoder` keeps rows within a cosine of 0.8 to their start,
+    `both` is a random SAE whose encoder is its decoder's transpose."""
     contrast: Annotated[Contrast | None, BeforeValidator(none_if_false)] = Contrast()
     penalty: Annotated[SerializeAsAny[PenaltySection] | None, BeforeValidator(declared_penalty), Before(None)] = None
     """A penalty of another kind, in place of the contrast."""

@@ -8,7 +8,7 @@ The other sections are in `pipeline.models.model_section` ([model]), `pipeline.t
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, ValidationError, model_validator
 
 from pipeline.section import Dtype, Fraction, PositiveInt, Section, Seed
 from pipeline.store.codecs import Codec
@@ -50,13 +50,28 @@ class StoreConfig(Section):
         return self
 
 
+FEWEST_LEVELS = 3
+"""Of two, nobody could say how far a frontier bends between them."""
+
+
 class StudyConfig(Section):
-    """Which SAEs are trained and compared: every arm x seed x layer."""
+    """Which SAEs are trained and compared: every arm x seed x layer, and x sparsity where there are several."""
 
     layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     """Layers of the store on which SAEs are trained."""
     arms: Annotated[tuple[str, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    sparsities: tuple[PositiveFloat, ...] = ()
+    """At least three L0 that rise. Every arm is trained at each, as its `k` or `l0_target`, and arms are compared at equal
+    L0 along these frontiers."""
+
+    @model_validator(mode="after")
+    def _a_frontier(self) -> Self:
+        levels = self.sparsities
+        if levels and (len(levels) < FEWEST_LEVELS or sorted(set(levels)) != list(levels)):
+            shown = ", ".join(f"{level:g}" for level in levels)
+            raise ValueError(f"sparsities {shown}: a frontier takes at least {FEWEST_LEVELS} L0 that rise")
+        return self
 
 
 class EvaluateConfig(Section):

@@ -16,9 +16,9 @@ NEAR = 0.8
 
 def freeze(frozen: str | None, gradient: Weights) -> None:
     """Zero the gradient of the matrix that does not train. Biases always do: without them no sparsity could be reached."""
-    if frozen == "decoder":
+    if frozen in ("decoder", "both"):
         gradient.W_dec_FD.zero_()
-    if frozen == "encoder":
+    if frozen in ("encoder", "both"):
         gradient.W_enc_DF.zero_()
 
 

@@ -64,7 +64,9 @@ class Trainer:
         self.activation = ACTIVATIONS[self.config.activation].for_training(self.config)
         first = self.activation.first_threshold
         self.weights = Weights(
-            W_enc_DF=(INITIAL_ENCODER_NORM * W_dec_FD.T).contiguous().to(self.device),
+            W_enc_DF=((1.0 if self.config.frozen == "both" else INITIAL_ENCODER_NORM) * W_dec_FD.T)
+            .contiguous()
+            .to(self.device),
             b_enc_F=torch.zeros(d_sae, device=self.device),
             W_dec_FD=W_dec_FD.to(self.device),
             b_dec_D=torch.zeros(self.d_in, device=self.device),
