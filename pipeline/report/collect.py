@@ -12,7 +12,20 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError, MissingArtefactError, PipelineError, in_one_line
 from pipeline.models.model_section import HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.report.differences import differences
-from pipeline.report.results import Arm, Cost, Curve, ExamplesOf, Model, Results, Row, StoreFacts, Task, Training
+from pipeline.report.results import (
+    Arm,
+    Cost,
+    Curve,
+    ExamplesOf,
+    Model,
+    Results,
+    Row,
+    StoreFacts,
+    Task,
+    Training,
+    levels_of,
+    middle,
+)
 from pipeline.store.norms import massive_rows
 from pipeline.store.reader import ActivationStore
 from pipeline.study.arms import arms_of
@@ -153,7 +166,9 @@ def _arms(plan: Plan) -> tuple[Arm, ...]:
 def _row(sae: PlannedSAE, seen: "_Seen") -> Row:
     evaluated = seen.required(sae.evaluation)
     fields: dict[str, Any] = {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer, "sae": sae.artefact.key}
+    fields["sparsity"] = sae.sparsity
     if isinstance(sae, TrainedSAE):
+        fields |= {"backbone": sae.recipe.backbone, "penalty": sae.recipe.penalty_kind}
         with _understood(str(seen.workspace.storage(sae.artefact))):
             facts = seen.required(sae.artefact).facts
             fields |= {name: facts[name] for name in TRAINING_FACTS}
@@ -168,20 +183,21 @@ def _row(sae: PlannedSAE, seen: "_Seen") -> Row:
 def _examples(rows: list[Row]) -> list[ExamplesOf]:
     """Latents of some SAEs: per layer, of the first seed of each arm in EXAMPLES_OF that has any."""
     first: dict[tuple[int, str], Row] = {}
+    shown = (None, middle(levels_of(rows)))
     for row in rows:
-        if row.examples:
+        if row.examples and row.sparsity in shown:
             first.setdefault((row.layer, row.arm), row)
-    shown: list[Row] = []
+    chosen: list[Row] = []
     for layer in dict.fromkeys(layer for layer, _ in first):
         arms = {arm: row for (at, arm), row in first.items() if at == layer}
-        shown += [arms[arm] for arm in EXAMPLES_OF if arm in arms] or list(arms.values())[:1]
-    return [ExamplesOf(arm=row.arm, seed=row.seed, layer=row.layer, **dict(row.examples or ())) for row in shown]
+        chosen += [arms[arm] for arm in EXAMPLES_OF if arm in arms] or list(arms.values())[:1]
+    return [ExamplesOf(arm=row.arm, seed=row.seed, layer=row.layer, **dict(row.examples or ())) for row in chosen]
 
 
 def _curve(sae: TrainedSAE, seen: "_Seen") -> Curve:
     records = [json.loads(line) for line in seen.text(sae.artefact, TRAINING_LOG).splitlines()]
     curves: dict[str, Any] = {name: tuple(record[name] for record in records) for name in CURVES}
-    return Curve(arm=sae.arm, seed=sae.seed, layer=sae.layer, **curves)
+    return Curve(arm=sae.arm, seed=sae.seed, layer=sae.layer, sparsity=sae.sparsity, **curves)
 
 
 def _cost(plan: Plan, evaluated: list[PlannedSAE], seen: "_Seen") -> Cost:

@@ -4,10 +4,14 @@ Planned are the metrics that say so in their entry (`metrics.METRICS`), of every
 (`study.arms.Arm.base`). Every other difference is exploratory: it has an interval, but no verdict.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.report.columns import Caveat, Group, Metric, mean
+from scipy import stats
+
+from pipeline.report.columns import Caveat, Column, Group, Metric, mean
+from pipeline.report.frontier import Along, Pair, pairs
 from pipeline.report.metrics import L0, SAME_DIRECTION, compared
 from pipeline.report.results import Difference, Results, Row
 from pipeline.report.statistics import CONFIDENCE, holm, paired, seeds_needed
@@ -16,13 +20,11 @@ from pipeline.report.text import count, signed
 REFERENCES = ("full", "no-contrast", "baseline")
 """Every arm is compared with these too, where the study has them."""
 ALPHA = 1 - CONFIDENCE
-L0_TOLERANCE = 0.05
-"""Relative difference in L0 above which `Caveat.equal_l0` withholds a verdict."""
+STEEPEST = 1.0
+"""Largest |d log metric / d log L0| that two arms at different L0 are allowed for under `Caveat.equal_l0`
+(docs/method.md, "Differences between arms")."""
 SAME_LATENT = 0.5
 """Mean cosine to the baseline's latents of the same index, below which `Caveat.same_latents` withholds a verdict."""
-
-Pair = tuple[Row, Row]
-"""The rows of two arms with the same seed: an arm's and its reference's."""
 
 
 def differences(results: Results) -> list[Difference]:
@@ -32,10 +34,10 @@ def differences(results: Results) -> list[Difference]:
     references = [arm for arm in bases if arm in REFERENCES or arm in bases.values()]
     metrics = compared(results)
     for layer in dict.fromkeys(row.layer for row in results.rows):
-        rows = results.of_layer(layer)
+        rows, tasks = results.whole_layer(layer), [task.name for task in results.tasks]
         for metric in metrics:
             entries = [
-                _difference(rows, metric, arm, reference, planned=_planned(metric, arm, reference, bases))
+                _difference(rows, tasks, metric, arm, reference, planned=_planned(metric, arm, reference, bases))
                 for reference in references
                 for arm in bases
                 if arm != reference
@@ -49,16 +51,16 @@ def _planned(metric: Metric, arm: str, reference: str, bases: Mapping[str, str |
     return plan is not None and bases[arm] == reference and not {arm, reference} & set(plan.not_for)
 
 
-def _difference(rows: Sequence[Row], metric: Metric, arm: str, reference: str, *, planned: bool) -> Difference:
-    measured: list[Pair] = []
-    changes: list[float] = []
-    for ours, theirs in _pairs(rows, arm, reference):
-        value, other = metric.of(ours), metric.of(theirs)
-        if value is not None and other is not None:
-            measured.append((ours, theirs))
-            changes.append(value - other)
-    found = paired(changes) if changes else None
-    tasks = _tasks(measured, metric)
+def _difference(
+    rows: Sequence[Row], tasks: Sequence[str], metric: Metric, arm: str, reference: str, *, planned: bool
+) -> Difference:
+    measured = [pair for pair in pairs(rows, arm, reference) if pair.values(metric)]
+    values = [found for pair in measured if (found := pair.values(metric))]
+    found = paired([each.ours - each.theirs for each in values]) if values else None
+    errors = [each.error for each in values if each.error is not None]
+    by_task = _tasks(measured, metric, tasks)
+    l0_ratio = _l0_ratio(measured) if metric.caveat == Caveat.equal_l0 else None
+    size = mean([abs(each.theirs) for each in values]) if values else 0.0
     return Difference(
         layer=rows[0].layer,
         metric=metric.name,
@@ -66,7 +68,7 @@ def _difference(rows: Sequence[Row], metric: Metric, arm: str, reference: str, *
         reference=reference,
         planned=planned,
         better=metric.better,
-        seeds=len(changes),
+        seeds=len(values),
         difference=found and found.mean,
         sd=found and found.sd,
         low=found and found.low,
@@ -74,53 +76,46 @@ def _difference(rows: Sequence[Row], metric: Metric, arm: str, reference: str, *
         p=found and found.p,
         bootstrap_low=found and found.bootstrap_low,
         bootstrap_high=found and found.bootstrap_high,
-        l0_ratio=_l0_ratio(measured) if metric.caveat == Caveat.equal_l0 else None,
+        l0_ratio=l0_ratio,
+        l0_allowance=None if l0_ratio is None else STEEPEST * abs(math.log(l0_ratio)) * size,
+        interpolation_error=mean(errors) if errors else None,
         same_direction=_same_direction(measured) if metric.caveat == Caveat.same_latents else None,
-        tasks=len(tasks) or None,
-        tasks_higher=sum(change > 0 for change in tasks) if tasks else None,
+        tasks=len(by_task) or None,
+        tasks_higher=sum(change > 0 for change in by_task) if by_task else None,
     )
 
 
-def _pairs(rows: Sequence[Row], arm: str, reference: str) -> Iterator[Pair]:
-    theirs = {row.seed: row for row in rows if row.arm == reference}
-    return ((row, theirs[row.seed]) for row in rows if row.arm == arm and row.seed in theirs)
-
-
-def _means(pairs: Sequence[Pair], metric: Metric) -> list[float]:
-    """A metric's mean over the seeds, of the arm and of the reference; empty where a value is missing."""
-    sides = [[metric.of(row) for row in side] for side in zip(*pairs, strict=True)]
-    known = [[value for value in side if value is not None] for side in sides]
-    return [mean(values) for values in known] if all(len(values) == len(pairs) for values in known) else []
-
-
-def _l0_ratio(pairs: Sequence[Pair]) -> float | None:
-    """Mean L0 of the arm over that of the reference."""
-    if not pairs or not all(theirs.l0 for _, theirs in pairs):
+def _means(measured: Sequence[Pair], column: Column) -> tuple[float, float] | None:
+    """A metric's mean over the seeds, of the arm and of the reference; None where a value is missing."""
+    found = [values for pair in measured if (values := pair.values(column))]
+    if not found or len(found) < len(measured):
         return None
-    ours, theirs = _means(pairs, L0)
-    return ours / theirs
+    return mean([each.ours for each in found]), mean([each.theirs for each in found])
 
 
-def _same_direction(pairs: Sequence[Pair]) -> float | None:
+def _l0_ratio(measured: Sequence[Pair]) -> float | None:
+    """Mean L0 of the arm over that of the reference."""
+    means = None if any(isinstance(pair, Along) for pair in measured) else _means(measured, L0)
+    return means[0] / means[1] if means and all(means) else None
+
+
+def _same_direction(measured: Sequence[Pair]) -> float | None:
     """Mean cosine to the baseline's latents of the same index, of the less similar of the two arms."""
-    return min(_means(pairs, SAME_DIRECTION), default=None)
+    means = _means(measured, SAME_DIRECTION)
+    return min(means) if means else None
 
 
-def _tasks(pairs: Sequence[Pair], metric: Metric) -> list[float]:
+def _tasks(measured: Sequence[Pair], metric: Metric, tasks: Sequence[str]) -> list[float]:
     """The difference in each probing task, mean over seeds; tasks are not resampled, see docs/method.md."""
     if metric.group != Group.probing:
         return []
-    k = metric.path[-1]
-    by_task: dict[str, list[float]] = {}
-    for ours, theirs in pairs:
-        for task, accuracies in (ours.sparse_probing_by_task or {}).items():
-            by_task.setdefault(task, []).append(accuracies[k] - (theirs.sparse_probing_by_task or {})[task][k])
-    return [mean(changes) for changes in by_task.values()]
+    found = [_means(measured, Column(("sparse_probing_by_task", task, metric.path[-1]))) for task in tasks]
+    return [means[0] - means[1] for means in found if means]
 
 
 def _judged(entries: Sequence[Difference], metric: Metric) -> list[Difference]:
     """The entries of one metric; the planned ones get p values corrected for their number, and verdicts."""
-    tested = [entry.p for entry in entries if entry.planned and entry.p is not None]
+    tested = [p for entry in entries if entry.planned and (p := _tested(entry)) is not None]
     corrected = iter(holm(tested))
     judged: list[Difference] = []
     for entry in entries:
@@ -137,6 +132,14 @@ def _judged(entries: Sequence[Difference], metric: Metric) -> list[Difference]:
     return judged
 
 
+def _tested(entry: Difference) -> float | None:
+    """p of the hypothesis that the difference is at most what its L0 alone could make; of no difference at equal L0."""
+    if entry.p is None or not entry.l0_allowance or not entry.sd or entry.difference is None:
+        return entry.p
+    beyond = (abs(entry.difference) - entry.l0_allowance) / (entry.sd / math.sqrt(entry.seeds))
+    return float(min(1.0, 2 * stats.t.sf(beyond, entry.seeds - 1)))
+
+
 def _verdict(entry: Difference, metric: Metric) -> str:
     if entry.seeds == 0 or entry.difference is None:
         return "Not measured in both arms."
@@ -146,12 +149,15 @@ def _verdict(entry: Difference, metric: Metric) -> str:
         if entry.difference:
             return "The same difference in every seed: no spread to test it against."
         return "Exactly the same in every seed: the two arms never differed."
+    direction = "higher" if entry.difference > 0 else "lower"
+    if entry.p_holm >= ALPHA and entry.l0_allowance and entry.l0_ratio and entry.p * (entry.family or 1) < ALPHA:
+        change, most = signed(f"{100 * (entry.l0_ratio - 1):.1f}%"), metric.show(entry.l0_allowance)
+        at = f"{direction.capitalize()}, but at another L0 ({change}), which alone can make a difference of {most}"
+        return f"{at}: which of the two is better, this does not tell."
     if entry.p_holm >= ALPHA:
         return _not_told(entry, metric)
-    direction = "higher" if entry.difference > 0 else "lower"
-    if entry.l0_ratio is not None and abs(entry.l0_ratio - 1) > L0_TOLERANCE:
-        change = signed(f"{100 * (entry.l0_ratio - 1):.0f}%")
-        return f"{direction.capitalize()}, but at another L0 ({change}): which of the two is better, this does not tell."
+    if entry.interpolation_error is not None and entry.interpolation_error >= abs(entry.difference):
+        return f"{direction.capitalize()}, but by less than the interpolation between L0 is uncertain by: not told."
     if entry.same_direction is not None and entry.same_direction < SAME_LATENT:
         return f"{direction.capitalize()}, but the latents have turned away from the baseline’s: its pairs mean others now."
     return "Better." if direction == metric.better else "Worse."

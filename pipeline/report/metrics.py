@@ -116,7 +116,7 @@ def probing_by_task(ks: Sequence[str], tasks: Sequence[str]) -> Iterator[Column]
 
 
 METRICS: list[Column | Family] = [
-    *(Column((name,)) for name in ("arm", "seed", "layer", "sae", "steps")),
+    *(Column((name,)) for name in ("arm", "seed", "layer", "sparsity", "backbone", "penalty", "sae", "steps")),
     Metric(
         ("tokens",),
         "tokens",
@@ -371,5 +371,5 @@ def measured(results: Results) -> list[Metric]:
 
 
 def compared(results: Results) -> list[Metric]:
-    """The measured metrics whose differences between arms are taken."""
-    return [metric for metric in measured(results) if metric.compared]
+    """The measured metrics whose differences between arms are taken: not of L0 where it is made equal."""
+    return [metric for metric in measured(results) if metric.compared and not (metric is L0 and results.levels)]

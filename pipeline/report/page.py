@@ -114,6 +114,7 @@ def _layer(results: Results, layer: int) -> Layer:
     rows = results.of_layer(layer)
     sound = {(row.arm, row.seed) for row in rows if row.degenerate is None}
     curves = [curve for curve in results.curves if curve.layer == layer and (curve.arm, curve.seed) in sound]
+    curves = [curve for curve in curves if curve.sparsity in (None, results.shown_level)]
     entries = [entry for entry in results.differences if entry.layer == layer]
     arms = [arm.arm for arm in results.arms]
     return Layer(

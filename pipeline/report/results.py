@@ -3,7 +3,7 @@
 Numbers that only the table of metrics names (`metrics.METRICS`) are extra fields, so that a new one needs no field here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -149,8 +149,13 @@ class Row(Frozen, extra="allow"):
     arm: str
     seed: int
     layer: int
+    sparsity: float | None = None
+    """The L0 that it was trained at, in a study with frontiers."""
+    backbone: str | None = None
+    """Activation, and whether there are prefixes; None for an SAE that was not trained here, as the next is."""
+    penalty: str | None = None
     steps: int | None = None
-    """This and the next three are None for an SAE that was not trained here."""
+    """This and the next three are None too for an SAE that was not trained here."""
     tokens: int | None = None
     resets: int | None = None
     seconds: float | None = None
@@ -190,6 +195,16 @@ def model_accuracies(rows: Iterable[Row]) -> Accuracies | None:
     return next((row.llm_probing for row in rows if row.llm_probing), None)
 
 
+def levels_of(rows: Iterable[Row]) -> list[float]:
+    """The L0 that SAEs were trained at, in ascending order; empty without frontiers."""
+    return sorted({row.sparsity for row in rows if row.sparsity is not None})
+
+
+def middle(levels: Sequence[float]) -> float | None:
+    """The middle one of ascending numbers, the upper one of two."""
+    return levels[len(levels) // 2] if levels else None
+
+
 def _part(value: Any, key: str) -> Any:
     fields: Mapping[str, Any] = value or {}
     if isinstance(value, BaseModel):
@@ -203,6 +218,7 @@ class Curve(Frozen):
     arm: str
     seed: int
     layer: int
+    sparsity: float | None = None
     step: tuple[int, ...]
     fvu: tuple[float | None, ...]
     l0: tuple[float | None, ...]
@@ -227,11 +243,16 @@ class Difference(Frozen):
     bootstrap_low: float | None
     bootstrap_high: float | None
     l0_ratio: float | None
-    """Mean L0 of the arm over that of the reference, for metrics that improve by themselves when more latents fire."""
+    """Mean L0 of the arm over that of the reference, for metrics that improve by themselves when more latents fire. None
+    where arms are compared at equal L0 along their frontiers."""
     same_direction: float | None
     """For metrics on the baseline's pairs: mean cosine to the baseline's latents, of the less similar of the two arms."""
     tasks: int | None
     tasks_higher: int | None
+    l0_allowance: float | None = None
+    """The largest difference that `l0_ratio` alone could make. p_holm asks whether there is more."""
+    interpolation_error: float | None = None
+    """How much of the difference depends on the form of the interpolation, mean over seeds."""
     p_holm: float | None = None
     """This and the rest are None unless the difference was planned."""
     family: int | None = None
@@ -340,6 +361,20 @@ class Results(Frozen):
         """The seeds of the evaluated SAEs, in ascending order."""
         return sorted({row.seed for row in self.rows})
 
+    @property
+    def levels(self) -> list[float]:
+        """The L0 that arms were trained at, in ascending order; empty without frontiers."""
+        return levels_of(self.rows)
+
+    @property
+    def shown_level(self) -> float | None:
+        """The L0 whose SAEs stand for their arms; None without frontiers."""
+        return middle(self.levels)
+
     def of_layer(self, layer: int) -> list[Row]:
-        """The SAEs of one layer."""
+        """The SAEs of one layer that stand for their arms: all, or those of one L0, beside those that others trained."""
+        return [row for row in self.rows if row.layer == layer and row.sparsity in (None, self.shown_level)]
+
+    def whole_layer(self, layer: int) -> list[Row]:
+        """All SAEs of one layer."""
         return [row for row in self.rows if row.layer == layer]

@@ -121,6 +121,16 @@ class TrainConfig(Section):
         return None if self._aims_by_its_term else self.l0_target
 
     @property
+    def backbone(self) -> str:
+        """The activation, and what makes another SAE of it."""
+        return f"{self.activation}, Matryoshka" if self.prefixes else self.activation
+
+    @property
+    def penalty_kind(self) -> str:
+        """The kind of the penalty, in a word."""
+        return self.only_penalty.kind if self.only_penalty else "none"
+
+    @property
     def only_penalty(self) -> Contrast | PenaltySection | None:
         """The contrast or the penalty of another kind, whichever is set."""
         return self.contrast or self.penalty

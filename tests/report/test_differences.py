@@ -142,10 +142,11 @@ def test_fvu_at_another_l0_is_not_called_better() -> None:
     arms: Values = {"full": [0.7, 0.7, 0.7], "magnitude": [0.7, 0.7, 0.7]}
     fvu: Values = {"full": [0.20, 0.21, 0.22], "magnitude": [0.15, 0.161, 0.171]}
     near: Values = {"full": [20.0, 20.0, 20.0], "magnitude": [20.5, 20.5, 20.5]}
-    far: Values = {"full": [20.0, 20.0, 20.0], "magnitude": [25.0, 25.0, 25.0]}
+    far: Values = {"full": [20.0, 20.0, 20.0], "magnitude": [30.0, 30.0, 30.0]}
     assert entry(differences(arms, fvu, near), "magnitude", metric="fvu").verdict == "Better."
     assert entry(differences(arms, fvu, far), "magnitude", metric="fvu").verdict == (
-        "Lower, but at another L0 (+25%): which of the two is better, this does not tell."
+        "Lower, but at another L0 (+50.0%), which alone can make a difference of 0.085: which of the two is better, this "
+        "does not tell."
     )
 
 

@@ -48,7 +48,7 @@ def test_the_gemma_study_is_what_the_method_says() -> None:
 
 
 def test_arms_are_the_table_in_its_order() -> None:
-    controls = ["frozen-decoder", "soft-frozen-decoder", "frozen-encoder"]
+    controls = ["frozen-decoder", "soft-frozen-decoder", "frozen-encoder", "random"]
     assert list(ARMS) == [*TABLE, "row", "mutual", "orthogonal", "unit-norm", *controls, "l0-matched", "literal"]
     assert [ARMS[name].run for name in TABLE] == list(range(11))
     assert all(arm.run is None for name, arm in ARMS.items() if name not in TABLE)

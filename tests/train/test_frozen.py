@@ -30,6 +30,8 @@ def test_what_is_frozen_stays_and_the_rest_trains() -> None:
     for arm, still, moves in (
         ("frozen-decoder", "W_dec_FD", "W_enc_DF"),
         ("frozen-encoder", "W_enc_DF", "W_dec_FD"),
+        ("random", "W_enc_DF", "b_dec_D"),
+        ("random", "W_dec_FD", "b_dec_D"),
     ):
         start, trainer = trained(arm)
         torch.testing.assert_close(getattr(trainer.weights, still), getattr(start.weights, still), rtol=0, atol=1e-6)
