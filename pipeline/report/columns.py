@@ -109,6 +109,8 @@ class Metric(Column):
     planned: Planned | None = None
     """Without it, differences are exploratory."""
     caveat: Caveat | None = None
+    pareto: str | None = None
+    """Heading of its plot against L0; None without one."""
     brief: Brief | None = None
 
     def of(self, row: Row) -> float | None:

@@ -2,6 +2,12 @@
 
 from pipeline.report.columns import Term
 
+MATRYOSHKA = (
+    "Matryoshka SAEs (Bussmann et al., arXiv 2503.17547) make the first latents reconstruct by themselves; their authors "
+    "claim less absorption and splitting at some cost in reconstruction."
+)
+"""What is claimed of prefixes, which are no penalty (`pipeline.study.penalties.PENALTIES` has the claims of those)."""
+
 RECOVERED = Term(
     "recovered",
     "Loss recovered",

@@ -21,6 +21,7 @@ FVU = Metric(
     better="lower",
     planned=Planned("FVU (comparable at equal L0 only)", worth=0.01),
     caveat=Caveat.equal_l0,
+    pareto="FVU",
     brief=Brief("FVU"),
 )
 L0 = Metric(
@@ -104,7 +105,15 @@ def probing(ks: Sequence[str], tasks: Sequence[str]) -> Iterator[Column]:  # noq
     for k in ks:
         brief = Brief(f"top {k}") if k in (ks[0], ks[-2]) else None  # the smallest and the largest; the last is "all"
         yield Metric(
-            ("sparse_probing", k), k, PROBING, three, Group.probing, better="higher", planned=planned.get(k), brief=brief
+            ("sparse_probing", k),
+            k,
+            PROBING,
+            three,
+            Group.probing,
+            better="higher",
+            planned=planned.get(k),
+            pareto=f"Sparse probing, k = {k}" if k == ("5" if "5" in ks else ks[0]) else None,
+            brief=brief,
         )
     yield from (Column(("llm_probing", k)) for k in ks)
 
@@ -161,6 +170,7 @@ METRICS: list[Column | Family] = [
         ),
         three,
         Group.geometry,
+        pareto="Cosine to the nearest latent",
     ),
     Metric(
         ("resets",),
@@ -177,7 +187,14 @@ METRICS: list[Column | Family] = [
     probing,
     *(Column(("loss", name)) for name in ("clean", "sae", "zero", "mean")),
     Metric(
-        ("loss", "recovered_zero"), "loss", RECOVERED, three, Group.reconstruction, better="higher", caveat=Caveat.equal_l0
+        ("loss", "recovered_zero"),
+        "loss",
+        RECOVERED,
+        three,
+        Group.reconstruction,
+        better="higher",
+        caveat=Caveat.equal_l0,
+        pareto="Loss recovered",
     ),
     Metric(
         ("loss", "recovered_mean"),
@@ -190,7 +207,14 @@ METRICS: list[Column | Family] = [
     ),
     Column(("loss", "reason")),
     Column(("interference", "own", "pairs")),
-    Metric(("interference", "own", "interference"), "interf., own pairs", INTERFERENCE, three, Group.geometry),
+    Metric(
+        ("interference", "own", "interference"),
+        "interf., own pairs",
+        INTERFERENCE,
+        three,
+        Group.geometry,
+        pareto="Interference on own pairs",
+    ),
     Metric(("interference", "own", "co_activation"), "co-firing, own pairs", INTERFERENCE, three, Group.geometry),
     Column(("interference", "fixed", "pairs")),
     Metric(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,8 +18,11 @@ from pipeline.report import latent_plots, plots, tables, text
 from pipeline.report.columns import by_arm
 from pipeline.report.differences import summary
 from pipeline.report.drawing import as_image
-from pipeline.report.metrics import FVU, columns
+from pipeline.report.glossary import MATRYOSHKA
+from pipeline.report.metrics import FVU, columns, measured
+from pipeline.report.pareto import against_l0
 from pipeline.report.results import Difference, ExamplesOf, Results
+from pipeline.study.penalties import PENALTIES
 from pipeline.study.reports import publish_report
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -106,8 +109,41 @@ def _html(results: Results) -> str:
         "seeds": results.seeds,
         "per_seed": tables.per_seed(results),
         "glossary": tables.glossary(results),
+        "kinds": results.kinds,
+        "levels": results.levels,
+        "shown_level": results.shown_level,
+        "filters": _filters(results),
+        "claims": _claims(results),
     }
     return environment().get_template("index.html.j2").render(dict(results), **view)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """A box that shows or hides the arms of one backbone or penalty."""
+
+    kind: Literal["backbone", "penalty"]
+    value: str
+    anchor: str
+
+
+def _filters(results: Results) -> list[Filter]:
+    """One for each value, where there are two or more."""
+    kinds: tuple[Literal["backbone", "penalty"], ...] = ("backbone", "penalty")
+    found: list[Filter] = []
+    for kind, values in zip(kinds, zip(*results.kinds.values(), strict=True), strict=False):
+        distinct = list(dict.fromkeys(values))
+        made = [Filter(kind=kind, value=value, anchor=f"show-{kind}-{index}") for index, value in enumerate(distinct)]
+        found += made if len(made) > 1 else []
+    return found
+
+
+def _claims(results: Results) -> list[str]:
+    """What their authors say of the rivals in a study."""
+    penalties = dict.fromkeys(penalty for _, penalty in results.kinds.values())
+    claims = [PENALTIES[penalty].claim for penalty in penalties if penalty in PENALTIES and PENALTIES[penalty].claim]
+    nested = any("Matryoshka" in backbone for backbone, _ in results.kinds.values())
+    return claims + ([MATRYOSHKA] if nested else [])
 
 
 def _layer(results: Results, layer: int) -> Layer:
@@ -132,7 +168,7 @@ def _layer(results: Results, layer: int) -> Layer:
         plots={
             "forest": _forest(f"forest-{layer}", results, entries),
             "probing": plots.probing_by_k(f"probing-{layer}", rows, arms, results.probe_sizes),
-            "sparsity": plots.fvu_against_l0(f"sparsity-{layer}", rows, arms),
+            "pareto": against_l0(f"pareto-{layer}", results.whole_layer(layer), arms, measured(results)),
             "curves": plots.learning_curves(f"curves-{layer}", curves, arms),
             "capture": latent_plots.pair_capture(f"capture-{layer}", rows, arms),
             "capture_curves": latent_plots.capture_curves(f"capture-curves-{layer}", rows, arms),

@@ -1,4 +1,4 @@
-"""The plots that compare arms: probing, reconstruction against sparsity, planned differences, learning curves.
+"""The plots that compare arms: probing, planned differences, learning curves. Those against L0 are in `pareto`.
 
 Every function takes the rows of one layer and returns None when there is nothing to draw.
 """
@@ -10,7 +10,6 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from pipeline.report.columns import Column, by_arm, mean
@@ -27,11 +26,9 @@ from pipeline.report.drawing import (
     log_ticks,
     look,
     panels,
-    side_legend,
     styles_of,
     svg,
 )
-from pipeline.report.metrics import FVU, L0
 from pipeline.report.results import Curve, Difference, Row, model_accuracies
 
 CURVE_POINTS = 150
@@ -81,27 +78,6 @@ def probing_by_k(name: str, rows: Sequence[Row], arms: Sequence[str], ks: Sequen
     below.set_title("The same, above or below the mean of all arms")
     below.yaxis.set_major_formatter(FuncFormatter(_signed))
     below.set_xlabel("latents the probe may read (for the model itself: dimensions)")
-    return svg(figure, name, description)
-
-
-@mpl.rc_context(STYLE)
-def fvu_against_l0(name: str, rows: Sequence[Row], arms: Sequence[str]) -> Markup | None:
-    """Reconstruction error against sparsity, one point per seed."""
-    drawn = [row for row in rows if row.fvu is not None and row.l0 is not None]
-    if not drawn:
-        return None
-    figure, (axes,) = panels((300,))
-    description = ["Scatter plot of FVU against L0, one point per seed."]
-    styles, handles = styles_of(arms), list[Line2D]()
-    for arm in sorted({row.arm for row in drawn}, key=list(arms).index):
-        style = styles[arm]
-        l0, fvu = by_arm(drawn, L0)[arm], by_arm(drawn, FVU)[arm]
-        handles += axes.plot(l0, fvu, linestyle="none", zorder=4 if style.emphasised else 3, label=arm, **look(style, 8))
-        description.append(f"{arm}: L0 {mean(l0):.1f}, FVU {mean(fvu):.3f}.")
-    axes.set_xlabel("L0, latents that fire per token (fewer is sparser)")
-    axes.set_title("FVU (lower is more faithful)")
-    axes.margins(0.08)
-    side_legend(axes, handles)
     return svg(figure, name, description)
 
 

@@ -371,6 +371,12 @@ class Results(Frozen):
         """The L0 whose SAEs stand for their arms; None without frontiers."""
         return middle(self.levels)
 
+    @property
+    def kinds(self) -> dict[str, tuple[str, str]]:
+        """Backbone and penalty of each arm that was trained here."""
+        known = ((row.arm, row.backbone, row.penalty) for row in self.rows)
+        return {arm: (backbone, penalty) for arm, backbone, penalty in known if backbone and penalty}
+
     def of_layer(self, layer: int) -> list[Row]:
         """The SAEs of one layer that stand for their arms: all, or those of one L0, beside those that others trained."""
         return [row for row in self.rows if row.layer == layer and row.sparsity in (None, self.shown_level)]

@@ -42,6 +42,8 @@ class DifferenceLine:
     difference: str | None
     interval: str | None
     bootstrap: str | None
+    interpolation: str | None
+    """How much of it depends on the form of the interpolation between L0."""
     seeds: int
     p: str | None
     tasks: str | None
@@ -196,6 +198,7 @@ def _line(entry: Difference, metric: Metric) -> DifferenceLine:
         difference=metric.difference(entry.difference),
         interval=interval(metric, entry.low, entry.high),
         bootstrap=interval(metric, entry.bootstrap_low, entry.bootstrap_high),
+        interpolation=None if entry.interpolation_error is None else metric.show(entry.interpolation_error),
         seeds=entry.seeds,
         p=None if entry.p_holm is None else p_value(entry.p_holm),
         tasks=None if entry.tasks is None else f"{entry.tasks_higher} of {entry.tasks}",

@@ -85,13 +85,25 @@ class Penalty:
     """The section that declares it: Contrast, PenaltySection or a subclass of that."""
     term: StageCode
     """The subclass of `pipeline.train.penalty.PenaltyTerm` that computes it."""
+    claim: str = ""
+    """Whose it is, and what they say of it, in a sentence; shown in the report. Empty for the method's own."""
 
 
 PENALTIES: dict[str, Penalty] = {
     "contrast": Penalty(section=Contrast, term="pipeline.train.contrast:ContrastTerm"),
     "literal": Penalty(section=Contrast, term="pipeline.train.literal:LiteralTerm"),
-    "c2r": Penalty(section=C2R, term="pipeline.train.nearest:C2RTerm"),
-    "orthogonality": Penalty(section=Orthogonality, term="pipeline.train.nearest:OrthogonalityTerm"),
+    "c2r": Penalty(
+        section=C2R,
+        term="pipeline.train.nearest:C2RTerm",
+        claim="C2R (Jin et al., ICML 2026, arXiv 2606.30609) pushes a latent from its nearest neighbour, harder the more "
+        "both fire in the batch; its authors claim less absorption and more monosemantic latents.",
+    ),
+    "orthogonality": Penalty(
+        section=Orthogonality,
+        term="pipeline.train.nearest:OrthogonalityTerm",
+        claim="OrtSAE (Korznikov et al., arXiv 2509.22033) pushes it whether or not they fire; its authors claim less "
+        "absorption and composition at little cost in explained variance, and no difference in sparse probing.",
+    ),
 }
 """By kind. [train.contrast] declares the first two, [train.penalty] any other."""
 

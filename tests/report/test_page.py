@@ -124,7 +124,7 @@ def many(study: Study) -> Many:
 class Page(HTMLParser):
     """What the tests ask of the page: balanced tags, ids, links and every tag with its attributes."""
 
-    VOID = frozenset({"meta", "col", "br", "link", "img"})
+    VOID = frozenset({"meta", "col", "br", "link", "img", "input"})
 
     def __init__(self, text: str):
         super().__init__()
@@ -160,7 +160,7 @@ def troubled(report: Path) -> str:
 
 
 def table_row(page: str, arm: str) -> str:
-    found = re.search(rf'<tr><th scope="row"[^>]*><span class="arm arm-{re.escape(arm)}">.*?</tr>', page, re.DOTALL)
+    found = re.search(rf'<tr[^>]*><th scope="row"[^>]*><span class="arm arm-{re.escape(arm)}">.*?</tr>', page, re.DOTALL)
     assert found
     return found[0]
 
@@ -223,6 +223,54 @@ def test_degenerate_saes_are_named_and_not_averaged(troubled: str) -> None:
     assert "±" not in partly
     assert f"without seed 1, degenerate: {DEGENERATE}</td>" in troubled
     assert "Nothing to draw for: unweighted." in troubled
+
+
+def frontiers(many: Many) -> Results:
+    """Two arms on two backbones, one with a rival's penalty, at three L0."""
+    results = many.results(arms=("full", "no-contrast"))
+    kinds = {"full": ("relu", "contrast"), "no-contrast": ("batchtopk, Matryoshka", "c2r")}
+    rows = [
+        altered(row, {("sparsity",): level, ("l0",): level * (1 + 0.01 * row.seed), ("fvu",): 1 / level})
+        for row in results.rows
+        for level in (10.0, 20.0, 40.0)
+    ]
+    rows = [row.model_copy(update=dict(zip(("backbone", "penalty"), kinds[row.arm], strict=True))) for row in rows]
+    curves = [curve.model_copy(update={"sparsity": 20.0}) for curve in results.curves]
+    return compared(results, rows=tuple(rows), curves=tuple(curves))
+
+
+def test_a_page_of_frontiers_shows_one_l0_in_its_table_and_all_in_its_plots(many: Many, tmp_path: Path) -> None:
+    page = written(frontiers(many), tmp_path)
+    assert "Every arm was trained at L0 10, 20, 40; this table has the SAEs of L0 20" in page
+    cells = re.findall(r"<td>(.*?)</td>", table_row(page, "full"))
+    assert cells[0].startswith("0.050")
+    plot = page[page.index("Against sparsity, the figure") :]
+    assert re.search(r"FVU, full: 0\.058 at L0 23\.\d", plot)  # mean of all three
+    assert "read off the arm’s own frontier" in page
+    assert page.count("<td>10</td>") >= 4  # each SAE by itself says at which L0 it was trained
+
+
+def test_backbones_and_penalties_are_columns_and_filters(many: Many, tmp_path: Path) -> None:
+    page = written(frontiers(many), tmp_path)
+    assert '<td class="kind">batchtopk, Matryoshka</td>\n<td class="kind">c2r</td>' in table_row(page, "no-contrast")
+    for kind, value in (
+        ("backbone", "relu"),
+        ("backbone", "batchtopk, Matryoshka"),
+        ("penalty", "contrast"),
+        ("penalty", "c2r"),
+    ):
+        (anchor,) = re.findall(rf'id="(show-{kind}-\d)" checked> {value}</label>', page)
+        assert f'body:has(#{anchor}:not(:checked)) tr[data-{kind}="{value}"]' in page
+        assert page.count(f' data-{kind}="{value}"') > 4  # in all tables of arms
+    assert "C2R (Jin et al., ICML 2026" in page
+    assert "Matryoshka SAEs (Bussmann et al." in page
+    assert "beside its rivals</title>" in page
+
+
+def test_a_study_of_one_kind_needs_no_filters(many: Many, tmp_path: Path) -> None:
+    page = written(many.results(), tmp_path)
+    assert "<fieldset>" not in page
+    assert "ablated</title>" in page
 
 
 def test_missing_pair_capture_rate_says_why(troubled: str) -> None:
