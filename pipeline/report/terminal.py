@@ -15,7 +15,9 @@ def results_table(results: Results) -> Table:
     """The table of a study: the metrics with a `Brief`."""
     metrics = brief_metrics(results)
     table = Table(
-        title=Text(f"{results.experiment}: mean over {len(results.seeds)} seeds, ± half their range", "table.title"),
+        title=Text(
+            f"{results.experiment}: mean over {len(results.seeds)} seeds, ± half their range{_at(results)}", "table.title"
+        ),
         caption=_caption(results, [metric for metric in metrics if metric.group == Group.probing]),
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -38,6 +40,11 @@ def results_table(results: Results) -> Table:
             cells = [_short(llm[metric.path[-1]], 3) if metric.group == Group.probing else "" for metric in metrics]
             table.add_row("the model", *cells, style="italic")
     return table
+
+
+def _at(results: Results) -> str:
+    """Which L0 the table is of, where arms were trained at several."""
+    return "" if results.shown_level is None else f", of the SAEs trained at L0 {results.shown_level:g}"
 
 
 def brief_metrics(results: Results) -> list[Metric]:

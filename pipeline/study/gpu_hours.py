@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from rich.filesize import decimal
 
 from pipeline.models.model_section import SyntheticModel
+from pipeline.sae.activation import ClosedForm
+from pipeline.sae.activations import ACTIVATIONS
 from pipeline.study.penalties import Contrast
 from pipeline.study.plan import Plan
 from pipeline.study.recipe import TrainConfig
@@ -21,8 +23,8 @@ EXACT = 51e12
 REACHED = 0.8
 """Share of those rates that whole training steps reached there."""
 NOT_COMPILED = 2.3
-"""How many times as long a step takes that is not compiled, as one with a fixed L0 or something frozen: measured there
-without a penalty at 16,384 latents."""
+"""How many times as long a step takes that is not compiled, as one with a fixed L0, learned thresholds or something frozen:
+measured there without a penalty at 16,384 latents, on ReLU."""
 SMALL_KERNELS = 8e-5
 """Seconds of the many small kernels of a step, as measured there: what the largest widths hide."""
 CORES = 16
@@ -65,13 +67,15 @@ def _seconds(recipe: TrainConfig, d_in: int, contrast: Contrast | None) -> float
     sizes = (D * F, B * F, B * D, F * F)
     moved = sum(size * factor for size, factor in zip(sizes, CONTRASTED if contrast else PLAIN, strict=True))
     products = 6 - recipe.prefixes[0] / F if recipe.prefixes else 5  # all prefixes but the first are decoded once more
-    seconds = moved / BANDWIDTH + products * 2 * B * D * F / RATES[recipe.precision]
+    activation = ACTIVATIONS[recipe.activation]
+    precision = recipe.precision if isinstance(activation, ClosedForm) else "float32"
+    seconds = moved / BANDWIDTH + products * 2 * B * D * F / RATES[precision]
     if contrast:
         part = PART if F >= HALVED else 1.0
         dense = 2 * F * F * (D + (part + 1) * B * contrast.weighted)
         seconds += part * 2 * F * F * D / RATES["float32"] + dense / RATES[contrast.precision]
         seconds += (40 * F * F / BANDWIDTH + 2 * F * F * D / RATES["float32"]) / contrast.pair_refresh
-    compiled = recipe.k is None and not recipe.frozen
+    compiled = isinstance(activation, ClosedForm) and activation.compiles and not recipe.frozen
     return (seconds / REACHED + SMALL_KERNELS) * (1 if compiled else NOT_COMPILED)
 
 

@@ -247,6 +247,7 @@ def test_a_page_of_frontiers_shows_one_l0_in_its_table_and_all_in_its_plots(many
     plot = page[page.index("Against sparsity, the figure") :]
     assert re.search(r"FVU, full: 0\.058 at L0 23\.\d", plot)  # mean of all three
     assert "read off the arm’s own frontier" in page
+    assert str(results_table(frontiers(many)).title).endswith("± half their range, of the SAEs trained at L0 20")
     assert page.count("<td>10</td>") >= 4  # each SAE by itself says at which L0 it was trained
 
 
