@@ -4,7 +4,8 @@
 
 Every contestant takes one step on the same batch in each round; the table has medians over rounds, and ratios of processor
 time. The floor is what no such step can do without: the encoder's product, and the selection of the latents that fire.
-Weights are as drawn, biases as in `train_step.py`. Contestants whose packages are not installed are left out.
+Weights are as drawn, biases as in `train_step.py`. Contestants whose packages are not installed are left out; sparsify's is
+`eai-sparsify`, which no extra installs. "Matryoshka" is ours with five prefixes.
 """
 
 import argparse
@@ -25,11 +26,35 @@ from pipeline.sae.topk import Selecting
 from pipeline.train.step import Trainer
 
 
-def ours(arguments: argparse.Namespace, activation: str) -> Trainer:
+def ours(arguments: argparse.Namespace, activation: str, **changes: object) -> Trainer:
     """A Trainer with that backbone."""
-    made = train_step.trainer(arguments, activation=activation, k=arguments.k, decoder_norm="unit", l1_warmup=0)
+    made = train_step.trainer(arguments, activation=activation, k=arguments.k, decoder_norm="unit", l1_warmup=0, **changes)
     made.weights.b_enc_F.zero_()
     return made
+
+
+def matryoshka(arguments: argparse.Namespace, activation: str) -> Step:
+    """Ours with five prefixes, each twice the one before."""
+    return ours(arguments, activation, prefixes=tuple(arguments.d_sae // 2**power for power in (4, 3, 2, 1, 0))).step
+
+
+def sparsify(arguments: argparse.Namespace, activation: str) -> Step:
+    """Its SparseCoder with Adam and a decoder of unit norm, as its trainer steps; it has no BatchTopK."""
+    if activation != "topk":
+        raise ImportError("it has no BatchTopK")
+    from sparsify import SparseCoder, SparseCoderConfig  # pyright: ignore[reportMissingImports]
+
+    coder = SparseCoder(arguments.d_in, SparseCoderConfig(num_latents=arguments.d_sae, k=arguments.k))
+    optimizer = torch.optim.Adam(coder.parameters(), lr=3e-4, fused=True)
+
+    def step(x_BD: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        coder(x_BD).fvu.backward()
+        coder.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+        coder.set_decoder_norm_to_unit_norm()
+
+    return step
 
 
 def floor(arguments: argparse.Namespace, activation: str) -> Step:
@@ -92,6 +117,8 @@ def main() -> None:
         "ours": lambda args, activation: ours(args, activation).step,
         "dictionary_learning": dictionary_learning,
         "SAELens": saelens,
+        "sparsify": sparsify,
+        "ours, Matryoshka": matryoshka,
     }
     print(f"{vars(arguments)}, medians, torch {torch.__version__}\n")
     print("| a step of | ms | processor ms | over ours |\n|---|---|---|---|")

@@ -217,6 +217,20 @@ def export(
     console.print(f"export: {found.name} to {folder}, for {to.value}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder with ae.pt and config.json.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
+) -> None:
+    """Turn an SAE of dictionary_learning into a folder in SAELens' format, which [references] takes."""
+    from pipeline.sae.foreign import from_dictionary_learning
+    from pipeline.sae.formats import place_sae
+
+    sae, metadata = from_dictionary_learning(source)
+    place_sae(sae, folder, metadata)
+    console.print(f"convert: {source} to {folder}, {sae.activation.architecture}", highlight=False, soft_wrap=True)
+
+
 @workspace_app.command()
 def check(experiments: ExperimentsOption = None, workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
     """List what belongs to nobody: leftovers of killed processes, broken links, and artefacts of no known experiment."""

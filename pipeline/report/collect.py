@@ -43,6 +43,8 @@ CURVES = ("step", "fvu", "l0", "dead_fraction")
 EXAMPLES_OF = ("full", "baseline")
 """Arms whose latents the report shows; the first arm's in a study with neither."""
 
+BY_OTHERS = "trained by others"
+"""Takes the place of the penalty where no recipe is known."""
 GEMMA = "google/gemma-2-2b"
 REPORTED_LLM_PROBING = {
     "1": 0.684275, "2": 0.7260625, "5": 0.774625, "10": 0.82099375, "20": 0.8589375, "50": 0.90028125, "all": 0.939325
@@ -167,11 +169,13 @@ def _row(sae: PlannedSAE, seen: "_Seen") -> Row:
     evaluated = seen.required(sae.evaluation)
     fields: dict[str, Any] = {"arm": sae.arm, "seed": sae.seed, "layer": sae.layer, "sae": sae.artefact.key}
     fields["sparsity"] = sae.sparsity
-    if isinstance(sae, TrainedSAE):
-        fields |= {"backbone": sae.recipe.backbone, "penalty": sae.recipe.penalty_kind}
-        with _understood(str(seen.workspace.storage(sae.artefact))):
-            facts = seen.required(sae.artefact).facts
+    with _understood(str(seen.workspace.storage(sae.artefact))):
+        facts = seen.required(sae.artefact).facts
+        if isinstance(sae, TrainedSAE):
             fields |= {name: facts[name] for name in TRAINING_FACTS}
+            fields |= {"backbone": sae.recipe.backbone, "penalty": sae.recipe.penalty_kind}
+        elif "architecture" in facts:
+            fields |= {"backbone": facts["architecture"], "penalty": BY_OTHERS}
     with _understood(str(seen.workspace.storage(sae.evaluation))):
         fields["degenerate"] = evaluated.facts["degenerate"]
         for evaluation in EVALUATIONS.values() if fields["degenerate"] is None else ():

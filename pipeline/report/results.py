@@ -152,10 +152,10 @@ class Row(Frozen, extra="allow"):
     sparsity: float | None = None
     """The L0 that it was trained at, in a study with frontiers."""
     backbone: str | None = None
-    """Activation, and whether there are prefixes; None for an SAE that was not trained here, as the next is."""
+    """Activation, and whether there are prefixes; the architecture of an SAE that was not trained here."""
     penalty: str | None = None
     steps: int | None = None
-    """This and the next three are None too for an SAE that was not trained here."""
+    """This and the next three are None for an SAE that was not trained here."""
     tokens: int | None = None
     resets: int | None = None
     seconds: float | None = None
@@ -373,7 +373,7 @@ class Results(Frozen):
 
     @property
     def kinds(self) -> dict[str, tuple[str, str]]:
-        """Backbone and penalty of each arm that was trained here."""
+        """Backbone and penalty of each arm."""
         known = ((row.arm, row.backbone, row.penalty) for row in self.rows)
         return {arm: (backbone, penalty) for arm, backbone, penalty in known if backbone and penalty}
 

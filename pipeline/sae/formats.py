@@ -92,18 +92,23 @@ def read_sae(folder: Path) -> SAE:
 def to_saelens(source: Path, target: Path, name: str) -> None:
     """Write the SAE in the folder `source` into `target`, for `sae_lens.SAE.load_from_disk`.
 
-    A new folder appears whole. In an empty one that is there, the configuration comes last: without it, nothing is loaded.
-
-    `name` is the artefact's name, for the metadata. Raises BadInputError when `target` exists and is not an empty folder,
-    and when SAELens has no architecture for the activation.
+    `name` is the artefact's name, for the metadata. Raises what `place_sae` does, and BadInputError when SAELens has no
+    architecture for the activation.
     """
     sae = read_sae(source)
     if not sae.activation.in_saelens:
         raise BadInputError(f"{source}: SAELens does not know the architecture {sae.activation.architecture}")
+    place_sae(sae, target, read_config(source)["metadata"] | {"artefact": name})
+
+
+def place_sae(sae: SAE, target: Path, metadata: Mapping[str, Any]) -> None:
+    """Write an SAE into a folder of somebody's own.
+
+    A new folder appears whole. In an empty one that is there, the configuration comes last: without it, nothing is loaded.
+    Raises BadInputError when `target` exists and is not an empty folder.
+    """
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInputError(f"{target} exists and is not an empty folder; name another one")
-    metadata = read_config(source)["metadata"]
-    metadata |= {"artefact": name}
     if target.exists():  # a mount point, or the folder in which somebody works, cannot be replaced
         write_sae(sae, target, metadata)
         return

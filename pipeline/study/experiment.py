@@ -19,6 +19,7 @@ from pipeline.section import Section
 from pipeline.store.limits import FEWEST_HELDOUT
 from pipeline.study.arms import Recipes, check
 from pipeline.study.recipe import ArmConfig, TrainConfig
+from pipeline.study.references import Reference
 from pipeline.study.sections import EvaluateConfig, RunConfig, StoreConfig, StudyConfig, explain
 from pipeline.texts.text_sections import CorpusConfig, ProbesConfig, SyntheticCorpus
 
@@ -46,6 +47,8 @@ class Experiment(Section):
     train: TrainConfig
     arms: dict[str, ArmConfig] = Field(default_factory=dict[str, ArmConfig])
     """Arms that the experiment adds to the built-in ones, by name. The field `study.arms` lists the arms to train."""
+    references: dict[str, Reference] = Field(default_factory=dict[str, Reference])
+    """SAEs that others trained, by the name that the study gives them; shown beside the arms."""
     study: StudyConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     run: RunConfig = RunConfig()
@@ -149,6 +152,16 @@ class Experiment(Section):
         for field, values in parts.items():
             if len(set(values)) != len(values):
                 raise ValueError(f"study.{field} {list(values)} names a value twice")
+        return self
+
+    @model_validator(mode="after")
+    def _references_beside_the_arms(self) -> Self:
+        for name, reference in self.references.items():
+            if name in self.study.arms:
+                raise ValueError(f"references.{name}: an arm has this name, choose another one")
+            if reference.layer not in self.study.layers:
+                layers = list(self.study.layers)
+                raise ValueError(f"references.{name}.layer: {reference.layer} is not among study.layers {layers}")
         return self
 
     @model_validator(mode="after")

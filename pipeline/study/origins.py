@@ -26,6 +26,7 @@ EVALUATION_FORMAT = 5
 """Format numbers. Increase one when a change of code changes the bytes of such an artefact."""
 
 TRAINED = "trained"
+REFERENCE = "reference"
 BASELINE = "baseline"
 """The arm whose pairs of latents every arm is measured on."""
 
@@ -117,7 +118,7 @@ class Origin:
 
     plan: Callable[[Basis], Iterable[PlannedSAE]]
     """Returns all SAEs of a study that come from this source. May read files; makes nothing."""
-    write: Callable[[PlannedSAE, Path], object] | None = None
+    write: Callable[[PlannedSAE, Path, Experiment], object] | None = None
     """Writes one of these SAEs into an empty folder, in SAELens' format: `cfg.json` and `sae_weights.safetensors`. None for
     SAEs that the training stage makes."""
 
@@ -128,7 +129,25 @@ def _trained(basis: Basis) -> Iterable[PlannedSAE]:
     return (basis.trained(arm, seed, layer, sparsity) for layer, arm, seed, sparsity in cells)
 
 
-ORIGINS: dict[str, Origin] = {TRAINED: Origin(plan=_trained)}
+def _references(basis: Basis) -> Iterable[PlannedSAE]:
+    for name, reference in basis.experiment.references.items():
+        yield basis.outside(REFERENCE, name, layer=reference.layer, content=reference.content(name))
+
+
+def _write_reference(sae: PlannedSAE, folder: Path, experiment: Experiment) -> None:
+    from pipeline.sae.foreign import check_place, from_saelens  # loads torch and SAELens
+    from pipeline.sae.formats import write_sae
+
+    source = Path(experiment.references[sae.arm].path)
+    theirs, metadata = from_saelens(source)
+    check_place(metadata, source, sae.layer, experiment.model.name)
+    write_sae(theirs, folder, {**metadata, "arm": sae.arm})
+
+
+ORIGINS: dict[str, Origin] = {
+    TRAINED: Origin(plan=_trained),
+    REFERENCE: Origin(plan=_references, write=_write_reference),
+}
 """By name, in the order in which a plan lists their SAEs."""
 
 
@@ -176,12 +195,14 @@ def _publish(sae: PlannedSAE, folder: Path, experiment: Experiment, workspace: W
     started = time.monotonic()
     shutil.rmtree(folder)  # what an interrupted attempt left
     folder.mkdir()
-    write(sae, folder)
+    write(sae, folder, experiment)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise BadInputError(f"its source {sae.origin!r} has no {name}; add it or remove the SAE")
-    d_in = read_sae(folder).d_in
-    if d_in != experiment.model.d_in:
-        raise BadInputError(f"it reads rows of {d_in} numbers, the model's rows have {experiment.model.d_in}; remove it")
-    facts = {"origin": sae.origin, "seconds": round(time.monotonic() - started, 1)}
+    brought = read_sae(folder)
+    if brought.d_in != experiment.model.d_in:
+        wanted = experiment.model.d_in
+        raise BadInputError(f"it reads rows of {brought.d_in} numbers, the model's rows have {wanted}; remove it")
+    seconds = round(time.monotonic() - started, 1)
+    facts = {"origin": sae.origin, "architecture": brought.activation.architecture, "seconds": seconds}
     workspace.publish(sae.artefact, files=[CONFIG, WEIGHTS], facts=facts)

@@ -1,0 +1,117 @@
+"""SAEs that others trained, declared in [references]: planned, brought in, evaluated and shown; and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from small_study import SMALL, Study
+
+from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import BadInputError
+from pipeline.evaluate.evaluation import evaluate
+from pipeline.report.collect import collect
+from pipeline.report.page import write_report
+from pipeline.runtime.compatibility import importing_sae_bench
+from pipeline.sae.finished import export_sae, open_sae
+from pipeline.study.experiment import Experiment
+from pipeline.study.origins import bring
+from pipeline.study.plan import Plan, make_plan
+
+THEIRS = '\n[references.theirs]\nlayer = 2\npath = "{}"\n'
+
+
+def planned(small_toml: Path, folder: Path, text: str = THEIRS) -> Plan:
+    small_toml.write_text(SMALL + text.format(folder))
+    return make_plan(Experiment.load(str(small_toml)))
+
+
+def jumprelu(folder: Path, d_in: int, **metadata: str) -> None:
+    """A random SAE of SAELens."""
+    with importing_sae_bench():
+        import sae_lens
+        from sae_lens.saes.sae import SAEMetadata
+    torch.manual_seed(0)
+    config = sae_lens.JumpReLUSAEConfig(d_in=d_in, d_sae=40, metadata=SAEMetadata(**metadata))
+    sae = sae_lens.JumpReLUSAE(config)
+    sae.threshold.data.fill_(0.5)
+    sae.save_model(str(folder))
+
+
+def test_a_reference_is_evaluated_and_shown_beside_the_arms(study: Study, small_toml: Path, tmp_path: Path) -> None:
+    jumprelu(tmp_path / "sae", study.experiment.model.d_in)
+    plan = planned(small_toml, tmp_path / "sae")
+    (theirs,) = plan.from_outside
+    assert [sae.artefact.key for sae in plan.to_train] == [sae.artefact.key for sae in study.plan.saes]
+    shutil.copytree(study.workspace.local, tmp_path / "workspace")
+    workspace = Workspace(tmp_path / "workspace")
+    assert bring(plan.from_outside, plan.experiment, workspace).made == [theirs]
+    made = evaluate(plan, workspace).made
+    assert made == [theirs]  # nothing else was evaluated again
+    results = collect(plan, workspace)
+    (row,) = [row for row in results.rows if row.arm == "theirs"]
+    assert (row.backbone, row.penalty, row.steps) == ("jumprelu", "trained by others", None)
+    assert row.fvu is not None
+    assert row.sparse_probing is not None
+    assert not [entry for entry in results.differences if "theirs" in (entry.arm, entry.reference)]
+    page = Path(write_report(results, tmp_path / "report")).read_text()
+    assert '<td class="kind">trained by others</td>' in page
+
+
+def test_its_key_follows_its_files(study: Study, small_toml: Path, tmp_path: Path) -> None:
+    jumprelu(tmp_path / "sae", study.experiment.model.d_in)
+    (before,) = planned(small_toml, tmp_path / "sae").from_outside
+    shutil.move(tmp_path / "sae", tmp_path / "elsewhere")
+    (moved,) = planned(small_toml, tmp_path / "elsewhere").from_outside
+    assert moved.artefact.key == before.artefact.key
+    weights = tmp_path / "elsewhere" / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    (changed,) = planned(small_toml, tmp_path / "elsewhere").from_outside
+    assert changed.artefact.key != before.artefact.key
+
+
+@pytest.mark.parametrize(
+    ("d_in", "metadata", "message"),
+    [
+        (12, {}, "it reads rows of 12 numbers, the model's rows have 64; remove it"),
+        (64, {"hook_name": "blocks.1.hook_resid_post"}, "was trained on layer 1, not on layer 2; set layer = 1"),
+        (64, {"model_name": "gpt2"}, "was trained on gpt2, the study's model is tiny-gemma2; remove it"),
+    ],
+)
+def test_a_reference_of_another_place_fails_beside_its_siblings(
+    d_in: int, metadata: dict[str, str], message: str, small_toml: Path, tmp_path: Path
+) -> None:
+    jumprelu(tmp_path / "sae", d_in, **metadata)
+    plan = planned(small_toml, tmp_path / "sae")
+    assert plan.experiment.model.d_in == 64
+    brought = bring(plan.from_outside, plan.experiment, Workspace(tmp_path / "workspace"))
+    assert not brought.made
+    assert message in brought.failed["theirs seed 0 layer 2"]
+    assert not list((tmp_path / "workspace").rglob("cfg.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (THEIRS, "references.theirs.path: {} has no cfg.json: it is no SAE in SAELens' format"),
+        (THEIRS.replace("layer = 2", "layer = 1"), "references.theirs.layer: 1 is not among study.layers [2]"),
+        (THEIRS.replace("path =", "paht ="), "references.theirs.paht: unknown key, check its spelling or remove it"),
+        (THEIRS.replace("theirs", "full"), "references.full: an arm has this name, choose another one"),
+    ],
+)
+def test_what_is_no_reference_is_refused(text: str, message: str, small_toml: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInputError) as caught:
+        planned(small_toml, tmp_path / "nothing", text)
+    assert message.format(tmp_path / "nothing") in str(caught.value)
+
+
+def test_an_sae_of_our_own_can_be_a_reference(study: Study, small_toml: Path, tmp_path: Path) -> None:
+    """It is the same function in another study, and read back as such."""
+    full = next(sae for sae in study.plan.saes if sae.arm == "full")
+    export_sae(study.workspace.folder(full.artefact), tmp_path / "sae")
+    plan = planned(small_toml, tmp_path / "sae")
+    workspace = Workspace(tmp_path / "workspace")
+    (theirs,) = bring(plan.from_outside, plan.experiment, workspace).made
+    ours, read = (open_sae(sae.artefact, place) for sae, place in ((full, study.workspace), (theirs, workspace)))
+    x_BD = torch.randn(20, ours.d_in)
+    torch.testing.assert_close(read.encode(x_BD), ours.encode(x_BD))
