@@ -93,7 +93,7 @@ def extended(tables: None) -> None:
 
 
 def test_an_arm_is_added(extended: None, small_toml: Path) -> None:
-    declared, _ = blocks("extending.md", "toml")
+    declared, _, _ = blocks("extending.md", "toml")
     text = SMALL.replace('"full", "magnitude"]', '"full", "sparser", "sparser-late", "few-pairs"]')
     small_toml.write_text(text + declared)
     recipes = {sae.arm: sae.recipe for sae in make_plan(Experiment.load(str(small_toml))).to_train}
@@ -103,7 +103,7 @@ def test_an_arm_is_added(extended: None, small_toml: Path) -> None:
 
 
 def test_an_activation_and_a_penalty_are_added(extended: None, own: Workspace, small_toml: Path, tmp_path: Path) -> None:
-    _, declared = blocks("extending.md", "toml")
+    _, declared, _ = blocks("extending.md", "toml")
     small_toml.write_text(SMALL.replace('"full", "magnitude"]', '"full", "crowding", "absolute"]') + declared)
     plan = make_plan(Experiment.load(str(small_toml)))
     crowding, absolute = (next(sae for sae in plan.saes if sae.arm == arm) for arm in ("crowding", "absolute"))

@@ -1,5 +1,6 @@
 """SAEs that others trained, declared in [references]: planned, brought in, evaluated and shown; and what is refused."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipeline.study.experiment import Experiment
 from pipeline.study.origins import bring
 from pipeline.study.plan import Plan, make_plan
 
+DOCS = Path(__file__).parents[2] / "docs"
 THEIRS = '\n[references.theirs]\nlayer = 2\npath = "{}"\n'
 
 
@@ -56,6 +58,13 @@ def test_a_reference_is_evaluated_and_shown_beside_the_arms(study: Study, small_
     assert not [entry for entry in results.differences if "theirs" in (entry.arm, entry.reference)]
     page = Path(write_report(results, tmp_path / "report")).read_text()
     assert '<td class="kind">trained by others</td>' in page
+
+
+def test_the_block_in_the_docs_is_a_reference(study: Study, small_toml: Path, tmp_path: Path) -> None:
+    (block,) = re.findall(r"```toml\n(\[references.*?)```", (DOCS / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
+    jumprelu(tmp_path / "their-sae", study.experiment.model.d_in)
+    plan = planned(small_toml, tmp_path, "\n" + block.replace('"their-sae"', '"{}/their-sae"'))
+    assert [str(sae) for sae in plan.from_outside] == ["theirs seed 0 layer 2"]
 
 
 def test_its_key_follows_its_files(study: Study, small_toml: Path, tmp_path: Path) -> None:
