@@ -113,8 +113,9 @@ def show_report(experiment: str, page: str) -> None:
 
 def _table(results: "Results") -> list[dict[str, Any]]:
     """One row per SAE: FVU, L0, dead latents, probing scores and pair capture."""
+    from pipeline.report.capture_metrics import UNION
     from pipeline.report.columns import Column
-    from pipeline.report.metrics import DEAD, FVU, L0, UNION
+    from pipeline.report.metrics import DEAD, FVU, L0
 
     shown: dict[str, Column] = {metric.heading: metric for metric in (FVU, L0, DEAD)}
     shown |= {f"probing k={k}": Column(("sparse_probing", str(k))) for k in results.k_values}

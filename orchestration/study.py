@@ -86,7 +86,7 @@ def evaluate_saes(plan: Plan, workspace: Workspace, stop: str | None = None) -> 
         evaluated = evaluate(plan, workspace)
         for sae, why in evaluated.degenerate.items():
             get_run_logger().warning("%s is degenerate: %s", sae, why)
-        return [sae.evaluation.path for sae in evaluated.made], evaluated.failed
+        return evaluated.paths, evaluated.failed
 
 
 @stage_task("report {plan.experiment.name}")

@@ -100,7 +100,7 @@ def test_status_knows_training_that_has_begun(study: Study, tmp_path: Path) -> N
     (folder / "training.jsonl").write_text("{}")
     (line,) = [line for line in shown(study, workspace).splitlines() if "saes" in line and "baseline" in line]
     assert "partial" in line
-    assert "0 of 1 seeds" in line
+    assert "0 of 1" in line
 
 
 def test_a_part_of_the_study_is_trained_alone(study: Study, small_toml: Path) -> None:

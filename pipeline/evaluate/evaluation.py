@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.storage import write_atomically
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError, DegenerateSAEError, InterruptedRunError, MissingArtefactError
@@ -34,6 +35,9 @@ class Evaluated:
     """The outcome of one run of the stage."""
 
     made: list[PlannedSAE] = field(default_factory=list[PlannedSAE])
+    """SAEs of which something was evaluated."""
+    paths: list[str] = field(default_factory=list[str])
+    """The artefacts that were made."""
     degenerate: dict[str, str] = field(default_factory=dict[str, str])
     """Every degenerate SAE of the plan, evaluated now or earlier, and why it is."""
     untrained: list[str] = field(default_factory=list[str])
@@ -51,8 +55,11 @@ def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
     result = Evaluated(untrained=[str(sae) for sae in plan.saes if not _is_there(sae, workspace)])
     for layer in dict.fromkeys([sae.layer for sae in missing] + unprobed(plan, workspace)):
         chosen = [sae for sae in missing if sae.layer == layer]
+        lacking = {str(sae): _lacking(sae, workspace) for sae in chosen}
         result.failed |= evaluate_layer(plan, layer, chosen, workspace)
-        result.made += [sae for sae in chosen if str(sae) not in result.failed]
+        made = [sae for sae in chosen if str(sae) not in result.failed]
+        result.made += made
+        result.paths += [artefact.path for sae in made for artefact in lacking[str(sae)]]
     for sae in plan.saes:
         manifest = workspace.manifest(sae.evaluation)
         if manifest and manifest.facts["degenerate"]:
@@ -61,13 +68,17 @@ def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
 
 
 def unmeasured(plan: Plan, workspace: Workspace) -> list[PlannedSAE]:
-    """The SAEs that are trained and not evaluated. Raises MissingArtefactError when no SAE of the plan is trained."""
+    """The SAEs that are trained and lack an evaluation. Raises MissingArtefactError when no SAE of the plan is trained."""
     trained = [sae for sae in plan.saes if _is_there(sae, workspace)]
     if not trained:
         raise MissingArtefactError(
             f"no SAE of {plan.experiment.name} is trained yet; run: dasae train {plan.experiment.argument}"
         )
-    return [sae for sae in trained if workspace.manifest(sae.evaluation) is None]
+    return [sae for sae in trained if _lacking(sae, workspace)]
+
+
+def _lacking(sae: PlannedSAE, workspace: Workspace) -> list[Artefact]:
+    return [artefact for artefact in (sae.evaluation, *sae.apart.values()) if workspace.manifest(artefact) is None]
 
 
 def unprobed(plan: Plan, workspace: Workspace) -> list[int]:
@@ -94,12 +105,17 @@ def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Wo
     with progress(f"evaluate layer {layer}", len(saes), "SAEs") as advance:
         model_scores = probe_model(bench)
         at_once = bench.tasks.at_once(plan.experiment.model.d_in, plan.experiment.train.d_sae)
-        for first in range(0, len(saes), at_once):
-            group = saes[first : first + at_once]
+        together = [sae for sae in saes if workspace.manifest(sae.evaluation) is None]
+        advance(len(saes) - len(together))
+        for first in range(0, len(together), at_once):
+            group = together[first : first + at_once]
             with memory_needed(f"evaluating {len(group)} SAEs"):
                 failed |= evaluate_together(bench, group, model_scores, advance)
             if stop.is_set():
                 raise InterruptedRunError(STOPPED)
+        for sae in saes:
+            if str(sae) not in failed and (damage := evaluate_apart(bench, sae)):
+                failed[str(sae)] = damage
     return failed
 
 
@@ -149,6 +165,31 @@ def evaluate_together(bench: LayerBench, group: list[PlannedSAE], model_scores: 
         return damaged
 
 
+def evaluate_apart(bench: LayerBench, planned: PlannedSAE) -> str | None:
+    """Compute what has an artefact of its own and is missing. Returns the damage if the SAE cannot be loaded."""
+    workspace = bench.workspace
+    for name, artefact in planned.apart.items():
+        with workspace.lock(artefact) as folder:
+            if workspace.manifest(artefact):
+                continue
+            started, parents = time.monotonic(), workspace.fingerprints([planned.artefact])
+            degenerate = workspace.require(planned.evaluation, "dasae evaluate").facts["degenerate"]
+            evaluation, files = EVALUATIONS[name], list[str]()
+            if degenerate is None:
+                try:
+                    sae = open_sae(planned.artefact, workspace).to(bench.device)
+                except CorruptArtefactError as error:
+                    return str(error)
+                with torch.no_grad():
+                    value = imported(evaluation.compute)(Bench(bench, planned, sae, ProbeScores(model={}, sae={})))
+                workspace.reopen(artefact)
+                _write(folder / evaluation.file, value)
+                files.append(evaluation.file)
+            seconds = round(time.monotonic() - started, 1)
+            workspace.publish(artefact, files=files, parents=parents, facts={"degenerate": degenerate, "seconds": seconds})
+    return None
+
+
 def _evaluate(on: Bench, parents: Mapping[str, str], probing_seconds: float) -> None:
     """Compute and publish the evaluation of one probed SAE."""
     started = time.monotonic() - probing_seconds
@@ -177,7 +218,7 @@ def write_evaluations(on: Bench, folder: Path, written: list[str]) -> None:
 
     `written` gets the name of each file. Raises DegenerateSAEError; the files of earlier evaluations are written by then.
     """
-    entries = [evaluation for evaluation in EVALUATIONS.values() if evaluation.needs <= on.layer.has]
+    entries = [entry for entry in EVALUATIONS.values() if entry.apart is None and entry.needs <= on.layer.has]
     functions = [imported(evaluation.compute) for evaluation in entries]  # before any work: a name may be wrong
     for evaluation, compute in zip(entries, functions, strict=True):
         _write(folder / evaluation.file, compute(on))

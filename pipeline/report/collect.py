@@ -178,9 +178,11 @@ def _row(sae: PlannedSAE, seen: "_Seen") -> Row:
             fields |= {"backbone": facts["architecture"], "penalty": BY_OTHERS}
     with _understood(str(seen.workspace.storage(sae.evaluation))):
         fields["degenerate"] = evaluated.facts["degenerate"]
-        for evaluation in EVALUATIONS.values() if fields["degenerate"] is None else ():
-            if evaluation.file in evaluated.files:
-                fields |= imported(evaluation.show)(json.loads(seen.text(sae.evaluation, evaluation.file)))
+        for name, evaluation in EVALUATIONS.items() if fields["degenerate"] is None else ():
+            artefact = sae.evaluation if evaluation.apart is None else sae.apart.get(name)
+            manifest = seen.manifest(artefact) if artefact else None
+            if artefact and manifest and evaluation.file in manifest.files:
+                fields |= imported(evaluation.show)(json.loads(seen.text(artefact, evaluation.file)))
         return Row.model_validate(fields)
 
 
@@ -214,7 +216,7 @@ def _cost(plan: Plan, evaluated: list[PlannedSAE], seen: "_Seen") -> Cost:
         model_seconds=seconds([plan.model] if plan.model else []),
         extract_seconds=seconds(stores),
         train_seconds=seconds([sae.artefact for sae in evaluated if isinstance(sae, TrainedSAE)]),
-        evaluate_seconds=seconds([sae.evaluation for sae in evaluated]),
+        evaluate_seconds=seconds([made for sae in evaluated for made in (sae.evaluation, *sae.apart.values())]),
         store_bytes=sum(ActivationStore(seen.workspace.storage(artefact)).bytes for artefact in stores),
     )
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from pipeline.report.capture_metrics import CHANCE, RANDOM, UNION
 from pipeline.report.columns import by_arm, mean
 from pipeline.report.drawing import (
     COLOURS,
@@ -30,7 +31,6 @@ from pipeline.report.drawing import (
     styles_of,
     svg,
 )
-from pipeline.report.metrics import CHANCE, RANDOM, UNION
 from pipeline.report.results import CapturePoint, Histogram, Row
 
 

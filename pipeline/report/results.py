@@ -171,6 +171,7 @@ class Row(Frozen, extra="allow"):
     density: Density | None = None
     decoder_cosine: Histogram | None = None
     loss: Measured | None = None
+    geometry: Numbers | None = None
     interference: Interference | None = None
     sparse_probing: Accuracies | None = None
     llm_probing: Accuracies | None = None

@@ -48,6 +48,18 @@ def interference(file: File) -> Fields:
     return {"interference": file}
 
 
+def geometry(file: File) -> Fields:
+    """The means, the shares of nearest cosines from 0.9 on, and those of random directions."""
+    nearest, null = file["nearest"], file["nearest_random"]
+    found = {
+        "nearest": nearest["mean"],
+        "near": nearest["near"],
+        "nearest_random": null["mean"],
+        "near_random": null["near"],
+    }
+    return {"geometry": found | {"encoder_decoder": file["encoder_decoder"]["mean"], "directions": file["directions"]}}
+
+
 def loss(file: File) -> Fields:
     """The losses in nats per token, and the share recovered against both ablations."""
     kept = {name: file[name] for name in ("clean", "sae", "zero", "mean", "reason")}

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.report.capture_metrics import UNION
 from pipeline.report.columns import HEADINGS, Group, Metric, Term, by_arm, mean
 from pipeline.report.glossary import GENERAL
-from pipeline.report.metrics import FVU, L0, UNION, columns, compared, measured
+from pipeline.report.metrics import FVU, L0, columns, compared, measured
 from pipeline.report.results import Accuracies, Difference, Results, Row, Task, model_accuracies
 from pipeline.report.text import p_value, signed, three
 

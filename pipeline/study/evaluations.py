@@ -24,7 +24,10 @@ class Evaluation:
     name: str
     """Its key in the table."""
     file: str
-    """Its file inside the evaluation's artefact."""
+    """Its file inside its artefact."""
+    apart: int | None = None
+    """Format number of an evaluation that has an artefact of its own, so that it can be added to a finished study. None: it
+    is a part of the SAE's evaluation, and an SAE that was evaluated without it stays so."""
     needs: frozenset[Need] = frozenset()
     """A study without one of these leaves the evaluation out."""
     compute: StageCode
@@ -37,18 +40,20 @@ EVALUATIONS: dict[str, Evaluation] = {
     name: Evaluation(
         name=name,
         file=f"{name}.json",
+        apart=apart,
         needs=frozenset(needs),
         compute=f"pipeline.evaluate.{module}:compute",
         show=f"pipeline.report.rows:{name}",
     )
-    for name, module, needs in (
-        ("reconstruction", "reconstruction", ()),
-        ("ground_truth", "recovery", (Need.truth,)),
-        ("capture", "capture", ()),
-        ("interference", "interference", ()),
-        ("loss", "loss", ()),  # without a model, these two write a file that says why it is empty
-        ("examples", "examples", ()),
-        ("sparse_probing", "sparse_probing", (Need.probes,)),
+    for name, module, needs, apart in (
+        ("reconstruction", "reconstruction", (), None),
+        ("ground_truth", "recovery", (Need.truth,), None),
+        ("capture", "capture", (), None),
+        ("interference", "interference", (), None),
+        ("loss", "loss", (), None),  # without a model, these two write a file that says why it is empty
+        ("examples", "examples", (), None),
+        ("sparse_probing", "sparse_probing", (Need.probes,), None),
+        ("geometry", "geometry", (), 1),
     )
 }
 """By name, in the order in which they are computed."""

@@ -16,6 +16,7 @@ from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.study.arms import NAME
+from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.experiment import Experiment
 from pipeline.study.planned import PlannedSAE, TrainedSAE
 
@@ -55,8 +56,8 @@ class Basis:
         )
         # The key of an SAE that is trained here covers which rows are held out; the key of this one does not.
         rows = {"store": self.store.key, "heldout_shards": self.experiment.train.heldout_shards}
-        evaluation = self.evaluation(name, sae, None, rows)
-        return PlannedSAE(origin=origin, arm=name, seed=0, layer=layer, artefact=sae, evaluation=evaluation)
+        evaluation, apart = self.evaluation(name, sae, None, rows), self.evaluated_apart(name, sae)
+        return PlannedSAE(origin=origin, arm=name, seed=0, layer=layer, artefact=sae, evaluation=evaluation, apart=apart)
 
     def trained(self, arm: str, seed: int, layer: int, sparsity: float | None = None) -> TrainedSAE:
         """The SAE that an arm of the study trains, at an L0 where the study has several."""
@@ -74,6 +75,7 @@ class Basis:
             recipe=recipe,
             artefact=sae,
             evaluation=self.evaluation(sae.label, sae, baseline),
+            apart=self.evaluated_apart(sae.label, sae),
             baseline=baseline,
             matched_to=matched_to,
         )
@@ -110,6 +112,18 @@ class Basis:
             "evaluate": self.experiment.evaluate.canonical(),
         }
         return Artefact(kind="evaluations", label=label, inputs=inputs | {"rows": rows} if rows else inputs)
+
+    def evaluated_apart(self, label: str, sae: Artefact) -> dict[str, Artefact]:
+        """The evaluations of an SAE that have an artefact of their own, by name. They read nothing but its weights."""
+        return {
+            name: Artefact(
+                kind="evaluations",
+                label=f"{name}-{label}",
+                inputs={"format": evaluation.apart, "evaluation": name, "sae": sae.key},
+            )
+            for name, evaluation in EVALUATIONS.items()
+            if evaluation.apart is not None
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

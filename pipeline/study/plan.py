@@ -80,7 +80,7 @@ class Plan:
     @property
     def evaluated(self) -> list[Artefact]:
         """What the evaluation stage makes."""
-        return [*self.llm_probing.values(), *(sae.evaluation for sae in self.saes)]
+        return [*self.llm_probing.values(), *(made for sae in self.saes for made in (sae.evaluation, *sae.apart.values()))]
 
 
 def make_plan(

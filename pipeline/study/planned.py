@@ -1,6 +1,6 @@
 """Describes one SAE of a study: any SAE, and one that is trained here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.artefacts.manifest import Artefact
 from pipeline.study.recipe import TrainConfig
@@ -21,6 +21,8 @@ class PlannedSAE:
     """The L0 that it is trained at, in a study with frontiers."""
     artefact: Artefact
     evaluation: Artefact
+    apart: dict[str, Artefact] = field(default_factory=dict[str, Artefact])
+    """The evaluations that have an artefact of their own, by name."""
     baseline: Artefact | None = None
     """The SAE whose pairs of latents this one is measured on: the arm `baseline` with the same seed, layer and L0. None in a
     study without that arm, and for an SAE that others trained, because its latents do not correspond to the baseline's."""

@@ -43,7 +43,8 @@ class ReportManifest(BaseModel):
 
 def made_of(plan: Plan, workspace: Workspace) -> MadeOf:
     """All that a report depends on: the program's version, the experiment's texts, and the evaluations as they are now."""
-    evaluations = {sae.evaluation.path: workspace.fingerprint(sae.evaluation.path) for sae in plan.saes}
+    made = [artefact.path for sae in plan.saes for artefact in (sae.evaluation, *sae.apart.values())]
+    evaluations = {path: workspace.fingerprint(path) for path in made}
     known = arms_of(plan.experiment.arms)
     return MadeOf(
         version=pipeline.__version__,

@@ -56,15 +56,16 @@ class Status:
         for kind in ("saes", "evaluations"):
             for arm, layer in dict.fromkeys((sae.arm, sae.layer) for sae in self.plan.saes):
                 group = [
-                    self.found[(sae.artefact if kind == "saes" else sae.evaluation).path]
+                    self.found[artefact.path]
                     for sae in self.plan.saes
+                    for artefact in ([sae.artefact] if kind == "saes" else [sae.evaluation, *sae.apart.values()])
                     if (sae.arm, sae.layer) == (arm, layer)
                 ]
                 done = sum(found.word == "done" for found in group)
                 begun = any(found.word != "missing" for found in group)
                 state = "done" if done == len(group) else "partial" if begun else "missing"
                 size = decimal(sum(found.bytes for found in group))
-                table.add_row(kind, state, f"{done} of {len(group)} seeds", size, f"{arm}, layer {layer}")
+                table.add_row(kind, state, f"{done} of {len(group)}", size, f"{arm}, layer {layer}")
         return table
 
     def next_command(self) -> str:

@@ -17,6 +17,7 @@ from orchestration import study as study_module
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError, StorageError
 from pipeline.study.plan import Plan
+from pipeline.study.planned import PlannedSAE
 from pipeline.train import training
 
 pytestmark = pytest.mark.usefixtures("temporary_server")
@@ -44,6 +45,11 @@ def run(flow: Flow[..., Any], toml: Path, workspace: str, **options: Any) -> Sta
     return flow(str(toml), workspace, **options, return_state=True)
 
 
+def evaluations(sae: PlannedSAE) -> list[str]:
+    """Paths of what evaluation makes of an SAE."""
+    return [artefact.path for artefact in (sae.evaluation, *sae.apart.values())]
+
+
 def test_ablation_goes_from_nothing_to_the_report(small_toml: Path, tmp_path: Path):
     workspace = str(tmp_path / "workspace")
     state = run(flows.ablation, small_toml, workspace)
@@ -54,7 +60,7 @@ def test_ablation_goes_from_nothing_to_the_report(small_toml: Path, tmp_path: Pa
         "stores",
         *["probes"] * 2,
         *["saes"] * 3,
-        *["evaluations"] * 3,
+        *["evaluations"] * 6,
     ]
     assert all((Path(workspace) / path / "manifest.json").is_file() for path in made)
     assert "baseline" in (Path(workspace) / "reports" / "small" / "index.html").read_text()
@@ -68,7 +74,7 @@ def test_each_stage_makes_what_it_misses(study: Study, small_toml: Path, finishe
         shutil.rmtree(Path(finished) / path)
     assert flows.extract(str(small_toml), finished) == [dataset.path]
     assert flows.train(str(small_toml), finished) == [sae.artefact.path for sae in study.plan.saes]
-    assert flows.evaluate(str(small_toml), finished) == [sae.evaluation.path for sae in study.plan.saes]
+    assert flows.evaluate(str(small_toml), finished) == [path for sae in study.plan.saes for path in evaluations(sae)]
     assert set(manifests(finished)) == everything
 
 
@@ -85,7 +91,7 @@ def test_a_deleted_sae_and_its_evaluation_are_made_again_and_nothing_else(study:
     full = next(sae for sae in study.plan.saes if sae.arm == "full")
     shutil.rmtree(Path(finished) / full.artefact.path)
     made = flows.ablation(str(small_toml), finished)
-    assert set(made) == {full.artefact.path, full.evaluation.path}
+    assert set(made) == {full.artefact.path, *evaluations(full)}
     after = manifests(finished)
     assert {path for path in after if after[path] != before[path]} == set(made)
 
@@ -95,7 +101,7 @@ def test_only_the_chosen_arms_are_trained_and_evaluated(study: Study, small_toml
         shutil.rmtree(Path(finished) / kind)
     chosen = next(sae for sae in study.plan.saes if sae.arm == "magnitude")
     assert flows.train(str(small_toml), finished, arms=["magnitude"]) == [chosen.artefact.path]
-    assert flows.evaluate(str(small_toml), finished, arms=["magnitude"], seeds=[0], layer=2) == [chosen.evaluation.path]
+    assert flows.evaluate(str(small_toml), finished, arms=["magnitude"], seeds=[0], layer=2) == evaluations(chosen)
 
 
 def test_training_before_extraction_says_what_to_do(small_toml: Path, tmp_path: Path):

@@ -1,0 +1,129 @@
+"""The metrics of pair capture, an excerpt of the table in `metrics`."""
+
+from pipeline.report.columns import Brief, Column, Group, Metric, Term
+from pipeline.report.glossary import MASKS
+from pipeline.report.text import count, four, three, two
+
+UNION = Metric(
+    ("bpcr", "union"),
+    "union",
+    Term(
+        "bpcr",
+        "BPCR, union",
+        "Bidirectional pair capture rate: share of the most strongly co-firing pairs of latents that are among the most "
+        "similar by direction as seen from either latent; from 0 to 1, not a score, falls when the penalty works.",
+    ),
+    three,
+    Group.capture,
+    brief=Brief("BPCR", digits=2),
+)
+CHANCE = Metric(
+    ("bpcr", "chance"),
+    "chance",
+    Term(
+        "chance",
+        "Chance",
+        "The rate that a mask of the same size over random pairs would reach; from 0 to 1, the first null of BPCR.",
+    ),
+    three,
+    Group.capture,
+    compared=False,
+    brief=Brief("chance", digits=2, spread=False),
+)
+RANDOM = Metric(
+    ("bpcr", "random_tied"),
+    "random",
+    Term(
+        "random",
+        "Random",
+        "The rate of an untrained SAE with random directions, encoder and decoder tied, at the same L0; from 0 to 1, the "
+        "second null of BPCR, because similar directions fire together by geometry alone.",
+    ),
+    three,
+    Group.capture,
+    compared=False,
+    brief=Brief("random", digits=2, spread=False),
+)
+
+CAPTURE: list[Column] = [
+    Metric(("bpcr", "row"), "row", MASKS, three, Group.rates, compared=False),
+    Metric(("bpcr", "column"), "column", MASKS, three, Group.rates, compared=False),
+    UNION,
+    Metric(("bpcr", "mutual"), "mutual", MASKS, three, Group.rates, compared=False),
+    CHANCE,
+    RANDOM,
+    Metric(
+        ("bpcr", "lift"),
+        "lift",
+        Term("lift", "Lift", "BPCR union over chance; a ratio, 1 is chance, not a score."),
+        two,
+        Group.rates,
+        compared=False,
+    ),
+    Metric(
+        ("bpcr", "kappa"),
+        "kappa",
+        Term("kappa", "Kappa", "(BPCR union − chance) / (1 − chance); 0 is chance and 1 is perfect, not a score."),
+        three,
+        Group.rates,
+        compared=False,
+    ),
+    Metric(
+        ("bpcr", "strength_weighted"),
+        "by strength",
+        Term(
+            "weighted",
+            "By strength",
+            "The share of the co-firing pairs’ summed strength that the union captures; from 0 to 1, not a score.",
+        ),
+        three,
+        Group.rates,
+        compared=False,
+    ),
+    Metric(
+        ("bpcr", "permuted"),
+        "permuted",
+        Term(
+            "permuted",
+            "Permuted",
+            "The rate after the latents were relabelled at random, mean over draws; from 0 to 1, chance by simulation "
+            "instead of by counting.",
+        ),
+        four,
+        Group.rates,
+        compared=False,
+    ),
+    Column(("bpcr", "permuted_std")),
+    Metric(
+        ("bpcr", "phi_union"),
+        "phi union",
+        Term(
+            "phi",
+            "Phi, union",
+            "BPCR where the pairs are those of the largest phi coefficients, which correct for how often each latent "
+            "fires; from 0 to 1, not a score.",
+        ),
+        three,
+        Group.rates,
+        compared=False,
+    ),
+    *(Column(("bpcr", name)) for name in ("phi_chance", "phi_lift", "phi_random_tied")),
+    Metric(
+        ("bpcr", "live"),
+        "live",
+        Term("live", "Live", "Latents that fire on enough held-out tokens to take part in BPCR; a count."),
+        count,
+        Group.rates,
+        compared=False,
+    ),
+    Metric(
+        ("bpcr", "pairs"),
+        "pairs",
+        Term("pairs", "Pairs", "Co-firing pairs over which BPCR is taken; a count."),
+        count,
+        Group.rates,
+        compared=False,
+    ),
+    Column(("bpcr", "reason")),
+]
+"""In the order of results.csv."""
