@@ -209,11 +209,13 @@ def export(
     to: Annotated[Format, typer.Option("--to", help="Library that will load it.")] = Format.saelens,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
 ) -> None:
-    """Copy a finished SAE, verified, into a folder that another library loads."""
+    """Copy a finished SAE, verified, into a folder that another library loads, with a model card."""
     from pipeline.sae.finished import export_sae, find
+    from pipeline.study.model_card import model_card
 
-    found = find(sae, open_workspace(workspace))
-    export_sae(found, folder)
+    opened = open_workspace(workspace)
+    found = find(sae, opened)
+    export_sae(found, folder, model_card(found, opened))
     console.print(f"export: {found.name} to {folder}, for {to.value}", highlight=False, soft_wrap=True)
 
 

@@ -54,12 +54,12 @@ def open_sae(artefact: Artefact, workspace: Workspace) -> SAE:
     return read_sae(folder)
 
 
-def export_sae(sae: Path, target: Path) -> None:
-    """Verify the SAE in the artefact folder `sae` and write it into `target` for SAELens.
+def export_sae(sae: Path, target: Path, card: str | None = None) -> None:
+    """Verify the SAE in the artefact folder `sae` and write it into `target` for SAELens, with a card as its README.md.
 
     Raises CorruptArtefactError when its files are not those of its manifest, and what `to_saelens` does.
     """
-    to_saelens(_verified(sae), target, sae.resolve().name)
+    to_saelens(_verified(sae), target, sae.resolve().name, card)
 
 
 def _verified(folder: Path) -> Path:

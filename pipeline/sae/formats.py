@@ -19,6 +19,7 @@ SAELENS_FORMAT = "6.0.0"
 """The SAELens release whose configuration format is written; without it SAELens assumes an older one, without metadata."""
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
+CARD = "README.md"
 SHAPED = ("W_enc", "b_enc", "W_dec", "b_dec")
 """Tensors of every SAE; any other belongs to its activation."""
 
@@ -89,7 +90,7 @@ def read_sae(folder: Path) -> SAE:
     )
 
 
-def to_saelens(source: Path, target: Path, name: str) -> None:
+def to_saelens(source: Path, target: Path, name: str, card: str | None = None) -> None:
     """Write the SAE in the folder `source` into `target`, for `sae_lens.SAE.load_from_disk`.
 
     `name` is the artefact's name, for the metadata. Raises what `place_sae` does, and BadInputError when SAELens has no
@@ -98,11 +99,11 @@ def to_saelens(source: Path, target: Path, name: str) -> None:
     sae = read_sae(source)
     if not sae.activation.in_saelens:
         raise BadInputError(f"{source}: SAELens does not know the architecture {sae.activation.architecture}")
-    place_sae(sae, target, read_config(source)["metadata"] | {"artefact": name})
+    place_sae(sae, target, read_config(source)["metadata"] | {"artefact": name}, card)
 
 
-def place_sae(sae: SAE, target: Path, metadata: Mapping[str, Any]) -> None:
-    """Write an SAE into a folder of somebody's own.
+def place_sae(sae: SAE, target: Path, metadata: Mapping[str, Any], card: str | None = None) -> None:
+    """Write an SAE into a folder of somebody's own, with a card as its README.md.
 
     A new folder appears whole. In an empty one that is there, the configuration comes last: without it, nothing is loaded.
     Raises BadInputError when `target` exists and is not an empty folder.
@@ -110,7 +111,7 @@ def place_sae(sae: SAE, target: Path, metadata: Mapping[str, Any]) -> None:
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise BadInputError(f"{target} exists and is not an empty folder; name another one")
     if target.exists():  # a mount point, or the folder in which somebody works, cannot be replaced
-        write_sae(sae, target, metadata)
+        _write_with_card(sae, target, metadata, card)
         return
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,13 @@ def place_sae(sae: SAE, target: Path, metadata: Mapping[str, Any]) -> None:
     with TemporaryDirectory(dir=target.parent, prefix=prefix) as temporary:
         folder = Path(temporary) / "sae"
         folder.mkdir()
-        write_sae(sae, folder, metadata)
+        _write_with_card(sae, folder, metadata, card)
         fsync(folder)
         folder.replace(target)
     fsync(target.parent)
+
+
+def _write_with_card(sae: SAE, folder: Path, metadata: Mapping[str, Any], card: str | None) -> None:
+    if card is not None:
+        write_atomically(folder / CARD, card.encode())
+    write_sae(sae, folder, metadata)

@@ -16,7 +16,7 @@ from pipeline.cli import app
 from pipeline.errors import BadInputError, CorruptArtefactError
 from pipeline.runtime.compatibility import importing_sae_bench
 from pipeline.sae.finished import export_sae, find, load_sae
-from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae
+from pipeline.sae.formats import CARD, CONFIG, WEIGHTS, read_sae
 from pipeline.store.batches import rows_in_order
 from pipeline.store.reader import ActivationStore
 
@@ -40,7 +40,7 @@ def test_saelens_loads_it_with_the_same_latents_and_reconstruction(study: Study,
         arguments = ["export", planned.artefact.name, "--to", "saelens", str(target)]
         done = CliRunner().invoke(app, [*arguments, "--workspace", str(study.workspace.root)])
         assert done.exit_code == 0, done.output
-        assert {path.name for path in target.parent.rglob("*") if path.is_file()} == {CONFIG, WEIGHTS}
+        assert {path.name for path in target.parent.rglob("*") if path.is_file()} == {CONFIG, WEIGHTS, CARD}
         exported = sae_lens.SAE.load_from_disk(target)
         ours = read_sae(study.workspace.folder(planned.artefact))
         with torch.no_grad():
@@ -51,6 +51,27 @@ def test_saelens_loads_it_with_the_same_latents_and_reconstruction(study: Study,
         assert exported.cfg.architecture() == "standard"
         assert exported.cfg.metadata.hook_name == "blocks.2.hook_resid_post"
         assert exported.cfg.metadata.artefact == planned.artefact.name
+
+
+def test_its_card_says_how_it_was_made_and_what_was_measured(study: Study, tmp_path: Path) -> None:
+    full = next(sae for sae in study.plan.saes if sae.arm == "full")
+    arguments = ["export", "full-s0", str(tmp_path / "sae"), "--workspace", str(study.workspace.root)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    card = (tmp_path / "sae" / CARD).read_text()
+    assert card.startswith("---\nlibrary_name: sae_lens\n")
+    assert f"# {full.artefact.name}" in card
+    assert "| hook_name | blocks.2.hook_resid_post |" in card
+    assert '"coefficient": 0.1' in card
+    file = study.workspace.verified(full.evaluation, "reconstruction.json")
+    assert f"| FVU on held-out rows | {json.loads(file.read_text())['fvu']:.4g} |" in card
+    assert "| sparse probing, k = 5 | 0." in card
+    assert str(tmp_path) not in card
+    assert str(study.workspace.root) not in card
+
+
+def test_a_card_of_an_sae_that_was_not_evaluated_says_so(copied: Path, tmp_path: Path) -> None:
+    assert CliRunner().invoke(app, ["export", str(copied), str(tmp_path / "sae")]).exit_code == 0
+    assert "Nothing: it was not evaluated." in (tmp_path / "sae" / CARD).read_text()
 
 
 def test_sae_bench_accepts_the_decoder(copied: Path, tmp_path: Path) -> None:
