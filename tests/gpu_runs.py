@@ -42,7 +42,8 @@ def files(study: Study, workspace: Workspace, arms: list[str]) -> dict[str, dict
     """The numbers of every file of every evaluation, without times."""
     found: dict[str, dict[str, float]] = {}
     for sae in study.plan.saes:
-        for path in workspace.folder(sae.evaluation).glob("*.json") if sae.arm in arms else ():
+        made = [workspace.folder(artefact) for artefact in (sae.evaluation, *sae.apart.values())]
+        for path in [path for folder in made for path in folder.glob("*.json")] if sae.arm in arms else ():
             if path.name != MANIFEST:
                 values = numbers(json.loads(path.read_text()))
                 found[f"{sae.arm} {path.name}"] = {place: value for place, value in values.items() if "millis" not in place}
