@@ -30,7 +30,7 @@ HEADINGS: dict[Group, str] = {
     Group.latents: "Latents",
     Group.probing: "Sparse probing accuracy with k latents",
     Group.truth: "True features",
-    Group.pairs: "Pairs",
+    Group.pairs: "Similar latents",
     Group.capture: "Pair capture (BPCR)",
 }
 """The groups of the main table, in its order. Metrics of the other groups stand in the table of all SAEs only."""

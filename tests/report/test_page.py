@@ -213,7 +213,7 @@ def test_means_and_half_ranges_over_seeds(many: Many, tmp_path: Path) -> None:
     rows = [altered(row, {("fvu",): 0.1 if row.seed == 0 else 0.2}) if row.arm == "full" else row for row in results.rows]
     page = written(results.model_copy(update={"rows": tuple(rows)}), tmp_path)
     cells = re.findall(r"<td>(.*?)</td>", table_row(page, "full"))
-    assert len(cells) == 4 + len(KS) + 1 + 1 + 3
+    assert len(cells) == 4 + len(KS) + 3 + 1 + 3
     assert cells[0] == '0.150 <span class="spread">±0.050</span>'
 
 
@@ -277,7 +277,7 @@ def test_a_study_of_one_kind_needs_no_filters(many: Many, tmp_path: Path) -> Non
 def test_missing_pair_capture_rate_says_why(troubled: str) -> None:
     row = table_row(troubled, "topk-0.2")
     assert f'colspan="3">not measured: {NO_PAIRS}</td>' in row
-    assert row.count("±") == 4 + len(KS) + 1 + 1
+    assert row.count("±") == 4 + len(KS) + 3 + 1
 
 
 def test_descriptions_and_tokens_are_escaped(troubled: str) -> None:
