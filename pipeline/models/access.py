@@ -1,4 +1,4 @@
-"""Finds out why a model of transformers cannot be loaded: an incomplete folder, no login, a licence not accepted."""
+"""Finds out why a model cannot be loaded, or a file of the Hub cannot be had: an incomplete folder, no login, no licence."""
 
 from pathlib import Path
 
@@ -27,33 +27,41 @@ def check_folder(folder: Path) -> None:
 
 
 def check_access(name: str, revision: str | None) -> None:
-    """Fetch config.json of a repository; raise ModelAccessError, which says why, if that is not possible."""
+    """Fetch config.json of a model's repository; raise ModelAccessError, which says why, if that is not possible."""
+    fetch(name, revision, "config.json", "model")
+
+
+def fetch(name: str, revision: str | None, file: str, what: str) -> Path:
+    """A file of a repository, from the cache or the Hub. Raises ModelAccessError, which says why there is none.
+
+    `what` is in the repository, in a word.
+    """
     import huggingface_hub
     from huggingface_hub import errors as hub
 
     try:
         with quiet_hub():
-            huggingface_hub.hf_hub_download(name, "config.json", revision=revision)
+            return Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
     except hub.GatedRepoError as error:
         if error.response.status_code == 401:  # no token or an unknown one; 403 is a known account
             who = "the Hugging Face token is not valid" if huggingface_hub.get_token() else "not logged in to Hugging Face"
             problem = f"{who}, and {name} is gated: run `hf auth login`, or set HF_TOKEN"
         else:
             problem = (
-                f"logged in, but this account has not accepted the licence of {name}: accept it on the model's page "
+                f"logged in, but this account has not accepted the licence of {name}: accept it on its page "
                 f"(huggingface.co/{name}) and run the same command again"
             )
         raise ModelAccessError(problem) from None
     except hub.RevisionNotFoundError:
-        raise ModelAccessError(f"model {name} has no revision {revision!r}") from None
+        raise ModelAccessError(f"{what} {name} has no revision {revision!r}") from None
     except hub.RepositoryNotFoundError:
-        raise ModelAccessError(f"model {name!r} is neither a folder nor a repository that this account can see") from None
+        raise ModelAccessError(f"{what} {name!r} is neither a folder nor a repository that this account can see") from None
     except hub.HFValidationError:
-        raise ModelAccessError(f"model {name!r} is neither a folder nor a repository name") from None
+        raise ModelAccessError(f"{what} {name!r} is neither a folder nor a repository name") from None
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
         raise ModelAccessError(
-            f"model {name} is not in the local cache, and the Hugging Face Hub cannot be reached"
+            f"{what} {name} is not in the local cache, and the Hugging Face Hub cannot be reached"
         ) from None
     except hub.EntryNotFoundError:
-        problem = f"model {name} has no config.json, so transformers cannot load it: name another one"
+        problem = f"{what} {name} has no {file}, so it cannot be loaded: name another one"
         raise ModelAccessError(problem) from None

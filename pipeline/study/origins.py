@@ -152,7 +152,7 @@ def _write_reference(sae: PlannedSAE, folder: Path, experiment: Experiment) -> N
     from pipeline.sae.foreign import check_place, from_saelens  # loads torch and SAELens
     from pipeline.sae.formats import write_sae
 
-    source = Path(experiment.references[sae.arm].path)
+    source = experiment.references[sae.arm].local()
     theirs, metadata = from_saelens(source)
     check_place(metadata, source, sae.layer, experiment.model.name)
     write_sae(theirs, folder, {**metadata, "arm": sae.arm})

@@ -23,6 +23,16 @@ DOCS = Path(__file__).parents[2] / "docs"
 THEIRS = '\n[references.theirs]\nlayer = 2\npath = "{}"\n'
 
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+HUB = f"""
+[references.theirs]
+layer = 2
+repository = "org/saes"
+revision = "{COMMIT}"
+folder = "layer2/wide"
+"""
+
+
 def planned(small_toml: Path, folder: Path, text: str = THEIRS) -> Plan:
     small_toml.write_text(SMALL + text.format(folder))
     return make_plan(Experiment.load(str(small_toml)))
@@ -106,12 +116,32 @@ def test_a_reference_of_another_place_fails_beside_its_siblings(
         (THEIRS.replace("layer = 2", "layer = 1"), "references.theirs.layer: 1 is not among study.layers [2]"),
         (THEIRS.replace("path =", "paht ="), "references.theirs.paht: unknown key, check its spelling or remove it"),
         (THEIRS.replace("theirs", "full"), "references.full: an arm has this name, choose another one"),
+        ("\n[references.theirs]\nlayer = 2\n", "references.theirs: give either path, a folder, or repository, on the Hub"),
+        (THEIRS + 'revision = "main"\n', "references.theirs: revision and folder are for a repository, and"),
+        (
+            HUB.replace(COMMIT, "main"),
+            "references.theirs: needs `revision`, the 40 hexadecimal digits of a commit, not 'main'",
+        ),
     ],
 )
 def test_what_is_no_reference_is_refused(text: str, message: str, small_toml: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInputError) as caught:
         planned(small_toml, tmp_path / "nothing", text)
     assert message.format(tmp_path / "nothing") in str(caught.value)
+
+
+def test_a_repository_is_read_from_the_cache_and_named_by_its_commit(
+    study: Study, small_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    plan = planned(small_toml, tmp_path, HUB)
+    (theirs,) = plan.from_outside
+    assert theirs.artefact.inputs["content"] == {"repository": "org/saes", "revision": COMMIT, "folder": "layer2/wide"}
+    workspace = Workspace(tmp_path / "workspace")
+    failed = bring(plan.from_outside, plan.experiment, workspace).failed
+    assert failed == {str(theirs): "SAE org/saes is not in the local cache, and the Hugging Face Hub cannot be reached"}
+    jumprelu(tmp_path / "hub/models--org--saes/snapshots" / COMMIT / "layer2/wide", study.experiment.model.d_in)
+    assert bring(plan.from_outside, plan.experiment, workspace).made == [theirs]
 
 
 def test_an_sae_of_our_own_can_be_a_reference(study: Study, small_toml: Path, tmp_path: Path) -> None:
