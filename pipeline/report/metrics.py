@@ -20,7 +20,7 @@ FVU = Metric(
     three,
     Group.reconstruction,
     better="lower",
-    planned=Planned("FVU (comparable at equal L0 only)", worth=0.01),
+    planned=Planned("FVU", worth=0.01),
     caveat=Caveat.equal_l0,
     pareto="FVU",
     brief=Brief("FVU"),

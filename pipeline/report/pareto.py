@@ -7,7 +7,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipeline.report.columns import Metric, by_arm, mean
 from pipeline.report.drawing import STYLE, WIDTH, ArmStyle, look, plain, side_legend, styles_of, svg
@@ -38,6 +38,7 @@ def against_l0(name: str, rows: Sequence[Row], arms: Sequence[str], metrics: Seq
         better = f" ({metric.better} is better)" if metric.better else ""
         axes.set_title(f"{metric.pareto}{better}", fontsize=11.5)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(plain))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("L0, latents that fire per token")
@@ -59,7 +60,7 @@ def _draw(axes: Axes, rows: Sequence[Row], metric: Metric, style: ArmStyle) -> N
     """The points of an arm, and a line through its means by level."""
     known = [(row, value) for row in rows if (value := metric.of(row)) is not None]
     order = 4 if style.emphasised else 3
-    mark = look(style, 5)
+    mark = look(style, 6)
     axes.plot([row.l0 or 0 for row, _ in known], [value for _, value in known], linestyle="none", zorder=order, **mark)
     levels = sorted({row.sparsity for row, _ in known if row.sparsity is not None})
     at = [[(row.l0 or 0, value) for row, value in known if row.sparsity == level] for level in levels]

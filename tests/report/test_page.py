@@ -268,6 +268,12 @@ def test_backbones_and_penalties_are_columns_and_filters(many: Many, tmp_path: P
     assert "beside its rivals</title>" in page
 
 
+def test_a_long_list_of_what_is_missing_is_cut(many: Many, tmp_path: Path) -> None:
+    page = written(many.results().model_copy(update={"missing": tuple(f"arm seed {seed}" for seed in range(40))}), tmp_path)
+    assert "40 of its SAEs are not evaluated yet: arm seed 0, " in page
+    assert "arm seed 11 and 28 more.</p>" in page
+
+
 def test_a_study_of_one_kind_needs_no_filters(many: Many, tmp_path: Path) -> None:
     page = written(many.results(), tmp_path)
     assert "<fieldset>" not in page
