@@ -51,7 +51,13 @@ def test_every_sae_is_trained_and_evaluated(study: Study) -> None:
         assert trained.facts["steps"] == 120
         assert set(trained.files) == {CONFIG, WEIGHTS, TRAINING_LOG}
         assert evaluated.facts["degenerate"] is None
-        assert set(evaluated.files) == {of.file for of in EVALUATIONS.values() if of.name != "ground_truth"}
+        assert set(evaluated.files) == {
+            of.file for of in EVALUATIONS.values() if of.name != "ground_truth" and of.apart is None
+        }
+        (apart,) = sae.apart.values()  # one seed has no stability
+        geometry = study.workspace.manifest(apart)
+        assert geometry is not None
+        assert set(geometry.files) == {EVALUATIONS["geometry"].file}
 
 
 def test_results_have_a_row_for_every_arm_and_seed(study: Study) -> None:
@@ -121,7 +127,8 @@ def test_a_deleted_sae_is_made_again_bit_for_bit_with_its_evaluation_and_nothing
     assert evaluate(own.plan, own.workspace).made == [lost]
     assert (own.workspace.folder(lost.artefact) / WEIGHTS).read_bytes() == weights
     changed = {path for path, time in made_at(own).items() if before[path] != time}
-    assert changed == {str(own.workspace.folder(artefact)) for artefact in (lost.artefact, lost.evaluation)}
+    again = (lost.artefact, lost.evaluation, *lost.apart.values())
+    assert changed == {str(own.workspace.folder(artefact)) for artefact in again}
 
 
 def replace_weights(study: Study, planned: PlannedSAE, change: Callable[[SAE], SAE]) -> None:

@@ -123,6 +123,11 @@ class Bench(Shared):
         return read_config(self.layer.workspace.verified(self.planned.artefact, CONFIG).parent)
 
     @cached_property
+    def siblings(self) -> list[SAE]:
+        """The SAEs of the arm's other seeds. Raises CorruptArtefactError for a damaged one."""
+        return [open_sae(artefact, self.layer.workspace).to(self.sae.device) for artefact in self.planned.siblings]
+
+    @cached_property
     def baseline(self) -> SAE | Missing:
         """The SAE of the arm `baseline` with the same seed and layer."""
         artefact, workspace = self.planned.baseline, self.layer.workspace

@@ -78,7 +78,13 @@ def unmeasured(plan: Plan, workspace: Workspace) -> list[PlannedSAE]:
 
 
 def _lacking(sae: PlannedSAE, workspace: Workspace) -> list[Artefact]:
-    return [artefact for artefact in (sae.evaluation, *sae.apart.values()) if workspace.manifest(artefact) is None]
+    """The evaluations of a trained SAE that can be made and are not."""
+    apart = [artefact for name, artefact in sae.apart.items() if _can_be_made(name, sae, workspace)]
+    return [artefact for artefact in (sae.evaluation, *apart) if workspace.manifest(artefact) is None]
+
+
+def _can_be_made(name: str, sae: PlannedSAE, workspace: Workspace) -> bool:
+    return not EVALUATIONS[name].siblings or all(workspace.manifest(sibling) for sibling in sae.siblings)
 
 
 def unprobed(plan: Plan, workspace: Workspace) -> list[int]:
@@ -169,19 +175,22 @@ def evaluate_apart(bench: LayerBench, planned: PlannedSAE) -> str | None:
     """Compute what has an artefact of its own and is missing. Returns the damage if the SAE cannot be loaded."""
     workspace = bench.workspace
     for name, artefact in planned.apart.items():
+        if not _can_be_made(name, planned, workspace):
+            continue
         with workspace.lock(artefact) as folder:
             if workspace.manifest(artefact):
                 continue
-            started, parents = time.monotonic(), workspace.fingerprints([planned.artefact])
+            siblings = planned.siblings if EVALUATIONS[name].siblings else ()
+            started, parents = time.monotonic(), workspace.fingerprints([planned.artefact, *siblings])
             degenerate = workspace.require(planned.evaluation, "dasae evaluate").facts["degenerate"]
             evaluation, files = EVALUATIONS[name], list[str]()
             if degenerate is None:
                 try:
                     sae = open_sae(planned.artefact, workspace).to(bench.device)
+                    with torch.no_grad():
+                        value = imported(evaluation.compute)(Bench(bench, planned, sae, ProbeScores(model={}, sae={})))
                 except CorruptArtefactError as error:
                     return str(error)
-                with torch.no_grad():
-                    value = imported(evaluation.compute)(Bench(bench, planned, sae, ProbeScores(model={}, sae={})))
                 workspace.reopen(artefact)
                 _write(folder / evaluation.file, value)
                 files.append(evaluation.file)

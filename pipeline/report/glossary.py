@@ -55,6 +55,14 @@ PLANTED = Term(
     "Not scores.",
 )
 
+STABILITY = Term(
+    "stability",
+    "Found by other seeds",
+    "Mean cosine between the directions of two seeds of an arm, each matched to one of the other seed (MCC); nearest of "
+    "other seeds: each to the nearest, which may be that of several. From −1 to 1, higher means that less depends on the "
+    "seed.",
+)
+
 GENERAL = (
     Term(
         "arm",

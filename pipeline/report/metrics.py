@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.report.capture_metrics import CAPTURE
 from pipeline.report.columns import Brief, Caveat, Column, Family, Group, Metric, Planned, Term
-from pipeline.report.glossary import FOUND, INTERFERENCE, PLANTED, PROBING, RECOVERED, SILENT
+from pipeline.report.glossary import FOUND, INTERFERENCE, PLANTED, PROBING, RECOVERED, SILENT, STABILITY
 from pipeline.report.results import Results
 from pipeline.report.text import count, one, percent, three
 
@@ -171,6 +171,9 @@ METRICS: list[Column | Family] = [
         Group.geometry,
     ),
     *(Column(("geometry", name)) for name in ("nearest", "near_random", "directions")),
+    Metric(("stability", "mcc"), "found by other seeds", STABILITY, three, Group.geometry, better="higher"),
+    Metric(("stability", "mmcs"), "nearest of other seeds", STABILITY, three, Group.geometry, better="higher"),
+    *(Column(("stability", name)) for name in ("seeds", "reason")),
     Metric(
         ("resets",),
         "resets",

@@ -172,6 +172,7 @@ class Row(Frozen, extra="allow"):
     decoder_cosine: Histogram | None = None
     loss: Measured | None = None
     geometry: Numbers | None = None
+    stability: Measured | None = None
     interference: Interference | None = None
     sparse_probing: Accuracies | None = None
     llm_probing: Accuracies | None = None

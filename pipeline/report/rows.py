@@ -60,6 +60,11 @@ def geometry(file: File) -> Fields:
     return {"geometry": found | {"encoder_decoder": file["encoder_decoder"]["mean"], "directions": file["directions"]}}
 
 
+def stability(file: File) -> Fields:
+    """The file as it is."""
+    return {"stability": file}
+
+
 def loss(file: File) -> Fields:
     """The losses in nats per token, and the share recovered against both ablations."""
     kept = {name: file[name] for name in ("clean", "sae", "zero", "mean", "reason")}

@@ -28,6 +28,8 @@ class Evaluation:
     apart: int | None = None
     """Format number of an evaluation that has an artefact of its own, so that it can be added to a finished study. None: it
     is a part of the SAE's evaluation, and an SAE that was evaluated without it stays so."""
+    siblings: bool = False
+    """Whether it reads the SAEs of the arm's other seeds. An arm with one seed leaves it out."""
     needs: frozenset[Need] = frozenset()
     """A study without one of these leaves the evaluation out."""
     compute: StageCode
@@ -41,6 +43,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         name=name,
         file=f"{name}.json",
         apart=apart,
+        siblings=name == "stability",
         needs=frozenset(needs),
         compute=f"pipeline.evaluate.{module}:compute",
         show=f"pipeline.report.rows:{name}",
@@ -54,6 +57,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         ("examples", "examples", (), None),
         ("sparse_probing", "sparse_probing", (Need.probes,), None),
         ("geometry", "geometry", (), 1),
+        ("stability", "stability", (), 1),
     )
 }
 """By name, in the order in which they are computed."""

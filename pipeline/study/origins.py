@@ -63,6 +63,9 @@ class Basis:
         """The SAE that an arm of the study trains, at an L0 where the study has several."""
         recipe = self.experiment.recipes.at(arm, sparsity)
         matched_to = self.trained(recipe.match_l0, seed, layer) if recipe.match_l0 else None
+        others = [other for other in self.experiment.study.seeds if other != seed]
+        # Each seed of a matched arm is matched to an SAE of its own seed, so its key is not known from here.
+        siblings = () if matched_to else tuple(self._trained_artefact(arm, other, layer, sparsity) for other in others)
         there = BASELINE in self.experiment.study.arms
         baseline = self._trained_artefact(BASELINE, seed, layer, sparsity) if there else None
         sae = self._trained_artefact(arm, seed, layer, sparsity, matched_to)
@@ -75,7 +78,8 @@ class Basis:
             recipe=recipe,
             artefact=sae,
             evaluation=self.evaluation(sae.label, sae, baseline),
-            apart=self.evaluated_apart(sae.label, sae),
+            apart=self.evaluated_apart(sae.label, sae, siblings),
+            siblings=siblings,
             baseline=baseline,
             matched_to=matched_to,
         )
@@ -113,17 +117,17 @@ class Basis:
         }
         return Artefact(kind="evaluations", label=label, inputs=inputs | {"rows": rows} if rows else inputs)
 
-    def evaluated_apart(self, label: str, sae: Artefact) -> dict[str, Artefact]:
-        """The evaluations of an SAE that have an artefact of their own, by name. They read nothing but its weights."""
-        return {
-            name: Artefact(
-                kind="evaluations",
-                label=f"{name}-{label}",
-                inputs={"format": evaluation.apart, "evaluation": name, "sae": sae.key},
-            )
-            for name, evaluation in EVALUATIONS.items()
-            if evaluation.apart is not None
-        }
+    def evaluated_apart(self, label: str, sae: Artefact, siblings: tuple[Artefact, ...] = ()) -> dict[str, Artefact]:
+        """The evaluations of an SAE that have an artefact of their own, by name. They read weights alone."""
+        found: dict[str, Artefact] = {}
+        for name, evaluation in EVALUATIONS.items():
+            if evaluation.apart is None or (evaluation.siblings and not siblings):
+                continue
+            inputs: dict[str, Any] = {"format": evaluation.apart, "evaluation": name, "sae": sae.key}
+            if evaluation.siblings:
+                inputs["siblings"] = sorted(sibling.key for sibling in siblings)
+            found[name] = Artefact(kind="evaluations", label=f"{name}-{label}", inputs=inputs)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,8 @@ class PlannedSAE:
     evaluation: Artefact
     apart: dict[str, Artefact] = field(default_factory=dict[str, Artefact])
     """The evaluations that have an artefact of their own, by name."""
+    siblings: tuple[Artefact, ...] = ()
+    """The SAEs of the same arm and layer, and L0, with the study's other seeds."""
     baseline: Artefact | None = None
     """The SAE whose pairs of latents this one is measured on: the arm `baseline` with the same seed, layer and L0. None in a
     study without that arm, and for an SAE that others trained, because its latents do not correspond to the baseline's."""

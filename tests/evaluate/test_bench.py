@@ -25,8 +25,7 @@ PROBING = EVALUATIONS["sparse_probing"]
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, Evaluation]:
     """The table without sparse probing, for a test to change."""
-    monkeypatch.delitem(EVALUATIONS, PROBING.name)
-    changed = dict(EVALUATIONS)
+    changed = {name: evaluation for name, evaluation in EVALUATIONS.items() if name != PROBING.name}
     monkeypatch.setattr("pipeline.evaluate.evaluation.EVALUATIONS", changed)
     return changed
 
