@@ -13,6 +13,10 @@ MOST = math.log(2)
 """Largest error that one correction looks at: L0 may be 0 for a while."""
 
 
+FURTHEST = math.log(1e8)
+"""Largest change of the logarithm: a target that cannot be reached must not let the weight run away."""
+
+
 class Steering:
     """The sparsity weight of one SAE as a multiple of its `l1`."""
 
@@ -36,7 +40,7 @@ class Steering:
             error = min(max(math.log(ratio), -MOST), MOST)
             if abs(error) < MOST:  # far from the target, it would grow for long and overshoot
                 self.trend += TREND * error
-            self.logarithm += GAIN * error + self.trend
+            self.logarithm = min(max(self.logarithm + GAIN * error + self.trend, -FURTHEST), FURTHEST)
             self.l0_sum.zero_()
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from pipeline.sae.jumprelu import JumpReLU
 from pipeline.study.arms import Recipes
 from pipeline.study.recipe import ArmConfig, TrainConfig
 from pipeline.train import losses
-from pipeline.train.steering import EVERY
+from pipeline.train.steering import EVERY, Steering
 from pipeline.train.step import Trainer
 
 D_IN, D_SAE, ROWS = 16, 48, 64
@@ -166,6 +166,15 @@ def test_thresholds_survive_a_checkpoint_and_a_reset() -> None:
     assert straight.resets == resumed.resets > 0
     for name, tensor in straight.state().items():
         assert torch.equal(tensor, resumed.state()[name]), name
+
+
+@pytest.mark.parametrize("l0", [0.0, 3.9, 4.1, 1e6])
+def test_a_target_that_cannot_be_reached_leaves_the_weight_finite(l0: float) -> None:
+    steering = Steering(4.0, torch.device("cpu"))
+    for done in range(1, 100_000):
+        steering.observe(torch.tensor(l0), done)
+    assert 1e-9 < steering.factor < 1e9
+    assert (steering.factor > 1) == (l0 > 4)
 
 
 @pytest.mark.parametrize(
