@@ -15,7 +15,7 @@ UNION = Metric(
     ),
     three,
     Group.capture,
-    brief=Brief("BPCR", digits=2),
+    brief=Brief("BPCR", digits=2, spread=False),
 )
 CHANCE = Metric(
     ("bpcr", "chance"),
