@@ -101,8 +101,9 @@ PENALTIES: dict[str, Penalty] = {
     "orthogonality": Penalty(
         section=Orthogonality,
         term="pipeline.train.nearest:OrthogonalityTerm",
-        claim="OrtSAE (Korznikov et al., arXiv 2509.22033) pushes it whether or not they fire; its authors claim less "
-        "absorption and composition at little cost in explained variance, and no difference in sparse probing.",
+        claim="OrtSAE (Korznikov et al., arXiv 2509.22033) pushes a latent from its nearest neighbour, whether or not the "
+        "two fire; its authors claim less absorption and composition at little cost in explained variance, and no "
+        "difference in sparse probing.",
     ),
 }
 """By kind. [train.contrast] declares the first two, [train.penalty] any other."""

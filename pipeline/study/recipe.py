@@ -44,6 +44,15 @@ Prefixes = Annotated[tuple[PositiveInt, ...], BeforeValidator(tuple_of_list)]
 Frozen = Literal["decoder", "soft-decoder", "encoder", "both"]
 
 
+RANDOM_PART: dict[Frozen, str] = {
+    "decoder": "random decoder",
+    "soft-decoder": "nearly random decoder",
+    "encoder": "random encoder",
+    "both": "random directions",
+}
+"""What stays as it was drawn, in words."""
+
+
 class AuxK(Section):
     """Revives dead latents by a term of the loss (docs/method.md, "Backbones"), as TopK SAEs are usually trained."""
 
@@ -123,7 +132,8 @@ class TrainConfig(Section):
     @property
     def backbone(self) -> str:
         """The activation, and what makes another SAE of it."""
-        return f"{self.activation}, Matryoshka" if self.prefixes else self.activation
+        parts = [self.activation, "Matryoshka" if self.prefixes else "", RANDOM_PART[self.frozen] if self.frozen else ""]
+        return ", ".join(filter(None, parts))
 
     @property
     def penalty_kind(self) -> str:

@@ -8,9 +8,10 @@ import pytest
 from small_study import SMALL
 
 from pipeline.study import arms
+from pipeline.study.arms import Recipes
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import make_plan
-from pipeline.study.recipe import TrainConfig
+from pipeline.study.recipe import ArmConfig, TrainConfig
 
 OWN = """
 [arms.strong]
@@ -71,3 +72,16 @@ def test_a_section_of_the_recipe_itself_is_removed_by_false(small_toml: Path) ->
     assert recipes["full"] == recipes["no-contrast"]
     assert recipes["mine"].contrast is None
     assert recipes["full"].resets is not None
+
+
+def test_a_backbone_is_named_by_all_that_makes_another_sae_of_it() -> None:
+    full = TrainConfig(d_sae=8, steps=9, activation="topk", k=2, resets=None, lr_warmup=1, l1_warmup=1)
+    own = {
+        "nested": ArmConfig.model_validate({"question": "?", "prefixes": [4, 8]}),
+        "still": ArmConfig.model_validate({"question": "?", "frozen": "decoder", "contrast": False}),
+    }
+    recipes = Recipes(full, own)
+    assert [(recipes[arm].backbone, recipes[arm].penalty_kind) for arm in ("full", "nested", "still", "random")] == [
+        ("topk", "contrast"), ("topk, Matryoshka", "contrast"), ("topk, random decoder", "none"),
+        ("topk, random directions", "none"),
+    ]  # fmt: skip
