@@ -2,6 +2,7 @@
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from pipeline.errors import BadInputError
 from pipeline.runtime.compatibility import importing_sae_bench
+from pipeline.sae.formats import write_sae
 from pipeline.sae.jumprelu import JumpReLU
 from pipeline.study.arms import Recipes
 from pipeline.study.recipe import ArmConfig, TrainConfig
@@ -148,6 +150,25 @@ def test_thresholds_are_learned_kept_above_zero_and_finished_with_the_sae() -> N
     finished = made.finished(0.5)
     assert isinstance(finished.activation, JumpReLU)
     torch.testing.assert_close(finished.encode(x_BD / 0.5), expected_BF, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("decoder_norm", ["free", "unit"])
+def test_saelens_encodes_as_the_finished_sae_does(decoder_norm: str, tmp_path: Path) -> None:
+    with importing_sae_bench():
+        import sae_lens
+    made = trainer(l1=0.01, learning_rate=1e-2, decoder_norm=decoder_norm, jumprelu={"threshold": 0.01, "bandwidth": 0.05})
+    stream = batches(60)
+    for x_BD in stream:
+        made.step(x_BD)
+    finished = made.finished(0.25)
+    write_sae(finished, tmp_path, {})
+    theirs = sae_lens.SAE.load_from_disk(str(tmp_path))
+    assert theirs.cfg.architecture() == "jumprelu"
+    x_BD = stream[0] / 0.25
+    f_BF = finished.encode(x_BD)
+    assert 0 < float((f_BF > 0).float().mean()) < 0.9
+    torch.testing.assert_close(theirs.encode(x_BD), f_BF, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(theirs.decode(f_BF), finished.decode(f_BF), rtol=1e-5, atol=1e-5)
 
 
 def test_thresholds_survive_a_checkpoint_and_a_reset() -> None:
