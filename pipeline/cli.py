@@ -224,7 +224,7 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder with ae.pt and config.json.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
 ) -> None:
-    """Turn an SAE of dictionary_learning into a folder in SAELens' format, which [references] takes."""
+    """Turn an SAE of dictionary_learning into a folder in SAELens' format, for an experiment's references."""
     from pipeline.sae.foreign import from_dictionary_learning
     from pipeline.sae.formats import place_sae
 

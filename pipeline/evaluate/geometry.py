@@ -6,11 +6,11 @@ import torch
 
 from pipeline.evaluate.bench import Bench
 from pipeline.evaluate.pairs import blocks_of
+from pipeline.evaluate.reconstruction import COSINE_EDGES, histogram
 from pipeline.runtime.linalg import vecdot, vector_norm
 
 NEAR = 0.9
 """Cosine from which on two latents count as nearly one."""
-EDGES = [twentieth / 20 for twentieth in range(-20, 21)]
 NULL_SEED = 0
 
 
@@ -40,14 +40,13 @@ def compute(on: Bench) -> dict[str, Any]:
 
 
 def _described(cosine_N: torch.Tensor) -> dict[str, Any]:
-    """Of at least two latents: mean, median, share from NEAR on, histogram between EDGES. None of fewer."""
+    """Of at least two latents: mean, median, share from NEAR on, histogram between COSINE_EDGES. None of fewer."""
     if len(cosine_N) < 2:
-        return {"mean": None, "median": None, "near": None, "edges": EDGES, "counts": None}
-    counts = torch.histogram(cosine_N.double().cpu().clamp(-1, 1), torch.tensor(EDGES, dtype=torch.float64)).hist
+        return {"mean": None, "median": None, "near": None, "edges": COSINE_EDGES, "counts": None}
     return {
         "mean": float(cosine_N.double().mean()),
         "median": float(cosine_N.median()),
         "near": float((cosine_N >= NEAR).double().mean()),
-        "edges": EDGES,
-        "counts": counts.long().tolist(),
+        "edges": COSINE_EDGES,
+        "counts": histogram(cosine_N, COSINE_EDGES).tolist(),
     }

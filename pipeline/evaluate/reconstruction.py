@@ -71,7 +71,7 @@ class Reconstruction:
 
     def _density(self) -> dict[str, Any]:
         alive = self.fired_F[self.fired_F > 0].double()
-        counts = _histogram((alive / self.rows).log10(), DENSITY_EDGES)
+        counts = histogram((alive / self.rows).log10(), DENSITY_EDGES)
         return {"edges": DENSITY_EDGES, "counts": counts.tolist(), "dead": len(self.fired_F) - len(alive)}
 
 
@@ -105,14 +105,14 @@ def decoder_cosines(W_dec_FD: torch.Tensor) -> dict[str, Any]:
         cosine_bF.diagonal(block.start).fill_(-torch.inf)
         largest.append(cosine_bF.max(dim=1).values)
         higher_bF = torch.ones_like(cosine_bF, dtype=torch.bool).triu_(block.start + 1)
-        counts += _histogram(cosine_bF[higher_bF], COSINE_EDGES)
+        counts += histogram(cosine_bF[higher_bF], COSINE_EDGES)
     return {
         "max_decoder_cosine": float(torch.cat(largest).mean()),
         "decoder_cosine": {"edges": COSINE_EDGES, "counts": counts.tolist()},
     }
 
 
-def _histogram(values: torch.Tensor, edges: list[float]) -> torch.Tensor:
+def histogram(values: torch.Tensor, edges: list[float]) -> torch.Tensor:
     """int64 counts. A bin includes its lower edge, the last also its upper; values outside count into the nearest bin."""
     bins = torch.bucketize(values, torch.tensor(edges[1:-1], dtype=values.dtype, device=values.device), right=True)
     return bins.bincount(minlength=len(edges) - 1)

@@ -1,5 +1,7 @@
 """The metrics of pair capture, an excerpt of the table in `metrics`."""
 
+from collections.abc import Callable
+
 from pipeline.report.columns import Brief, Column, Group, Metric, Term
 from pipeline.report.glossary import MASKS
 from pipeline.report.text import count, four, three, two
@@ -45,43 +47,36 @@ RANDOM = Metric(
     brief=Brief("random", digits=2, spread=False),
 )
 
+
+def _rate(name: str, heading: str, term: Term, show: Callable[[float], str] = three) -> Metric:
+    """A number of the table of all SAEs; no differences are taken, because it is no score."""
+    return Metric(("bpcr", name), heading, term, show, Group.rates, compared=False)
+
+
 CAPTURE: list[Column] = [
-    Metric(("bpcr", "row"), "row", MASKS, three, Group.rates, compared=False),
-    Metric(("bpcr", "column"), "column", MASKS, three, Group.rates, compared=False),
+    _rate("row", "row", MASKS),
+    _rate("column", "column", MASKS),
     UNION,
-    Metric(("bpcr", "mutual"), "mutual", MASKS, three, Group.rates, compared=False),
+    _rate("mutual", "mutual", MASKS),
     CHANCE,
     RANDOM,
-    Metric(
-        ("bpcr", "lift"),
-        "lift",
-        Term("lift", "Lift", "BPCR union over chance; a ratio, 1 is chance, not a score."),
-        two,
-        Group.rates,
-        compared=False,
-    ),
-    Metric(
-        ("bpcr", "kappa"),
+    _rate("lift", "lift", Term("lift", "Lift", "BPCR union over chance; a ratio, 1 is chance, not a score."), two),
+    _rate(
+        "kappa",
         "kappa",
         Term("kappa", "Kappa", "(BPCR union − chance) / (1 − chance); 0 is chance and 1 is perfect, not a score."),
-        three,
-        Group.rates,
-        compared=False,
     ),
-    Metric(
-        ("bpcr", "strength_weighted"),
+    _rate(
+        "strength_weighted",
         "by strength",
         Term(
             "weighted",
             "By strength",
             "The share of the co-firing pairs’ summed strength that the union captures; from 0 to 1, not a score.",
         ),
-        three,
-        Group.rates,
-        compared=False,
     ),
-    Metric(
-        ("bpcr", "permuted"),
+    _rate(
+        "permuted",
         "permuted",
         Term(
             "permuted",
@@ -90,12 +85,10 @@ CAPTURE: list[Column] = [
             "instead of by counting.",
         ),
         four,
-        Group.rates,
-        compared=False,
     ),
     Column(("bpcr", "permuted_std")),
-    Metric(
-        ("bpcr", "phi_union"),
+    _rate(
+        "phi_union",
         "phi union",
         Term(
             "phi",
@@ -103,27 +96,15 @@ CAPTURE: list[Column] = [
             "BPCR where the pairs are those of the largest phi coefficients, which correct for how often each latent "
             "fires; from 0 to 1, not a score.",
         ),
-        three,
-        Group.rates,
-        compared=False,
     ),
     *(Column(("bpcr", name)) for name in ("phi_chance", "phi_lift", "phi_random_tied")),
-    Metric(
-        ("bpcr", "live"),
+    _rate(
+        "live",
         "live",
         Term("live", "Live", "Latents that fire on enough held-out tokens to take part in BPCR; a count."),
         count,
-        Group.rates,
-        compared=False,
     ),
-    Metric(
-        ("bpcr", "pairs"),
-        "pairs",
-        Term("pairs", "Pairs", "Co-firing pairs over which BPCR is taken; a count."),
-        count,
-        Group.rates,
-        compared=False,
-    ),
+    _rate("pairs", "pairs", Term("pairs", "Pairs", "Co-firing pairs over which BPCR is taken; a count."), count),
     Column(("bpcr", "reason")),
 ]
 """In the order of results.csv."""

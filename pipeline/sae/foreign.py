@@ -91,7 +91,9 @@ def from_dictionary_learning(folder: Path) -> tuple[SAE, dict[str, Any]]:
     except BadInputError:
         raise
     except Exception as error:  # torch names no class for what it refuses to unpickle
-        raise BadInputError(f"{folder / 'ae.pt'} holds more than a dictionary's tensors: {in_one_line(error)}") from None
+        raise BadInputError(
+            f"{folder / 'ae.pt'} is not the state of {kind} in tensors alone: {in_one_line(error)}"
+        ) from None
     metadata = {"model_name": config["lm_name"]} if config.get("lm_name") else {}
     if "resid_post" in str(config.get("submodule_name")):
         metadata["hook_name"] = f"blocks.{config['layer']}.hook_resid_post"

@@ -26,8 +26,9 @@ class Evaluation:
     file: str
     """Its file inside its artefact."""
     apart: int | None = None
-    """Format number of an evaluation that has an artefact of its own, so that it can be added to a finished study. None: it
-    is a part of the SAE's evaluation, and an SAE that was evaluated without it stays so."""
+    """Format number of an evaluation that has an artefact of its own, so that it can be added to a finished study. It may
+    read weights alone, as its key covers nothing else. None: it is a part of the SAE's evaluation, and an SAE that was
+    evaluated without it stays so."""
     siblings: bool = False
     """Whether it reads the SAEs of the arm's other seeds. An arm with one seed leaves it out."""
     needs: frozenset[Need] = frozenset()
@@ -38,26 +39,30 @@ class Evaluation:
     """Takes the content of the file, returns fields of a row of the results (pipeline/report/rows.py)."""
 
 
-EVALUATIONS: dict[str, Evaluation] = {
-    name: Evaluation(
+def _entry(name: str, module: str, *needs: Need, apart: int | None = None, siblings: bool = False) -> Evaluation:
+    return Evaluation(
         name=name,
         file=f"{name}.json",
         apart=apart,
-        siblings=name == "stability",
+        siblings=siblings,
         needs=frozenset(needs),
         compute=f"pipeline.evaluate.{module}:compute",
         show=f"pipeline.report.rows:{name}",
     )
-    for name, module, needs, apart in (
-        ("reconstruction", "reconstruction", (), None),
-        ("ground_truth", "recovery", (Need.truth,), None),
-        ("capture", "capture", (), None),
-        ("interference", "interference", (), None),
-        ("loss", "loss", (), None),  # without a model, these two write a file that says why it is empty
-        ("examples", "examples", (), None),
-        ("sparse_probing", "sparse_probing", (Need.probes,), None),
-        ("geometry", "geometry", (), 1),
-        ("stability", "stability", (), 1),
+
+
+EVALUATIONS: dict[str, Evaluation] = {
+    entry.name: entry
+    for entry in (
+        _entry("reconstruction", "reconstruction"),
+        _entry("ground_truth", "recovery", Need.truth),
+        _entry("capture", "capture"),
+        _entry("interference", "interference"),
+        _entry("loss", "loss"),  # without a model, these two write a file that says why it is empty
+        _entry("examples", "examples"),
+        _entry("sparse_probing", "sparse_probing", Need.probes),
+        _entry("geometry", "geometry", apart=1),
+        _entry("stability", "stability", apart=1, siblings=True),
     )
 }
 """By name, in the order in which they are computed."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pipeline
+from pipeline.artefacts.identity import sha256
 from pipeline.artefacts.manifest import Manifest, read_manifest
 from pipeline.artefacts.storage import LocalStorage
 from pipeline.artefacts.workspace import Workspace
@@ -38,13 +39,21 @@ def measured(workspace: Workspace, label: str, key: str) -> dict[str, float]:
             manifest = read_manifest(place, "")
             if manifest and manifest.inputs.get("sae") == key:
                 files = {entry: EVALUATIONS[entry].file for entry, _, _ in MEASURED}
-                content = {entry: json.loads(place.read(file)) for entry, file in files.items() if file in manifest.files}
+                whole = {entry: file for entry, file in files.items() if file in manifest.files}
+                read = {entry: place.read(file) for entry, file in whole.items()}
+                content = {
+                    entry: json.loads(data) for entry, data in read.items() if _unchanged(data, whole[entry], manifest)
+                }
                 found |= {
                     what: value for entry, what, path in MEASURED if (value := _at(content.get(entry), path)) is not None
                 }
-        except (CorruptArtefactError, ValueError):
+        except (CorruptArtefactError, FileNotFoundError, ValueError):
             continue
     return found
+
+
+def _unchanged(data: bytes, file: str, manifest: Manifest) -> bool:
+    return sha256(data) == manifest.files[file].sha256
 
 
 def _at(content: Any, path: tuple[str, ...]) -> float | None:

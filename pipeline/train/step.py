@@ -63,10 +63,9 @@ class Trainer:
         W_dec_FD.div_(vector_norm(W_dec_FD, dim=1, keepdim=True))
         self.activation = ACTIVATIONS[self.config.activation].for_training(self.config)
         first = self.activation.first_threshold
+        encoder_norm = 1.0 if self.config.frozen == "both" else INITIAL_ENCODER_NORM  # a random SAE is tied
         self.weights = Weights(
-            W_enc_DF=((1.0 if self.config.frozen == "both" else INITIAL_ENCODER_NORM) * W_dec_FD.T)
-            .contiguous()
-            .to(self.device),
+            W_enc_DF=(encoder_norm * W_dec_FD.T).contiguous().to(self.device),
             b_enc_F=torch.zeros(d_sae, device=self.device),
             W_dec_FD=W_dec_FD.to(self.device),
             b_dec_D=torch.zeros(self.d_in, device=self.device),

@@ -69,6 +69,18 @@ def test_its_card_says_how_it_was_made_and_what_was_measured(study: Study, tmp_p
     assert str(study.workspace.root) not in card
 
 
+def test_a_card_has_no_number_of_a_changed_file(study: Study, tmp_path: Path) -> None:
+    shutil.copytree(study.workspace.local, tmp_path / "workspace")
+    full = next(sae for sae in study.plan.saes if sae.arm == "full")
+    file = tmp_path / "workspace" / full.evaluation.path / "reconstruction.json"
+    file.write_text(file.read_text().replace("0.", "1."))
+    arguments = ["export", "full-s0", str(tmp_path / "sae"), "--workspace", str(tmp_path / "workspace")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    card = (tmp_path / "sae" / CARD).read_text()
+    assert "FVU" not in card
+    assert "sparse probing, k = 1" in card
+
+
 def test_a_card_of_an_sae_that_was_not_evaluated_says_so(copied: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["export", str(copied), str(tmp_path / "sae")]).exit_code == 0
     assert "Nothing: it was not evaluated." in (tmp_path / "sae" / CARD).read_text()

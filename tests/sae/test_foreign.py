@@ -178,7 +178,7 @@ class Evil:
 def test_only_tensors_are_unpickled(dictionaries: dict[str, Callable[[], Any]], tmp_path: Path) -> None:
     saved(dictionaries["AutoEncoder"](), tmp_path)
     torch.save({"bias": torch.zeros(3), "evil": Evil()}, tmp_path / "ae.pt")
-    with pytest.raises(BadInputError, match=r"ae\.pt holds more than a dictionary's tensors: ") as caught:
+    with pytest.raises(BadInputError, match=r"ae\.pt is not the state of AutoEncoder in tensors alone: ") as caught:
         from_dictionary_learning(tmp_path)
     assert "unpickled" not in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -188,7 +188,7 @@ def test_only_tensors_are_unpickled(dictionaries: dict[str, Callable[[], Any]], 
     ("fields", "message"),
     [
         ({"dict_class": "GatedAutoEncoder"}, "no form for the dictionary 'GatedAutoEncoder'; AutoEncoder, AutoEncoderTopK,"),
-        ({"dict_class": "BatchTopKSAE"}, "ae.pt holds more than a dictionary's tensors: 'threshold'"),
+        ({"dict_class": "BatchTopKSAE"}, "ae.pt is not the state of BatchTopKSAE in tensors alone: 'threshold'"),
     ],
 )
 def test_other_dictionaries_are_refused(
