@@ -109,7 +109,7 @@ def _html(results: Results) -> str:
         "seeds": results.seeds,
         "per_seed": tables.per_seed(results),
         "glossary": tables.glossary(results),
-        "kinds": results.kinds,
+        "kinds": _kinds(results),
         "levels": results.levels,
         "shown_level": results.shown_level,
         "filters": _filters(results),
@@ -127,11 +127,17 @@ class Filter:
     anchor: str
 
 
+def _kinds(results: Results) -> dict[str, tuple[str, str]]:
+    """Backbone and penalty of each arm; empty for an ablation of one backbone, where arms' names say what they change."""
+    backbones = {backbone for backbone, _ in results.kinds.values()}
+    return results.kinds if len(backbones) > 1 or _claims(results) else {}
+
+
 def _filters(results: Results) -> list[Filter]:
     """One for each value, where there are two or more."""
     kinds: tuple[Literal["backbone", "penalty"], ...] = ("backbone", "penalty")
     found: list[Filter] = []
-    for kind, values in zip(kinds, zip(*results.kinds.values(), strict=True), strict=False):
+    for kind, values in zip(kinds, zip(*_kinds(results).values(), strict=True), strict=False):
         distinct = list(dict.fromkeys(values))
         made = [Filter(kind=kind, value=value, anchor=f"show-{kind}-{index}") for index, value in enumerate(distinct)]
         found += made if len(made) > 1 else []

@@ -277,6 +277,8 @@ def test_a_long_list_of_what_is_missing_is_cut(many: Many, tmp_path: Path) -> No
 def test_a_study_of_one_kind_needs_no_filters(many: Many, tmp_path: Path) -> None:
     page = written(many.results(), tmp_path)
     assert "<fieldset>" not in page
+    assert "Backbone" not in page
+    assert "data-penalty" not in page
     assert "ablated</title>" in page
 
 
