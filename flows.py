@@ -110,7 +110,7 @@ def evaluate(
 
     with _study(experiment, workspace, arms, seeds, layer) as study:
         if force:
-            study.discard(study.plan.evaluated)
+            study.discard([*study.plan.evaluated, *study.plan.model_sides.values()])
         study.evaluate()
         if study.made:
             show_results(collect(study.plan, study.workspace))

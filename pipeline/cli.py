@@ -146,7 +146,7 @@ def evaluate(
 ) -> None:
     """Evaluate the trained SAEs. Exit status 1 when one is degenerate or could not be measured."""
     plan, opened = _plan(experiment, arms, seeds, layer), open_workspace(workspace)
-    _discard(plan.evaluated, opened, force)
+    _discard([*plan.evaluated, *plan.model_sides.values()], opened, force)
     raise typer.Exit(int(_evaluate(plan, opened)))
 
 

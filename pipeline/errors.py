@@ -42,6 +42,10 @@ class DegenerateSAEError(PipelineError):
     """An SAE cannot be measured: its latents never fire, never differ or are not finite. Its scores would mean nothing."""
 
 
+class EvaluationError(PipelineError):
+    """An evaluation of an SAE failed in the code of others. The SAE's other evaluations and the other SAEs go on."""
+
+
 class DivergedSAEError(PipelineError):
     """An SAE in training is no longer finite. It alone stops; the others of its cohort go on."""
 

@@ -13,7 +13,13 @@ import torch
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.storage import write_atomically
 from pipeline.artefacts.workspace import Workspace
-from pipeline.errors import CorruptArtefactError, DegenerateSAEError, InterruptedRunError, MissingArtefactError
+from pipeline.errors import (
+    CorruptArtefactError,
+    DegenerateSAEError,
+    EvaluationError,
+    InterruptedRunError,
+    MissingArtefactError,
+)
 from pipeline.evaluate.bench import Bench, LayerBench, ProbeScores
 from pipeline.evaluate.reconstruction import measure_reconstruction
 from pipeline.evaluate.tasks import STOPPED, Scores
@@ -25,6 +31,7 @@ from pipeline.sae.sae import SAE
 from pipeline.study.evaluations import EVALUATIONS, Need
 from pipeline.study.plan import Plan
 from pipeline.study.planned import PlannedSAE
+from pipeline.study.saebench_section import check_needs
 from pipeline.study.stage_code import imported
 
 LLM_PROBING = "llm_probing.json"
@@ -52,14 +59,16 @@ def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
     Raises MissingArtefactError when no SAE of the plan is trained.
     """
     missing = unmeasured(plan, workspace)
+    for name in plan.experiment.evaluate.saebench if missing else ():
+        check_needs(name)
     result = Evaluated(untrained=[str(sae) for sae in plan.saes if not _is_there(sae, workspace)])
     for layer in dict.fromkeys([sae.layer for sae in missing] + unprobed(plan, workspace)):
         chosen = [sae for sae in missing if sae.layer == layer]
         lacking = {str(sae): _lacking(sae, workspace) for sae in chosen}
         result.failed |= evaluate_layer(plan, layer, chosen, workspace)
-        made = [sae for sae in chosen if str(sae) not in result.failed]
-        result.made += made
-        result.paths += [artefact.path for sae in made for artefact in lacking[str(sae)]]
+        result.made += [sae for sae in chosen if str(sae) not in result.failed]
+        wanted = [artefact.path for sae in chosen for artefact in lacking[str(sae)]]
+        result.paths += [path for path in wanted if workspace.fingerprint(path)]
     for sae in plan.saes:
         manifest = workspace.manifest(sae.evaluation)
         if manifest and manifest.facts["degenerate"]:
@@ -120,8 +129,10 @@ def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Wo
             if stop.is_set():
                 raise InterruptedRunError(STOPPED)
         for sae in saes:
-            if str(sae) not in failed and (damage := evaluate_apart(bench, sae)):
-                failed[str(sae)] = damage
+            if str(sae) not in failed and (why := evaluate_apart(bench, sae)):
+                failed[str(sae)] = why
+            if stop.is_set():
+                raise InterruptedRunError(STOPPED)
     return failed
 
 
@@ -172,30 +183,33 @@ def evaluate_together(bench: LayerBench, group: list[PlannedSAE], model_scores: 
 
 
 def evaluate_apart(bench: LayerBench, planned: PlannedSAE) -> str | None:
-    """Compute what has an artefact of its own and is missing. Returns the damage if the SAE cannot be loaded."""
-    workspace = bench.workspace
-    for name, artefact in planned.apart.items():
-        if not _can_be_made(name, planned, workspace):
-            continue
-        with workspace.lock(artefact) as folder:
-            if workspace.manifest(artefact):
-                continue
-            siblings = planned.siblings if EVALUATIONS[name].siblings else ()
-            started, parents = time.monotonic(), workspace.fingerprints([planned.artefact, *siblings])
-            degenerate = workspace.require(planned.evaluation, "dasae evaluate").facts["degenerate"]
-            evaluation, files = EVALUATIONS[name], list[str]()
-            if degenerate is None:
-                try:
-                    sae = open_sae(planned.artefact, workspace).to(bench.device)
-                    with torch.no_grad():
-                        value = imported(evaluation.compute)(Bench(bench, planned, sae, ProbeScores(model={}, sae={})))
-                except CorruptArtefactError as error:
-                    return str(error)
-                workspace.reopen(artefact)
-                _write(folder / evaluation.file, value)
-                files.append(evaluation.file)
-            seconds = round(time.monotonic() - started, 1)
-            workspace.publish(artefact, files=files, parents=parents, facts={"degenerate": degenerate, "seconds": seconds})
+    """Compute what has an artefact of its own and is missing. Returns why something failed: the rest is made."""
+    failed = [_compute_apart(bench, planned, name) for name in planned.apart if _can_be_made(name, planned, bench.workspace)]
+    return "; ".join(why for why in failed if why) or None
+
+
+def _compute_apart(bench: LayerBench, planned: PlannedSAE, name: str) -> str | None:
+    """Compute one of these evaluations unless it is there. Returns why it failed."""
+    workspace, artefact, evaluation = bench.workspace, planned.apart[name], EVALUATIONS[name]
+    with workspace.lock(artefact) as folder:
+        if workspace.manifest(artefact):
+            return None
+        siblings = planned.siblings if evaluation.siblings else ()
+        started, parents = time.monotonic(), workspace.fingerprints([planned.artefact, *siblings])
+        degenerate = workspace.require(planned.evaluation, "dasae evaluate").facts["degenerate"]
+        files: list[str] = []
+        if degenerate is None:
+            try:
+                sae = open_sae(planned.artefact, workspace).to(bench.device)
+                with torch.no_grad(), memory_needed(f"{name} of {planned}"):
+                    value = imported(evaluation.compute)(Bench(bench, planned, sae, ProbeScores(model={}, sae={})))
+            except (CorruptArtefactError, EvaluationError) as error:
+                return str(error)
+            workspace.reopen(artefact)
+            _write(folder / evaluation.file, value)
+            files.append(evaluation.file)
+        seconds = round(time.monotonic() - started, 1)
+        workspace.publish(artefact, files=files, parents=parents, facts={"degenerate": degenerate, "seconds": seconds})
     return None
 
 

@@ -21,6 +21,7 @@ class Group(StrEnum):
     pairs = "pairs"
     capture = "capture"
     planted = "planted"
+    suite = "suite"
     rates = "rates"
     effort = "effort"
 
@@ -34,6 +35,8 @@ HEADINGS: dict[Group, str] = {
     Group.capture: "Pair capture (BPCR)",
 }
 """The groups of the main table, in its order. Metrics of the other groups stand in the table of all SAEs only."""
+SUITE_HEADINGS = {Group.suite: "SAEBench"}
+"""Those of the table below it."""
 
 
 class Caveat(StrEnum):

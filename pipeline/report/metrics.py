@@ -6,6 +6,7 @@ from pipeline.report.capture_metrics import CAPTURE
 from pipeline.report.columns import Brief, Caveat, Column, Family, Group, Metric, Planned, Term
 from pipeline.report.glossary import FOUND, INTERFERENCE, PLANTED, PROBING, RECOVERED, SILENT, STABILITY
 from pipeline.report.results import Results
+from pipeline.report.suite_metrics import SUITE
 from pipeline.report.text import count, one, percent, three
 
 FVU = Metric(
@@ -302,6 +303,7 @@ METRICS: list[Column | Family] = [
     ),
     Metric(("ground_truth", "pairs", "chance"), "by chance", PLANTED, three, Group.planted, compared=False),
     Metric(("ground_truth", "false_capture", "rate"), "false capture", PLANTED, three, Group.planted, compared=False),
+    *SUITE,
     probing_by_task,
 ]
 """In the order of results.csv. An entry that a script appends becomes its last column."""

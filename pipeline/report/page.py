@@ -93,6 +93,11 @@ class Layer:
     model: tables.Texts
     reported: list[tuple[str, tables.Texts]]
     arms: list[tables.ArmLine]
+    suite_columns: tables.Columns
+    suite: list[tables.ArmLine]
+    """sae-bench's other evaluations."""
+    reasons: list[str]
+    """Why some of these have no result."""
     summary: str
     planned: list[tables.PlannedTable]
     exploratory: list[tables.ExploratoryTable]
@@ -159,12 +164,17 @@ def _layer(results: Results, layer: int) -> Layer:
     curves = [curve for curve in curves if curve.sparsity in (None, results.shown_level)]
     entries = [entry for entry in results.differences if entry.layer == layer]
     arms = [arm.arm for arm in results.arms]
+    by_name = {arm: [row for row in rows if row.arm == arm] for arm in arms}
+    main, suite = tables.main_columns(results), tables.suite_columns(results)
     return Layer(
         layer=layer,
-        columns=tables.main_columns(results),
+        columns=main,
         model=tables.model_line(results, rows),
         reported=tables.reported_lines(results, rows),
-        arms=[tables.arm_line(results, arm, [row for row in rows if row.arm == arm]) for arm in arms],
+        arms=[tables.arm_line(main, arm, of_arm) for arm, of_arm in by_name.items()],
+        suite_columns=suite,
+        suite=[tables.arm_line(suite, arm, of_arm) for arm, of_arm in by_name.items()],
+        reasons=tables.reasons(rows),
         summary=summary(entries),
         planned=tables.planned(results, entries),
         exploratory=tables.exploratory(results, entries),

@@ -1,14 +1,15 @@
 """Fills the tables of the page: with numbers as text, or with the reason why there is none."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.report.capture_metrics import UNION
-from pipeline.report.columns import HEADINGS, Group, Metric, Term, by_arm, mean
+from pipeline.report.columns import HEADINGS, SUITE_HEADINGS, Group, Metric, Term, by_arm, mean
 from pipeline.report.glossary import GENERAL
 from pipeline.report.metrics import FVU, L0, columns, compared, measured
 from pipeline.report.results import Accuracies, Difference, Results, Row, Task, model_accuracies
 from pipeline.report.text import p_value, signed, three
+from pipeline.study.saebench_section import SAEBENCH
 
 Columns = list[tuple[str, list[Metric]]]
 """Metrics under common headings."""
@@ -106,28 +107,43 @@ class SeedsTable:
 
 def main_columns(results: Results) -> Columns:
     """The columns of the main table, without those that no SAE of the study has."""
-    metrics = [metric for metric in measured(results) if metric.group in HEADINGS] or [FVU, L0]
-    found = [(heading, [metric for metric in metrics if metric.group == group]) for group, heading in HEADINGS.items()]
+    return _under(HEADINGS, [metric for metric in measured(results) if metric.group in HEADINGS] or [FVU, L0])
+
+
+def suite_columns(results: Results) -> Columns:
+    """The columns of the table of sae-bench's other evaluations; none in a study without them."""
+    return _under(SUITE_HEADINGS, measured(results))
+
+
+def _under(headings: Mapping[Group, str], metrics: Sequence[Metric]) -> Columns:
+    found = [(heading, [metric for metric in metrics if metric.group == group]) for group, heading in headings.items()]
     return [(heading, group) for heading, group in found if group]
+
+
+def reasons(rows: Sequence[Row]) -> list[str]:
+    """Why an evaluation of sae-bench has no result, each once."""
+    found = [(name, row.at((name, "reason"))) for name in SAEBENCH for row in rows]
+    return list(dict.fromkeys(f"{name}: {reason}" for name, reason in found if reason))
 
 
 def glossary(results: Results) -> list[Term]:
     """The terms of the page: general ones, then those of the study's metrics by group."""
+    asked = {metric for _, metrics in suite_columns(results) for metric in metrics}
     metrics = [metric for metric in columns(results) if isinstance(metric, Metric)]
+    metrics = [metric for metric in metrics if metric.group != Group.suite or metric in asked]
     metrics.sort(key=lambda metric: [*Group].index(metric.group))
     return list(dict.fromkeys([*GENERAL, *(metric.term for metric in metrics)]))
 
 
-def arm_line(results: Results, arm: str, rows: Sequence[Row]) -> ArmLine:
+def arm_line(columns: Columns, arm: str, rows: Sequence[Row]) -> ArmLine:
     """One arm's cells: mean over the seeds and half their range; for a whole arm or group, the reason why there are none."""
     failed = [row for row in rows if row.degenerate is not None]
-    main = main_columns(results)
     if len(failed) == len(rows):
         reasons = dict.fromkeys(str(row.degenerate) for row in failed)
         text = f"degenerate: {'; '.join(reasons)}" if rows else "not evaluated yet"
-        return ArmLine(arm, [Cell(text, span=sum(len(metrics) for _, metrics in main))])
+        return ArmLine(arm, [Cell(text, span=sum(len(metrics) for _, metrics in columns))])
     cells: list[Cell] = []
-    for _, metrics in main:
+    for _, metrics in columns:
         reasons = [row.bpcr.reason for row in rows if row.bpcr and row.bpcr.reason]
         if UNION in metrics and not by_arm(rows, UNION) and reasons:
             cells.append(Cell(f"not measured: {reasons[0]}", span=len(metrics)))

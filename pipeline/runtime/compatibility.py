@@ -7,8 +7,10 @@ import stat
 import sys
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any, cast
 
 
 def avoid_broken_torchvision() -> None:
@@ -47,6 +49,48 @@ def importing_sae_bench() -> Generator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
+
+
+@contextmanager
+def quiet_sae_bench() -> Generator[None]:
+    """Silence what sae-bench prints, its progress bars, and its warnings; if it fails, an error says so in one line."""
+    from tqdm.std import tqdm
+
+    before = cast("Any", tqdm).__init__
+
+    def disabled(self: Any, *arguments: Any, **options: Any) -> None:
+        before(self, *arguments, **options | {"disable": True})
+
+    tqdm.__init__ = disabled
+    try:
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()):
+            yield
+    finally:
+        tqdm.__init__ = before
+
+
+@contextmanager
+def data_sets_in(local: Callable[[str], Path | None]) -> Generator[None]:
+    """While this lasts, sae-bench takes a data set from the folder that `local` finds for its name, else from the Hub.
+
+    By itself it looks into the working directory, which all threads of a process share.
+    """
+    from sae_bench.evals.scr_and_tpp import dataset_creation
+    from sae_bench.sae_bench_utils import dataset_utils
+
+    modules: tuple[Any, ...] = (dataset_creation, dataset_utils)
+    before = [module.load_dataset for module in modules]
+
+    def load(name: str, *arguments: Any, **options: Any) -> Any:
+        return before[0](str(local(name) or name), *arguments, **options)
+
+    for module in modules:
+        module.load_dataset = load
+    try:
+        yield
+    finally:
+        for module, function in zip(modules, before, strict=True):
+            module.load_dataset = function
 
 
 @contextmanager

@@ -29,6 +29,9 @@ class Evaluation:
     """Format number of an evaluation that has an artefact of its own, so that it can be added to a finished study. It may
     read weights alone, as its key covers nothing else. None: it is a part of the SAE's evaluation, and an SAE that was
     evaluated without it stays so."""
+    asked: bool = False
+    """Whether only studies have it that name it in `[evaluate] saebench`. It has an artefact of its own, may read the model,
+    too, and its key also covers the model and its settings in [saebench]."""
     siblings: bool = False
     """Whether it reads the SAEs of the arm's other seeds. An arm with one seed leaves it out."""
     needs: frozenset[Need] = frozenset()
@@ -51,6 +54,18 @@ def _entry(name: str, module: str, *needs: Need, apart: int | None = None, sibli
     )
 
 
+def _of_sae_bench(name: str, module: str) -> Evaluation:
+    return Evaluation(
+        name=name,
+        file=f"{name}.json",
+        apart=1,
+        asked=True,
+        needs=frozenset({Need.model}),
+        compute=f"pipeline.evaluate.saebench.{module}:{name}",
+        show=f"pipeline.report.suite_rows:{name}",
+    )
+
+
 EVALUATIONS: dict[str, Evaluation] = {
     entry.name: entry
     for entry in (
@@ -63,6 +78,15 @@ EVALUATIONS: dict[str, Evaluation] = {
         _entry("sparse_probing", "sparse_probing", Need.probes),
         _entry("geometry", "geometry", apart=1),
         _entry("stability", "stability", apart=1, siblings=True),
+        _of_sae_bench("core", "core_metrics"),
+        _of_sae_bench("scr", "concepts"),
+        _of_sae_bench("tpp", "concepts"),
+        _of_sae_bench("absorption", "absorption"),
+        _of_sae_bench("meta_structure", "composition"),
+        _of_sae_bench("sparse_probing_sae_probes", "many_probes"),
+        _of_sae_bench("ravel", "whole"),
+        _of_sae_bench("unlearning", "whole"),
+        _of_sae_bench("autointerp", "whole"),
     )
 }
 """By name, in the order in which they are computed."""

@@ -20,6 +20,7 @@ from pipeline.store.limits import FEWEST_HELDOUT
 from pipeline.study.arms import Recipes, check
 from pipeline.study.recipe import ArmConfig, TrainConfig
 from pipeline.study.references import Reference
+from pipeline.study.saebench_section import SAEBenchConfig
 from pipeline.study.sections import EvaluateConfig, RunConfig, StoreConfig, StudyConfig, explain
 from pipeline.texts.text_sections import CorpusConfig, ProbesConfig, SyntheticCorpus
 
@@ -51,6 +52,7 @@ class Experiment(Section):
     """SAEs that others trained, by the name that the study gives them; shown beside the arms."""
     study: StudyConfig
     evaluate: EvaluateConfig = EvaluateConfig()
+    saebench: SAEBenchConfig = SAEBenchConfig()
     run: RunConfig = RunConfig()
 
     @classmethod
@@ -108,6 +110,8 @@ class Experiment(Section):
             )
         if synthetic and self.probes.datasets:
             raise ValueError("probes.datasets: a synthetic model reads no texts; remove the section [probes]")
+        if synthetic and self.evaluate.saebench:
+            raise ValueError("evaluate.saebench: a synthetic model is no language model; remove it")
         if synthetic and self.store.max_norm:
             raise ValueError("store.max_norm: a synthetic model has no massive rows; remove it")
         if not synthetic and not self.probes.datasets:

@@ -38,7 +38,11 @@ class Litter:
 
 def litter(workspace: Workspace, plans: Sequence[Plan]) -> list[Litter]:
     """What belongs to nobody, given all experiments that are known. Nothing that a living process works on is listed."""
-    known = {artefact.path for plan in plans for artefact in (*plan.extracted, *plan.trained, *plan.evaluated)}
+    known = {
+        artefact.path
+        for plan in plans
+        for artefact in (*plan.extracted, *plan.trained, *plan.evaluated, *plan.model_sides.values())
+    }
     reports = {plan.experiment.name for plan in plans}
     found = [*_orphans(workspace, known, reports)]
     orphans = tuple(f"{one.path}/" for one in found)

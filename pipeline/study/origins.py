@@ -39,6 +39,8 @@ class Basis:
     experiment: Experiment
     store: Artefact
     probes: tuple[str, ...]
+    asked: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])
+    """The evaluations of sae-bench that the study asks for, by name: what determines their results beside the SAE."""
 
     def outside(self, origin: str, name: str, *, layer: int, content: Any) -> PlannedSAE:
         """An SAE that others trained on the residual stream after `layer`.
@@ -113,21 +115,30 @@ class Basis:
             "baseline": baseline.key if baseline else None,
             "probes": self.probes,
             "seed": self.experiment.probes.seed,
-            "evaluate": self.experiment.evaluate.canonical(),
+            "evaluate": self.experiment.evaluate.canonical(without=("saebench",)),
         }
         return Artefact(kind="evaluations", label=label, inputs=inputs | {"rows": rows} if rows else inputs)
 
     def evaluated_apart(self, label: str, sae: Artefact, siblings: tuple[Artefact, ...] = ()) -> dict[str, Artefact]:
-        """The evaluations of an SAE that have an artefact of their own, by name. They read weights alone."""
+        """The evaluations of an SAE that have an artefact of their own, by name."""
         found: dict[str, Artefact] = {}
         for name, evaluation in EVALUATIONS.items():
             if evaluation.apart is None or (evaluation.siblings and not siblings):
                 continue
+            if evaluation.asked and name not in self.asked:
+                continue
             inputs: dict[str, Any] = {"format": evaluation.apart, "evaluation": name, "sae": sae.key}
             if evaluation.siblings:
                 inputs["siblings"] = sorted(sibling.key for sibling in siblings)
+            if evaluation.asked:
+                inputs |= self.asked[name]
             found[name] = Artefact(kind="evaluations", label=f"{name}-{label}", inputs=inputs)
         return found
+
+    def model_side(self, name: str, layer: int) -> Artefact:
+        """What an evaluation of sae-bench takes from the model alone, which all SAEs of a layer share."""
+        inputs = {"format": EVALUATIONS[name].apart, "model_side": name, "layer": layer, **self.asked[name]}
+        return Artefact(kind="evaluations", label=f"{name}-llm-layer{layer}", inputs=inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ per second in a training log). A change of code that changes bytes must raise th
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,6 +50,9 @@ class Plan:
     """Results of probing the model's own activations, by layer; empty in a study without probe texts."""
     saes: tuple[PlannedSAE, ...]
     """By layer, arm, seed and sparsity."""
+    model_sides: dict[tuple[str, int], Artefact] = field(default_factory=dict[tuple[str, int], Artefact])
+    """What evaluations of sae-bench take from the model alone, by evaluation and layer. Made with the first SAE that needs
+    it; a finished study can do without."""
 
     @property
     def arms_in_words(self) -> str:
@@ -98,7 +101,9 @@ def make_plan(
     identity = {"key": model.key} if model else _external_model(experiment)
     store = _store(experiment, identity)
     probes = {name: _probe_store(experiment, identity, name, dataset) for name, dataset in experiment.probes.named.items()}
-    basis = Basis(experiment=experiment, store=store, probes=tuple(artefact.key for artefact in probes.values()))
+    asked = {name: _asked(experiment, identity, name) for name in experiment.evaluate.saebench}
+    keys = tuple(artefact.key for artefact in probes.values())
+    basis = Basis(experiment=experiment, store=store, probes=keys, asked=asked)
     cells: dict[tuple[int, str, int], list[PlannedSAE]] = {}
     for sae in planned(basis):
         cells.setdefault((sae.layer, sae.arm, sae.seed), []).append(sae)
@@ -111,6 +116,7 @@ def make_plan(
         store=store,
         probes=probes,
         llm_probing={layer: _llm_probing(basis, layer) for layer in chosen_layers if probes},
+        model_sides={(name, layer): basis.model_side(name, layer) for name in asked for layer in chosen_layers},
         saes=tuple(sae for cell in product(chosen_layers, chosen_arms, chosen_seeds) for sae in cells.get(cell, [])),
     )
 
@@ -198,6 +204,11 @@ def _probe_content(dataset: str) -> str | None:
     raise BadInputError(
         f"probes.datasets: {dataset!r} is neither a folder with train.parquet and test.parquet nor one of {known}"
     )
+
+
+def _asked(experiment: Experiment, model: dict[str, Any], name: str) -> dict[str, Any]:
+    store = experiment.store.canonical(only=("context", "forward_batch"))
+    return {"model": model, "store": store, **experiment.saebench.inputs(name)}
 
 
 def _llm_probing(basis: Basis, layer: int) -> Artefact:

@@ -1,18 +1,20 @@
 """Defines the sections [store], [study], [evaluate] and [run], and turns pydantic's errors into one line.
 
 The other sections are in `pipeline.models.model_section` ([model]), `pipeline.texts.text_sections` ([corpus], [probes]),
-`pipeline.study.recipe` ([train], [arms]) and `pipeline.study.penalties` ([train.contrast], [train.penalty]).
+`pipeline.study.recipe` ([train], [arms]), `pipeline.study.penalties` ([train.contrast], [train.penalty]) and
+`pipeline.study.saebench_section` ([saebench]).
 `pipeline.study.experiment` combines all of them.
 """
 
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, ValidationError, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, ValidationError, model_validator
 
-from pipeline.section import Dtype, Fraction, PositiveInt, Section, Seed
+from pipeline.section import Dtype, Fraction, PositiveInt, Section, Seed, one_of
 from pipeline.store.codecs import Codec
 from pipeline.store.limits import MOST_SHARDS
+from pipeline.study.saebench_section import SAEBENCH
 
 
 class StoreConfig(Section):
@@ -87,6 +89,9 @@ class EvaluateConfig(Section):
     """Held-out tokens on which both latents of a co-firing pair must fire."""
     loss_tokens: Annotated[int, Field(ge=0)] = 8192
     """Held-out tokens for the model's loss with an SAE spliced in. It needs the whole model; 0 skips it."""
+    saebench: tuple[Annotated[str, AfterValidator(one_of(SAEBENCH))], ...] = ()
+    """Further evaluations of sae-bench, with their settings in [saebench]: core, scr, tpp, absorption, meta_structure,
+    sparse_probing_sae_probes, ravel, unlearning, autointerp. Each has artefacts of its own, so one can be added later."""
 
     @model_validator(mode="after")
     def _known_to_sae_bench(self) -> Self:

@@ -19,6 +19,7 @@ from pipeline.report.columns import Metric
 from pipeline.report.metrics import columns
 from pipeline.report.page import write_report
 from pipeline.report.results import Arm, Results, Row
+from pipeline.report.suite_metrics import SUITE
 from pipeline.report.terminal import results_table
 from pipeline.study.arms import ARMS
 from pipeline.study.planned import PlannedSAE
@@ -441,9 +442,16 @@ def test_an_sae_that_others_trained_is_shown_without_a_recipe_and_a_log(study: S
 
 
 def test_every_metric_has_its_place_on_the_page_and_in_the_glossary(many: Many, tmp_path: Path) -> None:
-    results, two_seeds = many.results(), {"seeds": 1, "mmcs": 0.5, "mcc": 0.4, "reason": None}
-    rows = tuple(altered(row, {("stability",): two_seeds}) for row in results.rows)
-    page = written(results.model_copy(update={"rows": rows}), tmp_path)
+    results = many.results()
+    without = written(results, tmp_path)
+    assert "SAEBench</h3>" not in without
+    assert '<div id="composition">' not in without
+    added: dict[tuple[str, ...], Any] = {("stability",): {"seeds": 1, "mmcs": 0.5, "mcc": 0.4, "reason": None}}
+    for column in SUITE:
+        added[column.path[:1]] = added.get(column.path[:1], {}) | {column.path[1]: 0.5}
+    added["absorption",]["reason"] = "the model spells too little"
+    page = written(results.model_copy(update={"rows": tuple(altered(row, added) for row in results.rows)}), tmp_path)
+    assert page.count(">Absorption: the model spells too little.</p>") == 1
     for column in columns(many.real):
         if isinstance(column, Metric):
             assert f'<a class="term" href="#{column.term.anchor}">{column.heading}</a>' in page, column.name

@@ -1,0 +1,1 @@
+"""sae-bench's other evaluations, by its own functions."""

@@ -1,0 +1,81 @@
+"""Opens a study's language model as the HookedTransformer of TransformerLens, which sae-bench's evaluations run on."""
+
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from pipeline.errors import BadInputError, in_one_line
+from pipeline.models.language import DTYPES, LanguageModel, load_tokenizer
+
+
+def hooked_model(model: str, *, revision: str | None, dtype: str, device: torch.device) -> Any:
+    """The model with the weights of its files, nothing folded or centred.
+
+    `model` is a folder or a repository of the Hub. Raises ModelAccessError for one that cannot be loaded, and BadInputError
+    for one that TransformerLens has no form for.
+    """
+    from transformer_lens import HookedTransformer  # late: it takes seconds to import, and only some studies use it
+
+    theirs = LanguageModel(model, revision=revision, dtype=dtype, device=torch.device("cpu")).model
+    tokenizer = load_tokenizer(model, revision)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # sae-bench is written for this class
+            if theirs.config.model_type == "gemma2":
+                return _gemma_2(theirs, tokenizer, dtype, device)
+            return HookedTransformer.from_pretrained_no_processing(
+                model, hf_model=theirs, tokenizer=tokenizer, dtype=DTYPES[dtype], device=device
+            )
+    except (ValueError, KeyError, AttributeError, NotImplementedError, OSError) as error:
+        raise BadInputError(
+            f"TransformerLens has no form for {model}, and sae-bench needs one: use a Gemma-2, or a model that it knows "
+            f"by name ({in_one_line(error)[:80]})"
+        ) from None
+
+
+def _gemma_2(theirs: Any, tokenizer: Any, dtype: str, device: torch.device) -> Any:
+    """A Gemma-2 of any size. TransformerLens knows this architecture by the names of Google's models alone."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import gemma
+
+    config = theirs.config
+    ours = HookedTransformerConfig(
+        model_name=Path(config.name_or_path).name,
+        original_architecture="Gemma2ForCausalLM",
+        d_model=config.hidden_size,
+        d_head=config.head_dim,
+        n_heads=config.num_attention_heads,
+        n_key_value_heads=config.num_key_value_heads,
+        d_mlp=config.intermediate_size,
+        n_layers=config.num_hidden_layers,
+        n_ctx=config.max_position_embeddings,
+        d_vocab=config.vocab_size,
+        eps=config.rms_norm_eps,
+        act_fn=config.hidden_activation,
+        normalization_type="RMS",
+        final_rms=True,
+        use_normalization_before_and_after=True,
+        gated_mlp=True,
+        positional_embedding_type="rotary",
+        rotary_base=config.rope_parameters["rope_theta"],
+        rotary_dim=config.head_dim,
+        use_attn_scale=True,
+        attn_scale=config.query_pre_attn_scalar**0.5,
+        use_local_attn=True,
+        window_size=config.sliding_window,
+        attn_types=["local" if kind.startswith("sliding") else "global" for kind in config.layer_types],
+        attn_scores_soft_cap=config.attn_logit_softcapping,
+        output_logits_soft_cap=config.final_logit_softcapping,
+        dtype=DTYPES[dtype],
+        device=str(device),
+        init_weights=False,
+        default_prepend_bos=True,
+    )
+    model = HookedTransformer(ours, tokenizer=tokenizer)
+    with torch.no_grad():
+        weights = cast("Any", gemma).convert_gemma_weights(theirs, ours)
+    as_they_are = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+    model.load_and_process_state_dict(weights, refactor_factored_attn_matrices=False, **dict.fromkeys(as_they_are, False))
+    return model.to(device).to(DTYPES[dtype]).eval()
