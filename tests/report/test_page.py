@@ -16,6 +16,7 @@ from small_study import Study
 
 from pipeline.report.collect import REPORTED_LLM_PROBING, collect
 from pipeline.report.columns import Metric
+from pipeline.report.differences import differences
 from pipeline.report.metrics import columns
 from pipeline.report.page import write_report
 from pipeline.report.results import Arm, Results, Row
@@ -450,7 +451,8 @@ def test_every_metric_has_its_place_on_the_page_and_in_the_glossary(many: Many, 
     for column in SUITE:
         added[column.path[:1]] = added.get(column.path[:1], {}) | {column.path[1]: 0.5}
     added["absorption",]["reason"] = "the model spells too little"
-    page = written(results.model_copy(update={"rows": tuple(altered(row, added) for row in results.rows)}), tmp_path)
+    results = results.model_copy(update={"rows": tuple(altered(row, added) for row in results.rows)})
+    page = written(results.model_copy(update={"differences": tuple(differences(results))}), tmp_path)
     assert page.count(">Absorption: the model spells too little.</p>") == 1
     for column in columns(many.real):
         if isinstance(column, Metric):
