@@ -167,7 +167,7 @@ def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
         b_enc_F=sae.activation.bias(threshold, sae.b_enc_F),
         W_dec_FD=W_dec_FD,
         b_dec_D=sae.b_dec_D,
-        activation=sae.activation,
+        activation=sae.activation.untrained(),
     )
 
 

@@ -1,5 +1,7 @@
 """Finds out why a model cannot be loaded, or a file of the Hub cannot be had: an incomplete folder, no login, no licence."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import ModelAccessError
@@ -37,11 +39,20 @@ def fetch(name: str, revision: str | None, file: str, what: str) -> Path:
     `what` is in the repository, in a word.
     """
     import huggingface_hub
+
+    with reaching(name, revision, what, file):
+        return Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
+
+
+@contextmanager
+def reaching(name: str, revision: str | None, what: str, file: str = "such file") -> Generator[None]:
+    """Raise ModelAccessError, which says why, for what the Hub's client raises about a repository."""
+    import huggingface_hub
     from huggingface_hub import errors as hub
 
     try:
         with quiet_hub():
-            return Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
+            yield
     except hub.GatedRepoError as error:
         if error.response.status_code == 401:  # no token or an unknown one; 403 is a known account
             who = "the Hugging Face token is not valid" if huggingface_hub.get_token() else "not logged in to Hugging Face"

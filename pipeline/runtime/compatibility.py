@@ -94,6 +94,21 @@ def data_sets_in(local: Callable[[str], Path | None]) -> Generator[None]:
 
 
 @contextmanager
+def files_of_commit(module: Any, revision: str) -> Generator[None]:
+    """While this lasts, a module of SAELens fetches files of this commit. Else it takes those of a branch."""
+    before = module.hf_hub_download
+
+    def fetch(*arguments: Any, **options: Any) -> Any:
+        return before(*arguments, **options | {"revision": revision})
+
+    module.hf_hub_download = fetch
+    try:
+        yield
+    finally:
+        module.hf_hub_download = before
+
+
+@contextmanager
 def errors_are_not_absence() -> Generator[None]:
     """While this lasts, `os.path.isfile` and its like raise what the system says, unless it says that nothing is there.
 

@@ -38,6 +38,8 @@ class Trainable(ABC):
     """What `cfg.json` calls a finished SAE with this activation."""
     in_saelens: ClassVar[bool] = False
     """Whether SAELens has the same function under that name. Without it, an SAE cannot be exported."""
+    bias_tensor: ClassVar[str] = "b_enc"
+    """What `sae_weights.safetensors` calls the encoder's bias."""
     fixes_l0: ClassVar[bool] = False
     """Whether `train.k` says how many latents fire, so that no sparsity term is needed."""
 
@@ -109,6 +111,10 @@ class Activation(Trainable):
 
     def scaled(self, factor_F: "torch.Tensor") -> "Activation":  # noqa: ARG002 - for subclasses
         """The activation whose latents of pre-activations times `factor_F` are this one's times `factor_F`."""
+        return self
+
+    def untrained(self) -> "Activation":
+        """The activation of random directions in this SAE's place: the same, without what belongs to its directions."""
         return self
 
     def bias(self, projection: float, like_F: "torch.Tensor") -> "torch.Tensor":

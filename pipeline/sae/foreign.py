@@ -8,16 +8,20 @@ from typing import Any, cast
 
 import torch
 
-from pipeline.errors import BadInputError, in_one_line
-from pipeline.runtime.compatibility import importing_sae_bench
+from pipeline.errors import BadInputError, ModelAccessError, in_one_line
+from pipeline.models.access import reaching
+from pipeline.runtime.compatibility import files_of_commit, importing_sae_bench
 from pipeline.runtime.linalg import vector_norm
 from pipeline.sae.activation import Activation
 from pipeline.sae.activations import RELU
 from pipeline.sae.formats import CONFIG, WEIGHTS
+from pipeline.sae.gated import Gated
 from pipeline.sae.jumprelu import JumpReLU
 from pipeline.sae.sae import SAE
 from pipeline.sae.topk import TopK
 
+READ = ("standard", "topk", "jumprelu", "gated")
+"""SAELens' architectures that have a form here. BatchTopK and Matryoshka SAEs are finished as jumprelu."""
 HOOK = re.compile(r"blocks\.(\d+)\.hook_resid_post")
 UNIT = 1e-3
 """How far from 1 decoder norms may be for an SAE whose selection depends on them."""
@@ -25,7 +29,7 @@ UNIT = 1e-3
 Tensors = Mapping[str, torch.Tensor]
 
 
-def check_place(metadata: Mapping[str, Any], folder: Path, layer: int, model: str) -> None:
+def check_place(metadata: Mapping[str, Any], folder: Path | str, layer: int, model: str) -> None:
     """Raise BadInputError where an SAE's metadata name another place than the residual stream after `layer` of `model`."""
     hook, trained_on = metadata.get("hook_name"), metadata.get("model_name")
     found = HOOK.fullmatch(str(hook))
@@ -51,25 +55,56 @@ def from_saelens(folder: Path) -> tuple[SAE, dict[str, Any]]:
         theirs = cast("Any", sae_lens.SAE).load_from_disk(str(folder), device="cpu", dtype="float32")
     except Exception as error:  # whatever SAELens, safetensors or a configuration come up with
         raise BadInputError(f"{folder} cannot be read by SAELens: {type(error).__name__}: {in_one_line(error)}") from None
+    return _from(theirs, str(folder))
+
+
+def from_registry(release: str, sae_id: str, revision: str) -> tuple[SAE, dict[str, Any]]:
+    """An SAE that SAELens knows by name, from that commit of its repository, and its metadata.
+
+    Raises ModelAccessError, which says why it cannot be had, and what `from_saelens` does.
+    """
+    with importing_sae_bench():
+        import sae_lens
+        from sae_lens.loading import pretrained_sae_loaders
+        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+    where, repository = f"{release}/{sae_id}", get_pretrained_saes_directory()[release].repo_id
+    try:
+        with reaching(repository, revision, "SAE"), files_of_commit(pretrained_sae_loaders, revision):
+            theirs = cast("Any", sae_lens.SAE).from_pretrained(release, sae_id, device="cpu", dtype="float32")
+    except ModelAccessError:
+        raise
+    except Exception as error:
+        raise BadInputError(f"{where} cannot be read by SAELens: {type(error).__name__}: {in_one_line(error)}") from None
+    return _from(theirs, where)
+
+
+def _from(theirs: Any, where: str) -> tuple[SAE, dict[str, Any]]:
+    """An SAE of SAELens in our form, and its metadata."""
     config = theirs.cfg
     for field in ("normalize_activations", "reshape_activations"):
         if getattr(config, field) != "none":
             raise BadInputError(
-                f"{folder}: {field} {getattr(config, field)!r} changes rows before they are encoded; remove it"
+                f"{where}: {field} {getattr(config, field)!r} changes rows before they are encoded; remove it"
             )
     architecture = str(config.architecture())
     tensors = {name: tensor.detach() for name, tensor in theirs.named_parameters()}
-    if architecture not in ("standard", "topk", "jumprelu"):
-        raise BadInputError(f"{folder}: no form for the architecture {architecture!r}; standard, topk and jumprelu have one")
+    if architecture not in READ:
+        raise BadInputError(f"{where}: no form for the architecture {architecture!r}; {', '.join(READ)} have one")
     activation: Activation = RELU
     if architecture == "topk":
         activation = TopK(int(config.k))
         if not config.rescale_acts_by_decoder_norm:
-            _check_norms(tensors["W_dec"], folder)
+            _check_norms(tensors["W_dec"], where)
     if architecture == "jumprelu":
         activation = JumpReLU(tensors["threshold"])
+    centred = bool(config.apply_b_dec_to_input)
+    if architecture == "gated":
+        shift_F = 0.0 if centred else tensors["b_dec"] @ tensors["W_enc"]
+        tensors["b_enc"] = tensors["b_gate"]
+        magnitude_F = tensors["b_mag"] + shift_F * tensors["r_mag"].exp()
+        activation = Gated(tensors["b_gate"] + shift_F, tensors["r_mag"], magnitude_F)
     metadata = {name: value for name, value in config.metadata.to_dict().items() if isinstance(value, str | int | float)}
-    return _folded(tensors, activation, centred=bool(config.apply_b_dec_to_input)), metadata
+    return _folded(tensors, activation, centred=centred), metadata
 
 
 def from_dictionary_learning(folder: Path) -> tuple[SAE, dict[str, Any]]:
@@ -146,7 +181,7 @@ KINDS: dict[str, Callable[[Tensors, Path], SAE]] = {
 """By the name of `dictionary_learning`'s class."""
 
 
-def _check_norms(W_dec_FD: torch.Tensor, folder: Path) -> None:
+def _check_norms(W_dec_FD: torch.Tensor, folder: Path | str) -> None:
     """Raise BadInputError where folding decoder norms would change which latents are selected."""
     off = float((vector_norm(W_dec_FD, dim=1) - 1).abs().max())
     if off > UNIT:

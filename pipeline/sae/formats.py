@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVa
 from pipeline.artefacts.storage import explained, fsync, write_atomically
 from pipeline.errors import BadInputError, CorruptArtefactError, in_one_line
 from pipeline.sae.activations import ACTIVATIONS
+from pipeline.sae.gated import Gated
 from pipeline.sae.sae import SAE
 
 SAELENS_FORMAT = "6.0.0"
@@ -21,7 +22,7 @@ CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
 CARD = "README.md"
 SHAPED = ("W_enc", "b_enc", "W_dec", "b_dec")
-"""Tensors of every SAE; any other belongs to its activation."""
+"""Tensors that belong to no activation."""
 
 
 def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
@@ -41,7 +42,8 @@ def write_sae(sae: SAE, folder: Path, metadata: Mapping[str, Any]) -> None:
         "metadata": {"sae_lens_version": SAELENS_FORMAT, **metadata},
         **sae.activation.config(),
     }
-    tensors = {"W_enc": sae.W_enc_DF, "b_enc": sae.b_enc_F, "W_dec": sae.W_dec_FD, "b_dec": sae.b_dec_D}
+    bias = sae.activation.bias_tensor
+    tensors = {"W_enc": sae.W_enc_DF, bias: sae.b_enc_F, "W_dec": sae.W_dec_FD, "b_dec": sae.b_dec_D}
     tensors |= sae.activation.tensors()
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     write_atomically(folder / WEIGHTS, weights)
@@ -67,23 +69,23 @@ def read_sae(folder: Path) -> SAE:
     """
     config = read_config(folder)
     architecture = config.get("architecture")
-    activation = next((known for known in ACTIVATIONS.values() if known.architecture == architecture), None)
-    if activation is None:
-        known = ", ".join(dict.fromkeys(known.architecture for known in ACTIVATIONS.values()))
-        raise CorruptArtefactError(f"{folder / CONFIG}: architecture {architecture!r} is not one of {known}")
+    readers = {known.architecture: known.read for known in ACTIVATIONS.values()} | {Gated.architecture: Gated.of}
+    if architecture not in readers:
+        raise CorruptArtefactError(f"{folder / CONFIG}: architecture {architecture!r} is not one of {', '.join(readers)}")
     tensors = load_file(folder / WEIGHTS)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     d_in, d_sae = (*shapes.get("W_enc", ()), 0, 0)[:2]
     try:
-        activation = activation.read(config, {name: tensor for name, tensor in tensors.items() if name not in SHAPED})
+        activation = readers[architecture](config, {name: tensor for name, tensor in tensors.items() if name not in SHAPED})
     except (KeyError, ValueError, TypeError) as error:
         raise CorruptArtefactError(f"{folder} is no {architecture} SAE: {in_one_line(error)}") from None
-    expected = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    bias = activation.bias_tensor
+    expected = {"W_enc": (d_in, d_sae), bias: (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     if shapes != expected | dict.fromkeys(activation.tensors(), (d_sae,)):
         raise CorruptArtefactError(f"{folder / WEIGHTS} holds {shapes}, which is no SAE")
     return SAE(
         W_enc_DF=tensors["W_enc"],
-        b_enc_F=tensors["b_enc"],
+        b_enc_F=tensors[bias],
         W_dec_FD=tensors["W_dec"],
         b_dec_D=tensors["b_dec"],
         activation=activation,

@@ -13,6 +13,7 @@ from pipeline.sae.activations import ACTIVATIONS
 from pipeline.study.penalties import Contrast
 from pipeline.study.plan import Plan
 from pipeline.study.recipe import TrainConfig
+from pipeline.study.saebench_section import SAEBENCH
 
 BANDWIDTH = 2.9e12
 """Bytes a second that one H100 moved (docs/performance.md)."""
@@ -128,13 +129,16 @@ def predict(plan: Plan) -> Prediction:
 
 def describe(plan: Plan) -> str:
     """A few lines for `dasae ablate --dry-run`."""
-    found = predict(plan)
+    found, asked = predict(plan), plan.experiment.evaluate.saebench
+    known = {name: SAEBENCH[name].minutes for name in asked}
+    minutes = ", ".join(f"{name} {took or 'not known'}" for name, took in known.items())
     return "\n".join([
         f"  whole study  predicted for one H100 and {CORES} cores, not measured:",
         f"               extract {_duration(found.extract)}, train {len(plan.to_train)} SAEs {_duration(found.train)}, "
         f"evaluate {len(plan.saes)} {_duration(found.evaluate)}: {found.hours:.1f} GPU-hours",
         f"               {decimal(int(found.memory))} of the card's memory for the SAEs of a layer, "
         f"{decimal(int(found.disk))} of disk",
+        *([f"               without sae-bench's own, minutes an SAE on an RTX 3090: {minutes}"] if asked else []),
     ])  # fmt: skip
 
 

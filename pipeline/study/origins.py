@@ -164,11 +164,16 @@ def _references(basis: Basis) -> Iterable[PlannedSAE]:
 
 
 def _write_reference(sae: PlannedSAE, folder: Path, experiment: Experiment) -> None:
-    from pipeline.sae.foreign import check_place, from_saelens  # loads torch and SAELens
+    from pipeline.sae.foreign import check_place, from_registry, from_saelens  # loads torch and SAELens
     from pipeline.sae.formats import write_sae
 
-    source = experiment.references[sae.arm].local()
-    theirs, metadata = from_saelens(source)
+    reference = experiment.references[sae.arm]
+    if reference.release:
+        source = f"{reference.release}/{reference.sae_id}"
+        theirs, metadata = from_registry(reference.release, str(reference.sae_id), str(reference.revision))
+    else:
+        source = reference.local()
+        theirs, metadata = from_saelens(source)
     check_place(metadata, source, sae.layer, experiment.model.name)
     write_sae(theirs, folder, {**metadata, "arm": sae.arm})
 

@@ -32,17 +32,19 @@ class Offered:
     """Environment variable that must hold a key. It is read when the evaluation runs, and stored nowhere."""
     needs: str | None = None
     """What one has to have that a study cannot bring, in words."""
+    minutes: int | None = None
+    """What an SAE of 16,384 latents of Gemma-2-2B takes on an RTX 3090 (README of sae-bench)."""
 
 
-def _offered(config: str, *ours: str, **more: str) -> Offered:
+def _offered(config: str, *ours: str, **more: Any) -> Offered:
     return Offered(config=f"sae_bench.evals.{config}", ours=frozenset({"model_name", *ours}), **more)
 
 
 SAEBENCH: Mapping[str, Offered] = {
-    "core": _offered("core.eval_config:CoreEvalConfig", data="dataset"),
-    "scr": _offered("scr_and_tpp.eval_config:ScrAndTppEvalConfig", "perform_scr", data="dataset_names"),
-    "tpp": _offered("scr_and_tpp.eval_config:ScrAndTppEvalConfig", "perform_scr", data="dataset_names"),
-    "absorption": _offered("absorption.eval_config:AbsorptionEvalConfig"),
+    "core": _offered("core.eval_config:CoreEvalConfig", data="dataset", minutes=9),
+    "scr": _offered("scr_and_tpp.eval_config:ScrAndTppEvalConfig", "perform_scr", data="dataset_names", minutes=6),
+    "tpp": _offered("scr_and_tpp.eval_config:ScrAndTppEvalConfig", "perform_scr", data="dataset_names", minutes=2),
+    "absorption": _offered("absorption.eval_config:AbsorptionEvalConfig", minutes=26),
     "meta_structure": _offered("meta_structure.eval_config:MetaStructureEvalConfig"),
     "sparse_probing_sae_probes": _offered(
         "sparse_probing_sae_probes.eval_config:SparseProbingSaeProbesEvalConfig",
@@ -53,12 +55,14 @@ SAEBENCH: Mapping[str, Offered] = {
     "ravel": _offered(
         "ravel.eval_config:RAVELEvalConfig",
         needs="one of the models that sae-bench has prompts for, such as gemma-2-2b, by that name",
+        minutes=45,
     ),
     "unlearning": _offered(
         "unlearning.eval_config:UnlearningEvalConfig",
         needs="an instruction-tuned model and the corpus bio_forget_dataset.jsonl, for which its authors give access",
+        minutes=10,
     ),
-    "autointerp": _offered("autointerp.eval_config:AutoInterpEvalConfig", key="OPENAI_API_KEY"),
+    "autointerp": _offered("autointerp.eval_config:AutoInterpEvalConfig", key="OPENAI_API_KEY", minutes=9),
 }
 """By the name in `[evaluate] saebench`."""
 

@@ -14,7 +14,7 @@ from pipeline.cli import main
 from pipeline.errors import BadInputError
 from pipeline.runtime.compatibility import importing_sae_bench
 from pipeline.sae.foreign import check_place, from_dictionary_learning, from_saelens
-from pipeline.sae.formats import read_sae
+from pipeline.sae.formats import read_sae, write_sae
 
 D_IN, D_SAE, K = 8, 24, 5
 
@@ -42,7 +42,8 @@ def saelens(kind: str, folder: Path, **fields: Any) -> Any:
 
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize(
-    ("kind", "fields"), [("Standard", {}), ("TopK", {"k": K, "rescale_acts_by_decoder_norm": True}), ("JumpReLU", {})]
+    ("kind", "fields"),
+    [("Standard", {}), ("TopK", {"k": K, "rescale_acts_by_decoder_norm": True}), ("JumpReLU", {}), ("Gated", {})],
 )
 def test_an_sae_of_saelens_is_the_same_function(kind: str, fields: dict[str, Any], centred: bool, tmp_path: Path) -> None:
     theirs = saelens(kind, tmp_path, apply_b_dec_to_input=centred, **fields)
@@ -57,12 +58,23 @@ def test_an_sae_of_saelens_is_the_same_function(kind: str, fields: dict[str, Any
     torch.testing.assert_close(ours.decode(f_BF), theirs(x_BD).detach(), rtol=1e-4, atol=1e-5)
     assert 0 < float((f_BF > 0).float().mean()) < 0.9
     torch.testing.assert_close(ours.W_dec_FD.norm(dim=1), torch.ones(D_SAE))
+    write_sae(ours, tmp_path / "ours", {"model_name": "some"})
+    torch.testing.assert_close(read_sae(tmp_path / "ours").encode(x_BD), f_BF)
+    with importing_sae_bench():
+        import sae_lens
+    again: Any = sae_lens.SAE.load_from_disk(str(tmp_path / "ours"))
+    latents = again.encode(x_BD)
+    torch.testing.assert_close((latents.to_dense() if latents.is_sparse else latents).detach(), f_BF, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("kind", "fields", "message"),
     [
-        ("Gated", {}, "no form for the architecture 'gated'; standard, topk and jumprelu have one"),
+        (
+            "Temporal",
+            {"n_heads": 1, "bottleneck_factor": 1},
+            "no form for the architecture 'temporal'; standard, topk, jumprelu, gated have one",
+        ),
         ("TopK", {"k": K}, "TopK selects by latents, and decoder norms are up to"),
         ("Standard", {"normalize_activations": "layer_norm"}, "normalize_activations 'layer_norm' changes rows before"),
     ],

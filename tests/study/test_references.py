@@ -33,6 +33,15 @@ folder = "layer2/wide"
 """
 
 
+RELEASE = f"""
+[references.theirs]
+layer = 2
+release = "gemma-2-2b-res-matryoshka-dc"
+sae_id = "blocks.2.hook_resid_post"
+revision = "{COMMIT}"
+"""
+
+
 def planned(small_toml: Path, folder: Path, text: str = THEIRS) -> Plan:
     small_toml.write_text(SMALL + text.format(folder))
     return make_plan(Experiment.load(str(small_toml)))
@@ -116,7 +125,20 @@ def test_a_reference_of_another_place_fails_beside_its_siblings(
         (THEIRS.replace("layer = 2", "layer = 1"), "references.theirs.layer: 1 is not among study.layers [2]"),
         (THEIRS.replace("path =", "paht ="), "references.theirs.paht: unknown key, check its spelling or remove it"),
         (THEIRS.replace("theirs", "full"), "references.full: an arm has this name, choose another one"),
-        ("\n[references.theirs]\nlayer = 2\n", "references.theirs: give either path, a folder, or repository, on the Hub"),
+        (
+            "\n[references.theirs]\nlayer = 2\n",
+            "references.theirs: give one of path, a folder, repository, on the Hub, or release, known to SAELens",
+        ),
+        (
+            RELEASE.replace("matryoshka-dc", "matryoshka-cd"),
+            "knows no release 'gemma-2-2b-res-matryoshka-cd'; the nearest are gemma-2-2b-res-matryoshka-dc, ",
+        ),
+        (RELEASE.replace("blocks.2", "blocks.99"), "has no SAE 'blocks.99.hook_resid_post'; the nearest are blocks.9.hook"),
+        (RELEASE.replace("sae_id", "folder"), "references.theirs: folder is for a repository; a release has sae_id"),
+        (
+            RELEASE.replace(COMMIT, "main"),
+            "needs `revision`, the 40 hexadecimal digits of a commit, not 'main'; https://hug",
+        ),
         (THEIRS + 'revision = "main"\n', "references.theirs: revision and folder are for a repository, and"),
         (
             HUB.replace(COMMIT, "main"),
@@ -142,6 +164,39 @@ def test_a_repository_is_read_from_the_cache_and_named_by_its_commit(
     assert failed == {str(theirs): "SAE org/saes is not in the local cache, and the Hugging Face Hub cannot be reached"}
     jumprelu(tmp_path / "hub/models--org--saes/snapshots" / COMMIT / "layer2/wide", study.experiment.model.d_in)
     assert bring(plan.from_outside, plan.experiment, workspace).made == [theirs]
+
+
+def test_a_release_of_saelens_is_read_from_its_commit(
+    study: Study, small_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    plan = planned(small_toml, tmp_path, RELEASE)
+    (theirs,) = plan.from_outside
+    assert theirs.artefact.inputs["content"] == {
+        "release": "gemma-2-2b-res-matryoshka-dc",
+        "sae_id": "blocks.2.hook_resid_post",
+        "revision": COMMIT,
+    }
+    repository = "chanind/gemma-2-2b-batch-topk-matryoshka-saes-w-32k-l0-40"
+    workspace, missing = Workspace(tmp_path / "workspace"), f"SAE {repository} is not in the local cache, and"
+    assert bring(plan.from_outside, plan.experiment, workspace).failed[str(theirs)].startswith(missing)
+    place = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+    other = "f" * 40
+    jumprelu(place / "snapshots" / other / "standard/blocks.2.hook_resid_post", study.experiment.model.d_in)
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text(other)
+    assert bring(plan.from_outside, plan.experiment, workspace).failed[str(theirs)].startswith(missing), "not the branch"
+    jumprelu(place / "snapshots" / COMMIT / "standard/blocks.2.hook_resid_post", study.experiment.model.d_in)
+    assert bring(plan.from_outside, plan.experiment, workspace).made == [theirs]
+    architecture = workspace.require(theirs.artefact, "").facts["architecture"]
+    assert architecture == "jumprelu"
+
+
+def test_the_experiment_on_gemma_names_what_saelens_knows() -> None:
+    experiment = Experiment.load(str(DOCS.parent / "experiments" / "gemma-2-2b-references.toml"))
+    releases = {reference.release for reference in experiment.references.values()}
+    assert "gemma-scope-2b-pt-res-canonical" in releases
+    assert {reference.layer for reference in experiment.references.values()} == {5, 12, 19}
 
 
 def test_an_sae_of_our_own_can_be_a_reference(study: Study, small_toml: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ that takes a spurious concept out of a probe, TPP whether it hurts the probes of
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -15,6 +15,8 @@ from pipeline.evaluate.saebench.suite import ModelSide, Suite, Tensors, running,
 from pipeline.runtime.compatibility import importing_sae_bench
 
 Accuracies = dict[str, float]
+Key = tuple[str, int]
+"""The class whose latents are ablated, and how many."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,43 @@ def _ablated(sae: Any, config: Any, run: Run, concepts: _Concepts) -> dict[str, 
     """Accuracies of all probes with the latents of one class ablated, by that class, number of latents and probe."""
     from sae_bench.evals.scr_and_tpp import main
 
-    probes: Any = concepts.probes
+    classes, probes = _classes(run), cast("Any", concepts.probes)
     effects = main.get_all_node_effects_for_one_sae(
-        sae, probes, _classes(run), config.perform_scr, concepts.train, config.sae_batch_size
+        sae, probes, classes, config.perform_scr, concepts.train, config.sae_batch_size
     )
-    return main.perform_feature_ablations(
-        probes, sae, config.sae_batch_size, concepts.test, effects, config.n_values, _classes(run),
-        config.probe_test_batch_size, config.perform_scr,
-    )  # fmt: skip
+    # By class and number of latents, in sae-bench's order.
+    chosen = {
+        (name, number): main.select_top_n_features(effects[name], number, name)
+        for name in classes
+        for number in config.n_values
+    }
+    pooled = {key: dict[str, torch.Tensor]() for key in chosen}
+    for name, acts_SLD in concepts.test.items():
+        for key, acts_SD in _without(sae, acts_SLD, chosen, config.sae_batch_size).items():
+            pooled[key][name] = acts_SD
+    accuracies: dict[str, dict[int, Accuracies]] = {name: {} for name in classes}
+    for name, number in chosen:
+        accuracies[name][number] = main.get_probe_test_accuracy(
+            probes, classes, pooled[name, number], config.probe_test_batch_size, config.perform_scr
+        )
+    return accuracies
+
+
+def _without(sae: Any, acts_SLD: torch.Tensor, chosen: Mapping[Key, torch.Tensor], at_once: int) -> dict[Key, torch.Tensor]:
+    """Pooled activations [S, D] with some latents ablated, for each choice of latents.
+
+    As `ablated_precomputed_activations`, which encodes and decodes the same activations anew for each choice.
+    """
+    parts: dict[Key, list[torch.Tensor]] = {key: [] for key in chosen}
+    for some_BLD in torch.split(acts_SLD, at_once):
+        count_B1 = (some_BLD.sum(dim=-1) != 0).to(some_BLD.dtype).sum(dim=-1, keepdim=True)
+        f_BLF = sae.encode(some_BLD)
+        error_BLD = some_BLD - sae.decode(f_BLF)
+        for key, ablated_F in chosen.items():
+            kept_BLF = f_BLF.clone()
+            kept_BLF[..., ablated_F] = 0.0
+            parts[key].append((sae.decode(kept_BLF) + error_BLD).sum(dim=1) / count_B1)
+    return {key: torch.cat(part) for key, part in parts.items()}
 
 
 def _classes(run: Run) -> list[str]:
