@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that `dasae --help` answers at once.
 
 import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +68,7 @@ class Format(StrEnum):
     """Values of `dasae export --to`."""
 
     saelens = "saelens"
+    hub = "hub"
 
 
 @app.callback()
@@ -204,19 +206,18 @@ def verify(store: StoreArgument, deep: DeepOption = False) -> None:
 
 @app.command()
 def export(
-    sae: Annotated[str, typer.Argument(metavar="SAE", help="A finished SAE: its folder, or its name in the workspace.")],
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
-    to: Annotated[Format, typer.Option("--to", help="Library that will load it.")] = Format.saelens,
+    sae: Annotated[str, typer.Argument(metavar="SAE", help="A finished SAE, its folder or name; or an experiment.")],
+    target: Annotated[str, typer.Argument(metavar="DIR", help="New or empty folder; for the Hub OWNER/NAME.")],
+    to: Annotated[Format, typer.Option("--to", help="A folder for SAELens, or the Hugging Face Hub.")] = Format.saelens,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
 ) -> None:
-    """Copy a finished SAE, verified, into a folder that another library loads, with a model card."""
-    from pipeline.sae.finished import export_sae, find
-    from pipeline.study.model_card import model_card
+    """Publish a finished SAE, or all of an experiment, verified, in SAELens' format and with model cards."""
+    from pipeline.study.experiment import available
+    from pipeline.study.exports import publish
 
-    opened = open_workspace(workspace)
-    found = find(sae, opened)
-    export_sae(found, folder, model_card(found, opened))
-    console.print(f"export: {found.name} to {folder}, for {to.value}", highlight=False, soft_wrap=True)
+    plan = plan_of(sae) if sae.endswith(".toml") or sae in available() else None
+    tell = partial(console.print, highlight=False, soft_wrap=True)
+    publish(plan or sae, target, open_workspace(workspace), hub=to == Format.hub, tell=tell)
 
 
 @app.command()

@@ -3,10 +3,13 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from pipeline.errors import ModelAccessError
+from pipeline.errors import ModelAccessError, in_one_line
 from pipeline.models.model_section import HuggingFaceModel
 from pipeline.runtime.compatibility import quiet_hub
+
+LOGIN = "run `hf auth login`, or set HF_TOKEN"
 
 
 def check_available(config: HuggingFaceModel) -> None:
@@ -45,6 +48,37 @@ def fetch(name: str, revision: str | None, file: str, what: str) -> Path:
 
 
 @contextmanager
+def publishing(repository: str) -> Generator[Any]:
+    """The Hub's client, to upload with. Raises ModelAccessError, which says why, for what it raises about a repository."""
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import errors as hub
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        with quiet_hub():
+            yield huggingface_hub.HfApi()
+    except hub.LocalTokenNotFoundError:
+        raise ModelAccessError(f"not logged in to Hugging Face, so {repository} cannot be written: {LOGIN}") from None
+    except hub.OfflineModeIsEnabled:
+        raise ModelAccessError(f"{repository} cannot be written: HF_HUB_OFFLINE is set; unset it") from None
+    except hub.HFValidationError:
+        raise ModelAccessError(f"{repository!r} is no name that the Hugging Face Hub takes; name another one") from None
+    except hub.HfHubHTTPError as error:
+        status = error.response.status_code
+        who = f"the Hugging Face token is not valid: {LOGIN}" if status == 401 else "this account may not write there"
+        said = who if status in (401, 403, 404) else f"the Hub answered {status}; try again later"
+        raise ModelAccessError(f"{repository} cannot be written: {said}") from None
+    except httpx.TransportError as error:
+        raise ModelAccessError(f"{repository} cannot be written: the Hub cannot be reached ({in_one_line(error)})") from None
+    finally:
+        if not before:
+            enable_progress_bars()
+
+
+@contextmanager
 def reaching(name: str, revision: str | None, what: str, file: str = "such file") -> Generator[None]:
     """Raise ModelAccessError, which says why, for what the Hub's client raises about a repository."""
     import huggingface_hub
@@ -56,7 +90,7 @@ def reaching(name: str, revision: str | None, what: str, file: str = "such file"
     except hub.GatedRepoError as error:
         if error.response.status_code == 401:  # no token or an unknown one; 403 is a known account
             who = "the Hugging Face token is not valid" if huggingface_hub.get_token() else "not logged in to Hugging Face"
-            problem = f"{who}, and {name} is gated: run `hf auth login`, or set HF_TOKEN"
+            problem = f"{who}, and {name} is gated: {LOGIN}"
         else:
             problem = (
                 f"logged in, but this account has not accepted the licence of {name}: accept it on its page "

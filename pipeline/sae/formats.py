@@ -101,7 +101,10 @@ def to_saelens(source: Path, target: Path, name: str, card: str | None = None) -
     sae = read_sae(source)
     if not sae.activation.in_saelens:
         raise BadInputError(f"{source}: SAELens does not know the architecture {sae.activation.architecture}")
-    place_sae(sae, target, read_config(source)["metadata"] | {"artefact": name}, card)
+    metadata = read_config(source)["metadata"] | {"artefact": name}
+    if "model_name" in metadata and Path(metadata["model_name"]).is_absolute():
+        metadata["model_name"] = Path(metadata["model_name"]).name  # a path means nothing to others
+    place_sae(sae, target, metadata, card)
 
 
 def place_sae(sae: SAE, target: Path, metadata: Mapping[str, Any], card: str | None = None) -> None:

@@ -15,6 +15,7 @@ from pipeline.sae.formats import read_config
 from pipeline.study.evaluations import EVALUATIONS
 
 LICENCE = "The terms of the model and of the texts it was trained on may apply to it. State its own licence here."
+CITED = f"direction-aware-sae {pipeline.__version__}"
 PLAIN = ("d_in", "d_sae", "architecture")
 """Entries of `cfg.json` that every SAE has."""
 MEASURED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -72,13 +73,36 @@ def model_card(folder: Path, workspace: Workspace) -> str:
     config, name = read_config(folder), folder.resolve().name
     numbers = measured(workspace, name.rpartition("-")[0], manifest.key)
     return (
-        "\n".join([*_front(config), *_described(name, config), *_recipe(manifest), *_numbers(numbers), *_end(name)]) + "\n"
+        "\n".join(
+            [
+                *_front(str(config["metadata"].get("model_name", ""))),
+                *_described(name, config),
+                *_recipe(manifest),
+                *_numbers(numbers),
+                *_end(name),
+            ]
+        )
+        + "\n"
     )
 
 
-def _front(config: Mapping[str, Any]) -> Iterator[str]:
+def study_card(name: str, description: str, model: str, saes: Mapping[str, Path], workspace: Workspace) -> str:
+    """The card of a repository with the SAEs of a study, by their folder in it."""
+    lines = [*_front(model), f"# {name}", "", description, ""]
+    lines += ["| folder | FVU | L0 |", "|---|---|---|"]
+    for place, folder in saes.items():
+        manifest, label = read_manifest(LocalStorage(folder), ""), folder.resolve().name.rpartition("-")[0]
+        numbers = measured(workspace, label, manifest.key) if manifest else {}
+        shown = (numbers.get(f"{what} on held-out rows") for what in ("FVU", "L0"))
+        lines.append(f"| {place} | {' | '.join('' if number is None else f'{number:.4g}' for number in shown)} |")
+    use = 'sae = SAE.from_pretrained("OWNER/NAME", "FOLDER")'
+    lines += ["", "## Use", "", "```python", "from sae_lens import SAE", "", use, "```", ""]
+    lines += ["Each folder has a card of its own: recipe, and what was measured.", ""]
+    return "\n".join([*lines, "## Licence", "", LICENCE, "", "## Citation", "", f"{CITED}, study {name}.", ""])
+
+
+def _front(model: str) -> Iterator[str]:
     yield from ("---", "library_name: sae_lens", "tags:", "- sparse-autoencoder", "- interpretability")
-    model = str(config["metadata"].get("model_name", ""))
     if model.count("/") == 1 and not Path(model).exists():
         yield f"base_model: {model}"
     yield "---"
@@ -116,7 +140,7 @@ def _end(name: str) -> Iterator[str]:
     yield from ("## Use", "", "```python", "from sae_lens import SAE", "", 'sae = SAE.load_from_disk("FOLDER")', "```", "")
     yield from ("Latents are in the unit of the activations, and decoder rows have norm 1.", "")
     yield from ("## Licence", "", LICENCE, "")
-    yield from ("## Citation", "", f"direction-aware-sae {pipeline.__version__}, SAE {name}.")
+    yield from ("## Citation", "", f"{CITED}, SAE {name}.")
 
 
 def _table(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -43,6 +43,7 @@ def test_nobody_writes_an_activation_a_second_time() -> None:
     assert sorted(found) == [
         "sae/activation.py",
         "sae/activations.py",
+        "sae/gated.py",
         "sae/jumprelu.py",
         "sae/topk.py",
         "train/nearest.py",
