@@ -109,6 +109,11 @@ class Capture:
         captured_P = self.topk.union(self._pairs(self.cofiring.by_strength), self.config.capture_topk)
         return pair_P2.flatten().bincount(minlength=d_sae), pair_P2[captured_P].flatten().bincount(minlength=d_sae)
 
+    @property
+    def strongest(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The pairs [P, 2] that fire together most, and how strongly, strongest first. The first n are Q."""
+        return self.cofiring.by_strength.pair_P2, self.cofiring.by_strength.strength_P
+
     def _pairs(self, pairs: TopPairs, q: float = 1.0) -> torch.Tensor:
         """The first q n pairs, as places among the live latents."""
         return torch.searchsorted(self.cofiring.live_N, pairs.pair_P2[: max(1, round(q * self.n))])

@@ -177,6 +177,9 @@ def evaluate_together(bench: LayerBench, group: list[PlannedSAE], model_scores: 
         for (planned, sae), scored in zip(saes, scores, strict=True):
             on = Bench(bench, planned, sae, ProbeScores(model=model_scores, sae=scored))
             _evaluate(on, parents, seconds_each)
+            for name in planned.apart:  # now, with what was measured just now
+                if EVALUATIONS[name].rows:
+                    _compute_apart(bench, planned, name, on)
             advance(1, planned.arm)
         advance(len(group) - len(saes))
         return damaged
@@ -188,21 +191,24 @@ def evaluate_apart(bench: LayerBench, planned: PlannedSAE) -> str | None:
     return "; ".join(why for why in failed if why) or None
 
 
-def _compute_apart(bench: LayerBench, planned: PlannedSAE, name: str) -> str | None:
-    """Compute one of these evaluations unless it is there. Returns why it failed."""
+def _compute_apart(bench: LayerBench, planned: PlannedSAE, name: str, on: Bench | None = None) -> str | None:
+    """Compute one of these evaluations unless it is there, with the SAE's bench if it is open. Returns why it failed."""
     workspace, artefact, evaluation = bench.workspace, planned.apart[name], EVALUATIONS[name]
     with workspace.lock(artefact) as folder:
         if workspace.manifest(artefact):
             return None
-        siblings = planned.siblings if evaluation.siblings else ()
+        siblings = [*planned.siblings] if evaluation.siblings else []
+        siblings += [planned.evaluation] if evaluation.rows else []
         started, parents = time.monotonic(), workspace.fingerprints([planned.artefact, *siblings])
         degenerate = workspace.require(planned.evaluation, "dasae evaluate").facts["degenerate"]
         files: list[str] = []
         if degenerate is None:
             try:
-                sae = open_sae(planned.artefact, workspace).to(bench.device)
+                if on is None:
+                    sae = open_sae(planned.artefact, workspace).to(bench.device)
+                    on = Bench(bench, planned, sae, ProbeScores(model={}, sae={}))
                 with torch.no_grad(), memory_needed(f"{name} of {planned}"):
-                    value = imported(evaluation.compute)(Bench(bench, planned, sae, ProbeScores(model={}, sae={})))
+                    value = imported(evaluation.compute)(on)
             except (CorruptArtefactError, EvaluationError) as error:
                 return str(error)
             workspace.reopen(artefact)

@@ -79,6 +79,14 @@ class HeldoutText:
             for (latent, why), f_R in zip(chosen.items(), f_Rm.T, strict=True)
         ]
 
+    def around(self, strongest: Iterable[tuple[int, float]], contexts: int, tokens: int) -> list[dict[str, Any]]:
+        """Texts around rows, given with their strengths, strongest first: of each sequence the first row."""
+        found: dict[int, dict[str, Any]] = {}
+        for row, strength in strongest:
+            if len(found) < contexts:
+                found.setdefault(int(self.sequence_R[row]), {"strength": strength, **self._text(row, tokens)})
+        return [{name: shown[name] for name in ("strength", "before", "token", "after")} for shown in found.values()]
+
     def _contexts(self, f_R: torch.Tensor) -> list[dict[str, Any]]:
         """The rows on which a latent fires most strongly, at most one of each sequence."""
         strongest: dict[int, int] = {}
@@ -88,16 +96,16 @@ class HeldoutText:
             strongest.setdefault(int(self.sequence_R[row]), row)
         return [{"strength": float(f_R[row]), **self._text(row)} for row in strongest.values()]
 
-    def _text(self, row: int) -> dict[str, Any]:
+    def _text(self, row: int, around: int = TOKENS_AROUND) -> dict[str, Any]:
         sequence, position = int(self.sequence_R[row]), int(self.position_R[row])
         tokens: list[int] = self.tokens_SL[sequence].tolist()
-        start = max(0, position - TOKENS_AROUND)
+        start = max(0, position - around)
         return {
             "sequence": sequence,
             "position": position,
             "before": self._decoded(tokens[start:position]),
             "token": self._decoded(tokens[position : position + 1]),
-            "after": self._decoded(tokens[position + 1 : position + 1 + TOKENS_AROUND]),
+            "after": self._decoded(tokens[position + 1 : position + 1 + around]),
         }
 
     def _decoded(self, tokens: list[int]) -> str:

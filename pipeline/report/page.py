@@ -15,6 +15,7 @@ from rich.filesize import decimal
 
 from pipeline.artefacts.storage import Storage, open_storage
 from pipeline.report import latent_plots, plots, tables, text
+from pipeline.report.browser import browser
 from pipeline.report.columns import by_arm
 from pipeline.report.differences import summary
 from pipeline.report.drawing import as_image
@@ -119,6 +120,7 @@ def _html(results: Results) -> str:
         "shown_level": results.shown_level,
         "filters": _filters(results),
         "claims": _claims(results),
+        "browser": browser(results.rows),
     }
     return environment().get_template("index.html.j2").render(dict(results), **view)
 

@@ -137,6 +137,42 @@ class ExamplesOf(Examples):
     layer: int
 
 
+class BrowsedContext(Frozen):
+    """A text on which a latent fires."""
+
+    strength: float
+    before: str
+    token: str
+    after: str
+
+
+class BrowsedLatent(Frozen):
+    """A latent in the page's browser."""
+
+    latent: int
+    density: float
+    captured: int
+    pairs: int
+    contexts: tuple[BrowsedContext, ...]
+
+
+class BrowsedPair(Frozen):
+    """A pair of latents that fire together."""
+
+    latents: tuple[int, int]
+    strength: float
+    cosine: float
+    captured: bool
+
+
+class Browsing(Frozen):
+    """What the page's browser has of one SAE; every latent of a pair is among its latents."""
+
+    latents: tuple[BrowsedLatent, ...]
+    pairs: tuple[BrowsedPair, ...]
+    reason: str | None
+
+
 Accuracies = dict[str, float]
 """Probing accuracy by the number of latents that a probe reads, and `all`."""
 
@@ -183,6 +219,8 @@ class Row(Frozen, extra="allow"):
     ground_truth: Recovered | None = None
     examples: Examples | None = Field(default=None, exclude=True)
     """Shown of a few SAEs only, under `Results.examples`."""
+    browsing: Browsing | None = Field(default=None, exclude=True)
+    """On the page only: with the texts, results.json would be many times as large."""
 
     def at(self, path: tuple[str, ...]) -> Any:
         """The value at a path of field names; None where a part of it is None or missing."""

@@ -76,6 +76,11 @@ def examples(file: File) -> Fields:
     return {"examples": file}
 
 
+def browsing(file: File) -> Fields:
+    """The file as it is."""
+    return {"browsing": file}
+
+
 def sparse_probing(file: File) -> Fields:
     """Accuracies by number of latents out of sae-bench's output: of the SAE and of the model itself, overall and by task."""
     details = {detail["dataset_name"].removesuffix("_results"): detail for detail in file["eval_result_details"]}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from pipeline.study.stage_code import StageCode
 
@@ -27,11 +28,13 @@ class Evaluation:
     """Its file inside its artefact."""
     apart: int | None = None
     """Format number of an evaluation that has an artefact of its own, so that it can be added to a finished study. It may
-    read weights alone, as its key covers nothing else. None: it is a part of the SAE's evaluation, and an SAE that was
-    evaluated without it stays so."""
+    read weights alone, as its key covers nothing else, unless the next fields say more. None: it is a part of the SAE's
+    evaluation, and an SAE that was evaluated without it stays so."""
     asked: bool = False
     """Whether only studies have it that name it in `[evaluate] saebench`. It has an artefact of its own, may read the model,
     too, and its key also covers the model and its settings in [saebench]."""
+    rows: bool = False
+    """Whether it reads what the SAE's evaluation reads, with which it is made: its key covers that evaluation's."""
     siblings: bool = False
     """Whether it reads the SAEs of the arm's other seeds. An arm with one seed leaves it out."""
     needs: frozenset[Need] = frozenset()
@@ -42,15 +45,14 @@ class Evaluation:
     """Takes the content of the file, returns fields of a row of the results (pipeline/report/rows.py)."""
 
 
-def _entry(name: str, module: str, *needs: Need, apart: int | None = None, siblings: bool = False) -> Evaluation:
+def _entry(name: str, module: str, *needs: Need, **how: Any) -> Evaluation:
     return Evaluation(
         name=name,
         file=f"{name}.json",
-        apart=apart,
-        siblings=siblings,
         needs=frozenset(needs),
         compute=f"pipeline.evaluate.{module}:compute",
         show=f"pipeline.report.rows:{name}",
+        **how,
     )
 
 
@@ -78,6 +80,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         _entry("sparse_probing", "sparse_probing", Need.probes),
         _entry("geometry", "geometry", apart=1),
         _entry("stability", "stability", apart=1, siblings=True),
+        _entry("browsing", "browsing", Need.model, apart=1, rows=True),
         _of_sae_bench("core", "core_metrics"),
         _of_sae_bench("scr", "concepts"),
         _of_sae_bench("tpp", "concepts"),

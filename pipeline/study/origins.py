@@ -15,8 +15,9 @@ from typing import Any
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError
+from pipeline.models.model_section import SyntheticModel
 from pipeline.study.arms import NAME
-from pipeline.study.evaluations import EVALUATIONS
+from pipeline.study.evaluations import EVALUATIONS, Need
 from pipeline.study.experiment import Experiment
 from pipeline.study.planned import PlannedSAE, TrainedSAE
 
@@ -58,7 +59,8 @@ class Basis:
         )
         # The key of an SAE that is trained here covers which rows are held out; the key of this one does not.
         rows = {"store": self.store.key, "heldout_shards": self.experiment.train.heldout_shards}
-        evaluation, apart = self.evaluation(name, sae, None, rows), self.evaluated_apart(name, sae)
+        evaluation = self.evaluation(name, sae, None, rows)
+        apart = self.evaluated_apart(name, sae, evaluation)
         return PlannedSAE(origin=origin, arm=name, seed=0, layer=layer, artefact=sae, evaluation=evaluation, apart=apart)
 
     def trained(self, arm: str, seed: int, layer: int, sparsity: float | None = None) -> TrainedSAE:
@@ -71,6 +73,7 @@ class Basis:
         there = BASELINE in self.experiment.study.arms
         baseline = self._trained_artefact(BASELINE, seed, layer, sparsity) if there else None
         sae = self._trained_artefact(arm, seed, layer, sparsity, matched_to)
+        evaluation = self.evaluation(sae.label, sae, baseline)
         return TrainedSAE(
             origin=TRAINED,
             arm=arm,
@@ -79,8 +82,8 @@ class Basis:
             sparsity=sparsity,
             recipe=recipe,
             artefact=sae,
-            evaluation=self.evaluation(sae.label, sae, baseline),
-            apart=self.evaluated_apart(sae.label, sae, siblings),
+            evaluation=evaluation,
+            apart=self.evaluated_apart(sae.label, sae, evaluation, siblings),
             siblings=siblings,
             baseline=baseline,
             matched_to=matched_to,
@@ -119,15 +122,21 @@ class Basis:
         }
         return Artefact(kind="evaluations", label=label, inputs=inputs | {"rows": rows} if rows else inputs)
 
-    def evaluated_apart(self, label: str, sae: Artefact, siblings: tuple[Artefact, ...] = ()) -> dict[str, Artefact]:
-        """The evaluations of an SAE that have an artefact of their own, by name."""
+    def evaluated_apart(
+        self, label: str, sae: Artefact, whole: Artefact, siblings: tuple[Artefact, ...] = ()
+    ) -> dict[str, Artefact]:
+        """The evaluations of an SAE that have an artefact of their own, by name. `whole` is the one with all others."""
         found: dict[str, Artefact] = {}
         for name, evaluation in EVALUATIONS.items():
             if evaluation.apart is None or (evaluation.siblings and not siblings):
                 continue
             if evaluation.asked and name not in self.asked:
                 continue
+            if Need.model in evaluation.needs and isinstance(self.experiment.model, SyntheticModel):
+                continue
             inputs: dict[str, Any] = {"format": evaluation.apart, "evaluation": name, "sae": sae.key}
+            if evaluation.rows:
+                inputs["of"] = whole.key
             if evaluation.siblings:
                 inputs["siblings"] = sorted(sibling.key for sibling in siblings)
             if evaluation.asked:

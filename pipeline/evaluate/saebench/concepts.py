@@ -186,8 +186,7 @@ def _without(sae: Any, acts_SLD: torch.Tensor, chosen: Mapping[Key, torch.Tensor
         f_BLF = sae.encode(some_BLD)
         error_BLD = some_BLD - sae.decode(f_BLF)
         for key, ablated_F in chosen.items():
-            kept_BLF = f_BLF.clone()
-            kept_BLF[..., ablated_F] = 0.0
+            kept_BLF = f_BLF * (~ablated_F).to(f_BLF.dtype)
             parts[key].append((sae.decode(kept_BLF) + error_BLD).sum(dim=1) / count_B1)
     return {key: torch.cat(part) for key, part in parts.items()}
 
