@@ -117,11 +117,11 @@ def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Wo
     bench = LayerBench(plan, layer, workspace)
     failed: dict[str, str] = {}
     stop = stop_requested()
-    with progress(f"evaluate layer {layer}", len(saes), "SAEs") as advance:
+    together = [sae for sae in saes if workspace.manifest(sae.evaluation) is None]
+    number = len(together) + sum(len(sae.apart) for sae in saes)
+    with progress(f"evaluate layer {layer}", number, "evaluations") as advance:
         model_scores = probe_model(bench)
         at_once = bench.tasks.at_once(plan.experiment.model.d_in, plan.experiment.train.d_sae)
-        together = [sae for sae in saes if workspace.manifest(sae.evaluation) is None]
-        advance(len(saes) - len(together))
         for first in range(0, len(together), at_once):
             group = together[first : first + at_once]
             with memory_needed(f"evaluating {len(group)} SAEs"):
@@ -129,7 +129,7 @@ def evaluate_layer(plan: Plan, layer: int, saes: list[PlannedSAE], workspace: Wo
             if stop.is_set():
                 raise InterruptedRunError(STOPPED)
         for sae in saes:
-            if str(sae) not in failed and (why := evaluate_apart(bench, sae)):
+            if str(sae) not in failed and (why := evaluate_apart(bench, sae, advance)):
                 failed[str(sae)] = why
             if stop.is_set():
                 raise InterruptedRunError(STOPPED)
@@ -185,10 +185,14 @@ def evaluate_together(bench: LayerBench, group: list[PlannedSAE], model_scores: 
         return damaged
 
 
-def evaluate_apart(bench: LayerBench, planned: PlannedSAE) -> str | None:
+def evaluate_apart(bench: LayerBench, planned: PlannedSAE, advance: Advance) -> str | None:
     """Compute what has an artefact of its own and is missing. Returns why something failed: the rest is made."""
-    failed = [_compute_apart(bench, planned, name) for name in planned.apart if _can_be_made(name, planned, bench.workspace)]
-    return "; ".join(why for why in failed if why) or None
+    failed: list[str] = []
+    for name in planned.apart:
+        if _can_be_made(name, planned, bench.workspace) and (why := _compute_apart(bench, planned, name)):
+            failed.append(why)
+        advance(1, f"{name} of {planned.arm}")
+    return "; ".join(failed) or None
 
 
 def _compute_apart(bench: LayerBench, planned: PlannedSAE, name: str, on: Bench | None = None) -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -10,14 +11,20 @@ from pipeline.report.columns import Group, Metric, mean
 from pipeline.report.metrics import columns
 from pipeline.report.results import Results, Row, model_accuracies
 
+WIDTH = 80
+
 
 def results_table(results: Results) -> Table:
-    """The table of a study: the metrics with a `Brief`."""
+    """The table of a study: the metrics with a `Brief`; without the spread over seeds where that does not fit."""
+    table = _table(results, spread=True)
+    return table if Console(width=2 * WIDTH).measure(table).maximum <= WIDTH else _table(results, spread=False)
+
+
+def _table(results: Results, *, spread: bool) -> Table:
     metrics = brief_metrics(results)
+    range_shown = ", ± half their range" if spread else ""
     table = Table(
-        title=Text(
-            f"{results.experiment}: mean over {len(results.seeds)} seeds, ± half their range{_at(results)}", "table.title"
-        ),
+        title=Text(f"{results.experiment}: mean over {len(results.seeds)} seeds{range_shown}{_at(results)}", "table.title"),
         caption=_caption(results, [metric for metric in metrics if metric.group == Group.probing]),
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -34,7 +41,7 @@ def results_table(results: Results) -> Table:
             table.add_row(f"layer {layer}", style="bold")
         for arm in dict.fromkeys(row.arm for row in rows):
             sound = [row for row in rows if row.arm == arm and not row.degenerate]
-            table.add_row(arm, *(_cell(metric, sound) for metric in metrics) if sound else ["degenerate"])
+            table.add_row(arm, *(_cell(metric, sound, spread) for metric in metrics) if sound else ["degenerate"])
         llm = model_accuracies(rows)
         if llm:
             cells = [_short(llm[metric.path[-1]], 3) if metric.group == Group.probing else "" for metric in metrics]
@@ -56,9 +63,9 @@ def brief_metrics(results: Results) -> list[Metric]:
     return [metric for metric in found if metric.group not in left_out]
 
 
-def _cell(metric: Metric, rows: Sequence[Row]) -> str:
+def _cell(metric: Metric, rows: Sequence[Row], spread: bool) -> str:
     assert metric.brief
-    text = _mean([metric.of(row) for row in rows], metric.brief.digits, metric.brief.spread)
+    text = _mean([metric.of(row) for row in rows], metric.brief.digits, spread and metric.brief.spread)
     if metric.brief.of is None:
         return text
     return f"{text} of {_mean([row.at(metric.brief.of) for row in rows], 0, spread=False)}"
