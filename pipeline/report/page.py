@@ -99,6 +99,7 @@ class Layer:
     """sae-bench's other evaluations."""
     reasons: list[str]
     """Why some of these have no result."""
+    stability: list[tables.StabilityLine]
     summary: str
     planned: list[tables.PlannedTable]
     exploratory: list[tables.ExploratoryTable]
@@ -177,6 +178,7 @@ def _layer(results: Results, layer: int) -> Layer:
         suite_columns=suite,
         suite=[tables.arm_line(suite, arm, of_arm) for arm, of_arm in by_name.items()],
         reasons=tables.reasons(rows),
+        stability=tables.stability(arms, rows),
         summary=summary(entries),
         planned=tables.planned(results, entries),
         exploratory=tables.exploratory(results, entries),

@@ -59,6 +59,19 @@ def paired(differences: Sequence[float]) -> Paired:
     return replace(known, bootstrap_low=float(low), bootstrap_high=float(high))
 
 
+def over_pairs(values: Sequence[float]) -> Paired:
+    """The mean over all pairs of seeds, with an interval; `values` are each seed's mean over its pairs with the others.
+
+    The pairs share seeds and are not independent, so the interval is the jackknife's: Student's on the pseudo-values of
+    leaving out one seed (Arvesen 1969, for U-statistics). Three seeds at least; of two there is one pair and no interval.
+    """
+    n, mean = len(values), sum(values) / len(values)
+    if n < 3:
+        return replace(paired([mean]), n=n)
+    # Without seed i the mean over the other pairs is (n mean - 2 value_i) / (n - 2).
+    return paired([n * mean - (n - 1) * (n * mean - 2 * value) / (n - 2) for value in values])
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p values corrected by Holm (1979): rejecting those below alpha errs with a probability of at most alpha."""
     p = np.asarray(p_values, dtype=np.float64)

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.report.capture_metrics import UNION
-from pipeline.report.columns import HEADINGS, SUITE_HEADINGS, Group, Metric, Term, by_arm, mean
+from pipeline.report.columns import HEADINGS, SUITE_HEADINGS, Column, Group, Metric, Term, by_arm, mean
 from pipeline.report.glossary import GENERAL
 from pipeline.report.metrics import FVU, L0, columns, compared, measured
 from pipeline.report.results import Accuracies, Difference, Results, Row, Task, model_accuracies
+from pipeline.report.statistics import over_pairs
 from pipeline.report.text import p_value, signed, three
 from pipeline.study.saebench_section import SAEBENCH
 
@@ -59,6 +60,18 @@ class PlannedTable:
     metric: Metric
     heading: str
     rows: list[DifferenceLine]
+
+
+@dataclass(frozen=True)
+class StabilityLine:
+    """What the seeds of an arm have in common."""
+
+    arm: str
+    seeds: int
+    matched: str | None
+    interval: str | None
+    nearest: str | None
+    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -206,6 +219,21 @@ def exploratory(results: Results, entries: Sequence[Difference]) -> list[Explora
         ]
         tables.append(ExploratoryTable(reference, metrics, rows))
     return tables
+
+
+def stability(arms: Sequence[str], rows: Sequence[Row]) -> list[StabilityLine]:
+    """A line for each arm with several seeds: MCC with its interval, and the mean cosine to the nearest."""
+    lines: list[StabilityLine] = []
+    for arm in arms:
+        of_arm = [row for row in rows if row.arm == arm]
+        matched, nearest = (by_arm(of_arm, Column(("stability", name))).get(arm, []) for name in ("mcc", "mmcs"))
+        if nearest:
+            found = over_pairs(matched) if matched else None
+            interval = None if found is None or found.high is None else f"{three(found.low or 0)} to {three(found.high)}"
+            reason = next((row.stability.reason for row in of_arm if row.stability), None)
+            mcc = three(found.mean) if found else None
+            lines.append(StabilityLine(arm, len(nearest), mcc, interval, three(mean(nearest)), reason))
+    return lines
 
 
 def _line(entry: Difference, metric: Metric) -> DifferenceLine:

@@ -20,6 +20,7 @@ from pipeline.report.differences import differences
 from pipeline.report.metrics import columns
 from pipeline.report.page import write_report
 from pipeline.report.results import Arm, Results, Row
+from pipeline.report.statistics import over_pairs
 from pipeline.report.suite_metrics import SUITE
 from pipeline.report.terminal import results_table
 from pipeline.study.arms import ARMS
@@ -467,3 +468,22 @@ def test_the_terminal_shows_the_smallest_and_the_largest_probe(many: Many, ks: l
     table = results_table(many.real.model_copy(update={"k_values": tuple(ks), "rows": tuple(rows)}))
     assert [column.header for column in table.columns][3:-3] == titles
     assert "the model" in list(table.columns[0].cells)
+
+
+def test_what_seeds_have_in_common_has_an_interval_from_three_on(many: Many, tmp_path: Path) -> None:
+    results, values = many.results(), {0: 0.35, 1: 0.5, 2: 0.65}
+    one = [row for row in results.rows if row.seed == results.rows[0].seed]
+    found = [
+        altered(row, {("seed",): seed, ("stability",): {"seeds": 2, "mcc": mcc, "mmcs": 0.75, "reason": None}})
+        for row in one
+        for seed, mcc in values.items()
+    ]
+    page = written(results.model_copy(update={"rows": tuple(found)}), tmp_path)
+    part = page[page.index('id="stability-') :]
+    interval = over_pairs([*values.values()])
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", table_row(part, "full"))
+    assert cells[0] == "3"
+    assert cells[1] == f"{interval.mean:.3f}"
+    assert interval.low is not None
+    assert cells[2] == f"{interval.low:.3f} to {interval.high:.3f}"
+    assert cells[3] == "0.750"

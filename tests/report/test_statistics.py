@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.report.statistics import BOOTSTRAP_FROM, MOST_SEEDS, POWER, holm, paired, power, seeds_needed
+from pipeline.report.statistics import BOOTSTRAP_FROM, MOST_SEEDS, POWER, holm, over_pairs, paired, power, seeds_needed
 
 
 def test_three_pairs_by_hand() -> None:
@@ -25,6 +25,34 @@ def test_three_pairs_by_hand() -> None:
     t = 0.03 / (sd / math.sqrt(3))
     assert found.p == pytest.approx(1 - t / math.sqrt(2 + t**2))
     assert found.bootstrap_low is None
+
+
+def test_pairs_of_seeds_by_hand() -> None:
+    pairs = {(0, 1): 0.2, (0, 2): 0.5, (1, 2): 0.8}
+    of_seed = [sum(value for pair, value in pairs.items() if seed in pair) / 2 for seed in range(3)]
+    found = over_pairs(of_seed)
+    left_out = [pairs[1, 2], pairs[0, 2], pairs[0, 1]]
+    pseudo = [3 * 0.5 - 2 * value for value in left_out]
+    assert (found.mean, found.n) == (pytest.approx(0.5), 3)
+    assert (found.low, found.high) == tuple(pytest.approx(end) for end in stats.t.interval(0.95, 2, 0.5, stats.sem(pseudo)))
+    two = over_pairs([0.4, 0.4])
+    assert (two.n, two.mean, two.low) == (2, 0.4, None)
+
+
+@pytest.mark.parametrize("n", [3, 5, 10])
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_the_interval_over_pairs_holds_the_truth(n: int, shared: float) -> None:
+    """Whatever part of a pair's value belongs to its seeds. Without shared parts the interval is wider than it need be."""
+    generator, held = np.random.default_rng(n), 0
+    for _ in range(600):
+        own_S = generator.normal(size=n) * shared
+        noise_SS = np.triu(generator.normal(size=(n, n)), 1) * (1 - shared)
+        value_SS = own_S[:, None] + own_S[None] + noise_SS + noise_SS.T
+        found = over_pairs([(value_SS[seed].sum() - value_SS[seed, seed]) / (n - 1) for seed in range(n)])
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 0 <= found.high
+    assert held / 600 > 0.93
 
 
 def test_one_pair_tells_nothing_but_its_difference() -> None:
