@@ -93,7 +93,7 @@ def extended(tables: None) -> None:
 
 
 def test_an_arm_is_added(extended: None, small_toml: Path) -> None:
-    declared, _, _ = blocks("extending.md", "toml")
+    declared, _, _, _ = blocks("extending.md", "toml")
     text = SMALL.replace('"full", "magnitude"]', '"full", "sparser", "sparser-late", "few-pairs"]')
     small_toml.write_text(text + declared)
     recipes = {sae.arm: sae.recipe for sae in make_plan(Experiment.load(str(small_toml))).to_train}
@@ -102,8 +102,20 @@ def test_an_arm_is_added(extended: None, small_toml: Path) -> None:
     assert (recipes["sparser-late"].resets.first, recipes["few-pairs"].contrast.topk) == (2000, 0.01)
 
 
+def test_evaluations_of_sae_bench_are_asked_for(small_toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, asked = blocks("extending.md", "toml")
+    (tmp_path / "data-sets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = make_plan(Experiment.load(str(small_toml))).saes[0]
+    small_toml.write_text(SMALL.partition("[evaluate]")[0] + asked)
+    (sae, *_) = make_plan(Experiment.load(str(small_toml))).saes
+    assert sae.evaluation.key == before.evaluation.key
+    assert set(sae.apart) - set(before.apart) == {"core", "scr", "meta_structure"}
+    assert sae.apart["scr"].inputs["settings"] == {"train_set_size": 1000, "test_set_size": 250}
+
+
 def test_an_activation_and_a_penalty_are_added(extended: None, own: Workspace, small_toml: Path, tmp_path: Path) -> None:
-    _, declared, _ = blocks("extending.md", "toml")
+    _, declared, _, _ = blocks("extending.md", "toml")
     small_toml.write_text(SMALL.replace('"full", "magnitude"]', '"full", "crowding", "absolute"]') + declared)
     plan = make_plan(Experiment.load(str(small_toml)))
     crowding, absolute = (next(sae for sae in plan.saes if sae.arm == arm) for arm in ("crowding", "absolute"))
