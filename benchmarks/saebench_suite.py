@@ -6,7 +6,7 @@ The model is a small Gemma-2 with its tokenizer. `--data` holds data sets in the
 the categories 6 and 31 and `fancyzhx/ag_news`; `--corpus` is a folder with parquet files that have a column `text`. Both
 sides start from an evaluated study of SAEs that were trained for a few steps. Ours is one command. A run of the others is a
 process that loads the model and one exported SAE, and calls sae-bench's `run_eval` for SCR and TPP and `multiple_evals` for
-core, with artefacts of its own. After each third of these, ours runs once, on a fresh copy of the study.
+core, with artefacts of its own. Ours runs after the last of these, on a fresh copy of the study.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from pipeline.study.experiment import Experiment
 from pipeline.study.plan import make_plan
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYER, D_SAE, CONTEXT, ROUNDS = 3, 1536, 128, 3
+LAYER, D_SAE, CONTEXT, ROUNDS = 3, 1536, 128, 1
 REVIEWS, NEWS = "canrager/amazon_reviews_mcauley_1and5", "fancyzhx/ag_news"
 SCR = {
     "dataset_names": [REVIEWS],

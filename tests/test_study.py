@@ -54,10 +54,11 @@ def test_every_sae_is_trained_and_evaluated(study: Study) -> None:
         assert set(evaluated.files) == {
             of.file for of in EVALUATIONS.values() if of.name != "ground_truth" and of.apart is None
         }
-        (apart,) = sae.apart.values()  # one seed has no stability
-        geometry = study.workspace.manifest(apart)
-        assert geometry is not None
-        assert set(geometry.files) == {EVALUATIONS["geometry"].file}
+        assert set(sae.apart) == {"geometry", "browsing"}  # one seed has no stability
+        for name, artefact in sae.apart.items():
+            apart = study.workspace.manifest(artefact)
+            assert apart is not None
+            assert set(apart.files) == {EVALUATIONS[name].file}
 
 
 def test_results_have_a_row_for_every_arm_and_seed(study: Study) -> None:

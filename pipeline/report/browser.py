@@ -6,7 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.report.results import Browsing, Row
+from pipeline.report.latents import Browsing
+from pipeline.report.results import Row
 
 ROOM = 5_000_000
 """Bytes of the page for it. The whole page stays below 8 MB."""

@@ -12,20 +12,8 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError, MissingArtefactError, PipelineError, in_one_line
 from pipeline.models.model_section import HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.report.differences import differences
-from pipeline.report.results import (
-    Arm,
-    Cost,
-    Curve,
-    ExamplesOf,
-    Model,
-    Results,
-    Row,
-    StoreFacts,
-    Task,
-    Training,
-    levels_of,
-    middle,
-)
+from pipeline.report.latents import ExamplesOf
+from pipeline.report.results import Arm, Cost, Curve, Model, Results, Row, StoreFacts, Task, Training, levels_of, middle
 from pipeline.store.norms import massive_rows
 from pipeline.store.reader import ActivationStore
 from pipeline.study.arms import arms_of

@@ -20,9 +20,10 @@ from pipeline.report.columns import by_arm
 from pipeline.report.differences import summary
 from pipeline.report.drawing import as_image
 from pipeline.report.glossary import MATRYOSHKA
+from pipeline.report.latents import ExamplesOf
 from pipeline.report.metrics import FVU, columns, measured
 from pipeline.report.pareto import against_l0
-from pipeline.report.results import Difference, ExamplesOf, Results
+from pipeline.report.results import Difference, Results
 from pipeline.study.penalties import PENALTIES
 from pipeline.study.reports import publish_report
 

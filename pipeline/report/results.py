@@ -6,19 +6,15 @@ Numbers that only the table of metrics names (`metrics.METRICS`) are extra field
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue
 
+from pipeline.report.latents import Browsing, Examples, ExamplesOf
+from pipeline.report.record import Frozen
 from pipeline.study.recipe import TrainConfig
 from pipeline.study.reports import MadeOf
 
 Number = int | float
 """As the file has it: pydantic keeps an int an int in this union."""
-
-
-class Frozen(BaseModel):
-    """Data that nothing changes after it was collected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Numbers(Frozen, extra="allow"):
@@ -98,79 +94,6 @@ class Recovered(Frozen):
     absorption: Measured
     pairs: PlantedPairs
     false_capture: Measured
-
-
-class Context(Frozen):
-    """A place in held-out text where a latent fires."""
-
-    strength: float
-    sequence: int
-    position: int
-    before: str
-    token: str
-    after: str
-
-
-class Example(Frozen):
-    """A latent and the texts on which it fires most, strongest first."""
-
-    latent: int
-    why: Literal["most captured", "least captured", "density"]
-    density: float
-    captured: int
-    pairs: int
-    contexts: tuple[Context, ...]
-
-
-class Examples(Frozen):
-    """The latents of one SAE that are shown, and why some or all are missing."""
-
-    latents: tuple[Example, ...]
-    reason: str | None
-
-
-class ExamplesOf(Examples):
-    """The same with the name of the SAE."""
-
-    arm: str
-    seed: int
-    layer: int
-
-
-class BrowsedContext(Frozen):
-    """A text on which a latent fires."""
-
-    strength: float
-    before: str
-    token: str
-    after: str
-
-
-class BrowsedLatent(Frozen):
-    """A latent in the page's browser."""
-
-    latent: int
-    density: float
-    captured: int
-    pairs: int
-    contexts: tuple[BrowsedContext, ...]
-
-
-class BrowsedPair(Frozen):
-    """A pair of latents that fire together."""
-
-    latents: tuple[int, int]
-    strength: float
-    cosine: float
-    captured: bool
-
-
-class Browsing(Frozen):
-    """What the page's browser has of one SAE; every latent of a pair is among its latents."""
-
-    latents: tuple[BrowsedLatent, ...]
-    pairs: tuple[BrowsedPair, ...]
-    reason: str | None
 
 
 Accuracies = dict[str, float]

@@ -15,7 +15,8 @@ from pipeline.errors import BadInputError
 from pipeline.report.columns import Metric, by_arm, mean
 from pipeline.report.metrics import compared
 from pipeline.report.page import as_csv, as_json, environment
-from pipeline.report.results import Frozen, Results
+from pipeline.report.record import Frozen
+from pipeline.report.results import Results
 from pipeline.report.tables import interval
 
 

@@ -60,7 +60,7 @@ def test_ablation_goes_from_nothing_to_the_report(small_toml: Path, tmp_path: Pa
         "stores",
         *["probes"] * 2,
         *["saes"] * 3,
-        *["evaluations"] * 6,
+        *["evaluations"] * 9,
     ]
     assert all((Path(workspace) / path / "manifest.json").is_file() for path in made)
     assert "baseline" in (Path(workspace) / "reports" / "small" / "index.html").read_text()

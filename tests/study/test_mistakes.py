@@ -50,7 +50,7 @@ MISTAKES = [
     Mistake("train small.toml --layer", "option '--layer' requires an argument"),
     Mistake("train small.toml --layer two", "invalid value for '--layer': Input should be a valid integer"),
     Mistake("train small.toml --track mlflow", "invalid value for '--track': 'mlflow' is not one of 'tensorboard', 'wandb'"),
-    Mistake("export full-s0 out --to hub", "invalid value for '--to': 'hub' is not one of 'saelens'"),
+    Mistake("export full-s0 out --to zenodo", "invalid value for '--to': 'zenodo' is not one of 'saelens', 'hub'"),
     Mistake("export full-s0", "missing argument 'DIR'; see dasae export --help"),
     Mistake("store inof x", "no such command 'inof'"),
     # Which experiment.
