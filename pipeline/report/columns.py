@@ -44,8 +44,8 @@ class Caveat(StrEnum):
 
     equal_l0 = "equal L0"
     """The metric improves by itself when more latents fire."""
-    same_latents = "same latents"
-    """The metric is taken on the baseline's pairs, which are meaningless once an index stands for another latent."""
+    near_l0 = "near L0"
+    """The metric moves with L0, in either direction."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,6 @@ class Planned:
     heading: str
     worth: float | None = None
     """A difference that would matter. The verdict says how many seeds it would need, and how many the observed one would."""
-    not_for: tuple[str, ...] = ()
-    """Arms left out of this comparison."""
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,27 @@
-"""Computes the differences between arms of one layer, how certain they are, and a verdict on each planned one.
+"""Computes the differences between arms, how certain they are, and a verdict on each planned one.
 
 Planned are the metrics that say so in their entry (`metrics.METRICS`), of every arm against the arm it changes
 (`study.arms.Arm.base`). Every other difference is exploratory: it has an interval, but no verdict.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scipy import stats
 
-from pipeline.report.columns import Caveat, Column, Group, Metric, mean
+from pipeline.report.columns import Column, Group, Metric, mean
 from pipeline.report.frontier import Along, Pair, pairs
-from pipeline.report.metrics import L0, SAME_DIRECTION, compared
+from pipeline.report.metrics import L0, compared
 from pipeline.report.results import Difference, Results, Row
-from pipeline.report.statistics import CONFIDENCE, holm, paired, seeds_needed
-from pipeline.report.text import count, signed
+from pipeline.report.statistics import FEWEST_POOLED, Paired, holm, least_found, paired, pooled
+from pipeline.report.verdicts import ALPHA, dominated, verdict
 
 REFERENCES = ("full", "no-contrast", "baseline")
 """Every arm is compared with these too, where the study has them."""
-ALPHA = 1 - CONFIDENCE
 STEEPEST = 1.0
 """Largest |d log metric / d log L0| that two arms at different L0 are allowed for under `Caveat.equal_l0`
 (docs/method.md, "Differences between arms")."""
-SAME_LATENT = 0.5
-"""Mean cosine to the baseline's latents of the same index, below which `Caveat.same_latents` withholds a verdict."""
 
 
 def differences(results: Results) -> list[Difference]:
@@ -32,36 +29,38 @@ def differences(results: Results) -> list[Difference]:
     found: list[Difference] = []
     bases = {arm.arm: arm.base for arm in results.arms if arm.question is not None}
     references = [arm for arm in bases if arm in REFERENCES or arm in bases.values()]
-    metrics = compared(results)
+    metrics = {metric.name: metric for metric in compared(results)}
     for layer in dict.fromkeys(row.layer for row in results.rows):
         rows, tasks = results.whole_layer(layer), [task.name for task in results.tasks]
-        for metric in metrics:
-            entries = [
-                _difference(rows, tasks, metric, arm, reference, planned=_planned(metric, arm, reference, bases))
+        for metric in metrics.values():
+            taken = [
+                _taken(rows, tasks, metric, arm, reference, planned=_planned(metric, arm, reference, bases))
                 for reference in references
                 for arm in bases
                 if arm != reference
             ]
-            found += _judged(entries, metric)
-    return found
+            found += _together(taken)
+    return _judged(found, metrics)
 
 
 def _planned(metric: Metric, arm: str, reference: str, bases: Mapping[str, str | None]) -> bool:
     plan = metric.planned
-    return plan is not None and bases[arm] == reference and not {arm, reference} & set(plan.not_for)
+    return plan is not None and bases[arm] == reference
 
 
-def _difference(
+def _taken(
     rows: Sequence[Row], tasks: Sequence[str], metric: Metric, arm: str, reference: str, *, planned: bool
-) -> Difference:
+) -> tuple[Difference, dict[int, float]]:
+    """A difference, tested by itself, and its value in each seed."""
     measured = [pair for pair in pairs(rows, arm, reference) if pair.values(metric)]
-    values = [found for pair in measured if (found := pair.values(metric))]
-    found = paired([each.ours - each.theirs for each in values]) if values else None
-    errors = [each.error for each in values if each.error is not None]
+    values = {pair.seed: found for pair in measured if (found := pair.values(metric))}
+    by_seed = {seed: each.ours - each.theirs for seed, each in values.items()}
+    found = paired([*by_seed.values()]) if by_seed else None
+    errors = [each.error for each in values.values() if each.error is not None]
     by_task = _tasks(measured, metric, tasks)
-    l0_ratio = _l0_ratio(measured) if metric.caveat == Caveat.equal_l0 else None
-    size = mean([abs(each.theirs) for each in values]) if values else 0.0
-    return Difference(
+    l0_ratio = _l0_ratio(measured) if metric.caveat else None
+    size = mean([abs(each.theirs) for each in values.values()]) if values else 0.0
+    entry = Difference(
         layer=rows[0].layer,
         metric=metric.name,
         arm=arm,
@@ -70,19 +69,35 @@ def _difference(
         better=metric.better,
         seeds=len(values),
         difference=found and found.mean,
-        sd=found and found.sd,
-        low=found and found.low,
-        high=found and found.high,
-        p=found and found.p,
-        bootstrap_low=found and found.bootstrap_low,
-        bootstrap_high=found and found.bootstrap_high,
+        **_tested_by(found),
         l0_ratio=l0_ratio,
         l0_allowance=None if l0_ratio is None else STEEPEST * abs(math.log(l0_ratio)) * size,
         interpolation_error=mean(errors) if errors else None,
-        same_direction=_same_direction(measured) if metric.caveat == Caveat.same_latents else None,
         tasks=len(by_task) or None,
         tasks_higher=sum(change > 0 for change in by_task) if by_task else None,
+        failed=sum(row.arm in (arm, reference) and row.degenerate is not None for row in rows),
     )
+    return entry, by_seed
+
+
+def _tested_by(found: Paired | None) -> dict[str, Any]:
+    return {name: found and getattr(found, name) for name in ("sd", "df", "low", "high", "p")}
+
+
+def _together(taken: Sequence[tuple[Difference, dict[int, float]]]) -> list[Difference]:
+    """The differences of one metric and layer; planned ones to the same reference share their variance, if they can."""
+    changed: dict[tuple[str, str], Difference] = {}
+    for reference in dict.fromkeys(entry.reference for entry, _ in taken):
+        planned = [(entry, by_seed) for entry, by_seed in taken if entry.planned and entry.reference == reference]
+        seeds = max((set(by_seed) for _, by_seed in planned), key=len, default=set[int]())
+        whole = [(entry, [by_seed[seed] for seed in seeds]) for entry, by_seed in planned if set(by_seed) == seeds]
+        if min(len(whole), len(seeds)) < FEWEST_POOLED:
+            continue
+        found = pooled([values for _, values in whole])
+        for (entry, _), tested in zip(whole, found.arms, strict=True):
+            changes: dict[str, Any] = {"spread_ratio": found.ratio} | (_tested_by(tested) if found.pooled else {})
+            changed[entry.arm, reference] = entry.model_copy(update=changes)
+    return [changed.get((entry.arm, entry.reference), entry) if entry.planned else entry for entry, _ in taken]
 
 
 def _means(measured: Sequence[Pair], column: Column) -> tuple[float, float] | None:
@@ -99,12 +114,6 @@ def _l0_ratio(measured: Sequence[Pair]) -> float | None:
     return means[0] / means[1] if means and all(means) else None
 
 
-def _same_direction(measured: Sequence[Pair]) -> float | None:
-    """Mean cosine to the baseline's latents of the same index, of the less similar of the two arms."""
-    means = _means(measured, SAME_DIRECTION)
-    return min(means) if means else None
-
-
 def _tasks(measured: Sequence[Pair], metric: Metric, tasks: Sequence[str]) -> list[float]:
     """The difference in each probing task, mean over seeds; tasks are not resampled, see docs/method.md."""
     if metric.group != Group.probing:
@@ -113,84 +122,33 @@ def _tasks(measured: Sequence[Pair], metric: Metric, tasks: Sequence[str]) -> li
     return [means[0] - means[1] for means in found if means]
 
 
-def _judged(entries: Sequence[Difference], metric: Metric) -> list[Difference]:
-    """The entries of one metric; the planned ones get p values corrected for their number, and verdicts."""
-    tested = [p for entry in entries if entry.planned and (p := _tested(entry)) is not None]
-    corrected = iter(holm(tested))
+def _judged(entries: Sequence[Difference], metrics: Mapping[str, Metric]) -> list[Difference]:
+    """The planned ones of the whole page get p values corrected for their number, and verdicts."""
+    tested = {
+        number: p
+        for number, entry in enumerate(entries)
+        if entry.planned and (p := _tested(entry, metrics[entry.metric])) is not None
+    }
+    corrected = dict(zip(tested, holm([*tested.values()]), strict=True))
     judged: list[Difference] = []
-    for entry in entries:
+    for number, entry in enumerate(entries):
+        if not entry.planned:
+            judged.append(entry)
+            continue
         changes: dict[str, Any] = {}
-        if entry.planned and entry.p is not None and entry.difference is not None and entry.sd is not None:
-            # Bonferroni's level: that many seeds suffice, however the other arms of the family turn out.
-            level = ALPHA / len(tested)
-            changes = {"p_holm": next(corrected), "family": len(tested)}
-            changes["seeds_for_this"] = seeds_needed(entry.difference, entry.sd, level)
-            if metric.planned and metric.planned.worth:
-                changes["seeds_for_worth"] = seeds_needed(metric.planned.worth, entry.sd, level)
+        if number in corrected and entry.sd and entry.df:
+            changes = {"p_holm": corrected[number], "family": len(tested)}
+            changes["least"] = least_found(entry.sd, entry.seeds, entry.df, ALPHA / len(tested))
         entry = entry.model_copy(update=changes)
-        judged.append(entry.model_copy(update={"verdict": _verdict(entry, metric)}) if entry.planned else entry)
+        judged.append(entry.model_copy(update={"verdict": verdict(entry, metrics[entry.metric])}))
     return judged
 
 
-def _tested(entry: Difference) -> float | None:
+def _tested(entry: Difference, metric: Metric) -> float | None:
     """p of the hypothesis that the difference is at most what its L0 alone could make; of no difference at equal L0."""
-    if entry.p is None or not entry.l0_allowance or not entry.sd or entry.difference is None:
+    if entry.p is None or not entry.l0_allowance or not entry.sd or not entry.df or entry.difference is None:
+        return entry.p
+    if dominated(entry, metric):
         return entry.p
     beyond = (abs(entry.difference) - entry.l0_allowance) / (entry.sd / math.sqrt(entry.seeds))
-    return float(min(1.0, 2 * stats.t.sf(beyond, entry.seeds - 1)))
-
-
-def _verdict(entry: Difference, metric: Metric) -> str:
-    if entry.seeds == 0 or entry.difference is None:
-        return "Not measured in both arms."
-    if entry.seeds == 1:
-        return "One seed: nothing can be told."
-    if entry.p is None or entry.p_holm is None:
-        if entry.difference:
-            return "The same difference in every seed: no spread to test it against."
-        return "Exactly the same in every seed: the two arms never differed."
-    direction = "higher" if entry.difference > 0 else "lower"
-    if entry.p_holm >= ALPHA and entry.l0_allowance and entry.l0_ratio and entry.p * (entry.family or 1) < ALPHA:
-        change, most = signed(f"{100 * (entry.l0_ratio - 1):.1f}%"), metric.show(entry.l0_allowance)
-        at = f"{direction.capitalize()}, but at another L0 ({change}), which alone can make a difference of {most}"
-        return f"{at}: which of the two is better, this does not tell."
-    if entry.p_holm >= ALPHA:
-        return _not_told(entry, metric)
-    if entry.interpolation_error is not None and entry.interpolation_error >= abs(entry.difference):
-        return f"{direction.capitalize()}, but by less than the interpolation between L0 is uncertain by: not told."
-    if entry.same_direction is not None and entry.same_direction < SAME_LATENT:
-        return f"{direction.capitalize()}, but the latents have turned away from the baseline’s: its pairs mean others now."
-    return "Better." if direction == metric.better else "Worse."
-
-
-def _not_told(entry: Difference, metric: Metric) -> str:
-    """The verdict on a difference that is not significant."""
-    lone = ""
-    if entry.p is not None and entry.p < ALPHA:
-        lone = " Alone it would count as one; among these comparisons it does not."
-    needed = f"one of this size would need {_seeds(entry.seeds_for_this)} seeds"
-    worth = metric.planned.worth if metric.planned else None
-    if worth is not None:
-        needed += f", one of {metric.show(worth).rstrip('0')} {_seeds(entry.seeds_for_worth)}"
-    return f"No difference can be told at {entry.seeds} seeds; {needed}.{lone}"
-
-
-def _seeds(needed: int | None) -> str:
-    return "more than 1,000" if needed is None else f"about {count(needed)}"
-
-
-def is_significant(entry: Difference) -> bool:
-    """True if a planned difference is significant after correction."""
-    return entry.p_holm is not None and entry.p_holm < ALPHA
-
-
-def summary(entries: Iterable[Difference]) -> str:
-    """How many planned differences of a layer are significant, in a sentence."""
-    planned = [entry for entry in entries if entry.planned]
-    if not planned:
-        return "No comparison was planned of the arms in this study."
-    number = f"{count(len(planned))} planned comparisons" if len(planned) > 1 else "one planned comparison"
-    seeds = max(entry.seeds for entry in planned)
-    if seeds < 2:
-        return f"None of the {number} can be decided: it takes at least two seeds of both arms."
-    return f"Of the {number}, {sum(map(is_significant, planned)) or 'none'} can be told from seed noise, at {seeds} seeds."
+    return float(min(1.0, 2 * stats.t.sf(beyond, entry.df)))

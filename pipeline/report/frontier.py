@@ -28,6 +28,11 @@ class Values:
 class Pair(Protocol):
     """Two arms in one seed, as they are compared."""
 
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        ...
+
     def values(self, column: Column) -> Values | None:
         """A metric of both; None where one has none."""
         ...
@@ -39,6 +44,11 @@ class Single:
 
     ours: Row
     theirs: Row
+
+    @property
+    def seed(self) -> int:
+        """The seed of both."""
+        return self.ours.seed
 
     def values(self, column: Column) -> Values | None:
         """A metric of both; None where one has none."""
@@ -54,6 +64,11 @@ class Along:
     ours: "Frontier"
     theirs: "Frontier"
     levels: tuple[float, ...]
+
+    @property
+    def seed(self) -> int:
+        """The seed of both."""
+        return self.ours.rows[0].seed
 
     def values(self, column: Column) -> Values | None:
         """A metric of both; None where an SAE has none."""

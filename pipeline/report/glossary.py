@@ -92,14 +92,14 @@ GENERAL = (
         "interval",
         "95 % interval",
         "Where the mean difference over all possible seeds may lie: by Student’s t over the seeds, which is exact if "
-        "differences are normal; from ten seeds on also by the BCa bootstrap. It generalises to new seeds, not to other "
+        "differences are normal. It generalises to new seeds, not to other "
         "texts, tasks or models.",
     ),
     Term(
         "p",
         "p",
-        "How often chance alone would give a difference at least this large, corrected by Holm’s method for all arms "
-        "compared on the same metric and layer; from 0 to 1.",
+        "How often chance alone would give a difference at least this large, corrected by Holm’s method for all "
+        "planned comparisons of the page; from 0 to 1.",
     ),
 )
 """Terms of the whole page."""

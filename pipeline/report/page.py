@@ -15,9 +15,9 @@ from rich.filesize import decimal
 
 from pipeline.artefacts.storage import Storage, open_storage
 from pipeline.report import latent_plots, plots, tables, text
+from pipeline.report.answers import AnswerTable, answers, summary
 from pipeline.report.browser import browser
 from pipeline.report.columns import by_arm
-from pipeline.report.differences import summary
 from pipeline.report.drawing import as_image
 from pipeline.report.glossary import MATRYOSHKA
 from pipeline.report.latents import ExamplesOf
@@ -101,7 +101,7 @@ class Layer:
     reasons: list[str]
     """Why some of these have no result."""
     stability: list[tables.StabilityLine]
-    summary: str
+    answers: AnswerTable | None
     planned: list[tables.PlannedTable]
     exploratory: list[tables.ExploratoryTable]
     tasks: list[tables.TaskTable]
@@ -123,6 +123,7 @@ def _html(results: Results) -> str:
         "filters": _filters(results),
         "claims": _claims(results),
         "browser": browser(results.rows),
+        "summary": summary(results.differences),
     }
     return environment().get_template("index.html.j2").render(dict(results), **view)
 
@@ -180,7 +181,7 @@ def _layer(results: Results, layer: int) -> Layer:
         suite=[tables.arm_line(suite, arm, of_arm) for arm, of_arm in by_name.items()],
         reasons=tables.reasons(rows),
         stability=tables.stability(arms, rows),
-        summary=summary(entries),
+        answers=answers(results, entries),
         planned=tables.planned(results, entries),
         exploratory=tables.exploratory(results, entries),
         tasks=[tables.task(results, task, rows) for task in results.tasks],
@@ -189,6 +190,7 @@ def _layer(results: Results, layer: int) -> Layer:
         plots={
             "forest": _forest(f"forest-{layer}", results, entries),
             "probing": plots.probing_by_k(f"probing-{layer}", rows, arms, results.probe_sizes),
+            "frontiers": against_l0(f"frontiers-{layer}", results.whole_layer(layer), arms, [FVU]),
             "pareto": against_l0(f"pareto-{layer}", results.whole_layer(layer), arms, measured(results)),
             "curves": plots.learning_curves(f"curves-{layer}", curves, arms),
             "capture": latent_plots.pair_capture(f"capture-{layer}", rows, arms),

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from pipeline.report.columns import Column, by_arm, mean
-from pipeline.report.differences import is_significant
 from pipeline.report.drawing import (
     COLOURS,
     EMPHASISED,
@@ -30,6 +29,7 @@ from pipeline.report.drawing import (
     svg,
 )
 from pipeline.report.results import Curve, Difference, Row, model_accuracies
+from pipeline.report.verdicts import is_significant
 
 CURVE_POINTS = 150
 

@@ -200,28 +200,30 @@ class Difference(Frozen):
     seeds: int
     difference: float | None
     sd: float | None
+    """Standard deviation of the difference between seeds; pooled over the arms where `spread_ratio` allows it."""
+    df: float | None
     low: float | None
     high: float | None
     p: float | None
-    bootstrap_low: float | None
-    bootstrap_high: float | None
     l0_ratio: float | None
     """Mean L0 of the arm over that of the reference, for metrics that improve by themselves when more latents fire. None
     where arms are compared at equal L0 along their frontiers."""
-    same_direction: float | None
-    """For metrics on the baseline's pairs: mean cosine to the baseline's latents, of the less similar of the two arms."""
     tasks: int | None
     tasks_higher: int | None
     l0_allowance: float | None = None
     """The largest difference that `l0_ratio` alone could make. p_holm asks whether there is more."""
     interpolation_error: float | None = None
     """How much of the difference depends on the form of the interpolation, mean over seeds."""
+    failed: int = 0
+    """Degenerate SAEs of the two arms; their seeds are in no difference."""
+    spread_ratio: float | None = None
+    """Largest over smallest standard deviation of the arms that are tested together; None where each is tested alone."""
     p_holm: float | None = None
     """This and the rest are None unless the difference was planned."""
     family: int | None = None
     """Number of differences that p_holm is corrected for."""
-    seeds_for_this: int | None = None
-    seeds_for_worth: int | None = None
+    least: float | None = None
+    """The smallest difference that this study would find with probability 0.8, at the level of the page."""
     verdict: str | None = None
 
 

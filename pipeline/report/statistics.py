@@ -1,11 +1,11 @@
-"""Statistics of paired seeds: intervals, Holm's correction, and how many seeds a claim would need.
+"""Statistics of paired seeds: intervals, variance pooled over arms, Holm's correction, and the smallest difference found.
 
 Defined and argued in docs/method.md, "Differences between arms". The unit is the seed: two arms of one seed share their
 initial weights and every batch, so their difference is one observation.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -13,11 +13,10 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 POWER = 0.8
-BOOTSTRAP_FROM = 10
-"""Pairs from which a bootstrap interval is given too: n pairs have (2n-1)!/(n!(n-1)!) resamples, 10 for three."""
-BOOTSTRAP_SEED = 0
-MOST_SEEDS = 1000
-"""`seeds_needed` looks no further, because no study has more."""
+FEWEST_POOLED = 3
+"""Arms beside their reference, and seeds, from which their variance is pooled. Simulated from there on (docs/method.md)."""
+UNEQUAL = 0.1
+"""Level of the test whether one arm varies more than the others, in which case nothing is pooled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +26,14 @@ class Paired:
     n: int
     mean: float
     sd: float | None
-    """Standard deviation of the differences, with n - 1."""
+    """Standard deviation of a difference between seeds: of the observed ones with n - 1, or pooled."""
+    df: float | None
+    """Degrees of freedom of its square."""
     low: float | None
     high: float | None
-    """Student's interval: exact for any n >= 2 if the differences are normal."""
+    """Student's interval: exact if the differences are normal."""
     p: float | None
     """Two-sided, of the same t test. None also when the differences do not vary: there is no spread to test against."""
-    bootstrap_low: float | None
-    bootstrap_high: float | None
-    """Bias-corrected and accelerated bootstrap over the pairs, from BOOTSTRAP_FROM pairs on."""
 
 
 def paired(differences: Sequence[float]) -> Paired:
@@ -43,20 +41,51 @@ def paired(differences: Sequence[float]) -> Paired:
     values = np.asarray(differences, dtype=np.float64)
     mean, n = float(values.mean()), len(values)
     sd = float(values.std(ddof=1)) if n > 1 else None
-    known = Paired(n=n, mean=mean, sd=sd, low=None, high=None, p=None, bootstrap_low=None, bootstrap_high=None)
-    if sd is None:
-        return known
-    if sd <= 1e-12 * abs(values).max():  # equal except for rounding, which a t test would call certain
-        return replace(known, sd=0.0, low=mean, high=mean)
+    if sd is None or sd <= 1e-12 * abs(values).max():  # equal except for rounding, which a t test would call certain
+        return Paired(n=n, mean=mean, sd=None if sd is None else 0.0, df=None, low=None, high=None, p=None)
+    return _student(n, mean, sd, n - 1)
+
+
+def _student(n: int, mean: float, sd: float, df: float) -> Paired:
     error = sd / n**0.5
-    low, high = cast("tuple[float, float]", stats.t.interval(CONFIDENCE, n - 1, loc=mean, scale=error))  # scipy is untyped
-    known = replace(known, low=float(low), high=float(high), p=float(2 * stats.t.sf(abs(mean) / error, n - 1)))
-    if n < BOOTSTRAP_FROM:
-        return known
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    resampled = stats.bootstrap((values,), np.mean, confidence_level=CONFIDENCE, rng=rng)
-    low, high = cast("tuple[float, float]", resampled.confidence_interval)
-    return replace(known, bootstrap_low=float(low), bootstrap_high=float(high))
+    low, high = cast("tuple[float, float]", stats.t.interval(CONFIDENCE, df, loc=mean, scale=error))  # scipy is untyped
+    p = float(2 * stats.t.sf(abs(mean) / error, df))
+    return Paired(n=n, mean=mean, sd=sd, df=df, low=float(low), high=float(high), p=p)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """Several arms minus one reference, in the same seeds."""
+
+    arms: tuple[Paired, ...]
+    ratio: float
+    """Largest over smallest standard deviation of an arm about the common effects of the seeds."""
+    pooled: bool
+    """False where one arm varies so much more than the others that each is tested by its own differences."""
+
+
+def pooled(differences: Sequence[Sequence[float]]) -> Pooled:
+    """Each arm's mean difference to the reference, tested with the variance of all of them; seeds are blocks.
+
+    With an effect for each arm and each seed, what remains has A arms (the reference among them) and S seeds, and its mean
+    square (A - 1)(S - 1) degrees of freedom: with three seeds and ten arms 20 in place of 2. An arm that varies more than
+    that keeps its own, larger, variance. Cochran's test (1941) tells an arm that varies much more; then nothing is pooled.
+    """
+    y_AS = np.vstack([np.zeros(len(differences[0])), np.asarray(differences, dtype=np.float64)])
+    arms, seeds = y_AS.shape
+    rest_AS = y_AS - y_AS.mean(axis=1, keepdims=True) - y_AS.mean(axis=0) + y_AS.mean()
+    own_A = (rest_AS**2).sum(axis=1) / (seeds - 1) * arms / (arms - 1)
+    mean_square, df = float((rest_AS**2).sum() / ((arms - 1) * (seeds - 1))), (arms - 1) * (seeds - 1)
+    small = 1e-24 * float((y_AS**2).max())
+    ratio = float((own_A.max() / max(own_A.min(), small)) ** 0.5) if mean_square > small else 1.0
+    others_A = (own_A.sum() - own_A) / (arms - 1)
+    critical = float(stats.f.isf(UNEQUAL / arms, seeds - 1, df - (seeds - 1)))
+    if mean_square <= small or float((own_A / np.maximum(others_A, small)).max()) > critical:
+        return Pooled(arms=tuple(map(paired, differences)), ratio=ratio, pooled=False)
+    sd_A = np.sqrt(np.maximum(2 * mean_square, own_A[1:] + own_A[0]))
+    means = y_AS[1:].mean(axis=1)
+    found = (_student(seeds, float(mean), float(sd), df) for mean, sd in zip(means, sd_A, strict=True))
+    return Pooled(arms=tuple(found), ratio=ratio, pooled=True)
 
 
 def over_pairs(values: Sequence[float]) -> Paired:
@@ -67,7 +96,7 @@ def over_pairs(values: Sequence[float]) -> Paired:
     """
     n, mean = len(values), sum(values) / len(values)
     if n < 3:
-        return replace(paired([mean]), n=n)
+        return Paired(n=n, mean=mean, sd=None, df=None, low=None, high=None, p=None)
     # Without seed i the mean over the other pairs is (n mean - 2 value_i) / (n - 2).
     return paired([n * mean - (n - 1) * (n * mean - 2 * value) / (n - 2) for value in values])
 
@@ -81,27 +110,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def power(effect: float, n: int, alpha: float) -> float:
-    """Probability that a two-sided paired t test of n pairs finds a true mean of `effect` standard deviations."""
-    # The lower tail is the upper tail of the negated shift: scipy's nct.cdf is nan for large shifts.
-    critical, shift = stats.t.isf(alpha / 2, n - 1), effect * n**0.5
-    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.sf(critical, n - 1, -shift))
-
-
-def seeds_needed(difference: float, sd: float, alpha: float) -> int | None:
-    """The fewest pairs that find a true `difference` at POWER, if their standard deviation is `sd`.
-
-    None when the difference is 0 or MOST_SEEDS pairs do not suffice.
-    """
-    if difference == 0:
-        return None
-    if sd == 0:
-        return 2
-    effect = abs(difference) / sd
-    if power(effect, MOST_SEEDS, alpha) < POWER:
-        return None
-    low, high = 1, MOST_SEEDS  # `high` pairs suffice, `low` do not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(effect, middle, alpha) >= POWER else (middle, high)
-    return high
+def least_found(sd: float, n: int, df: float, alpha: float) -> float:
+    """The smallest true difference that n pairs find at POWER, if their standard deviation is `sd` (noncentral t)."""
+    critical = float(stats.t.isf(alpha / 2, df))
+    low, high = 0.0, 4.0 * (critical + 4.0)  # in standard errors
+    for _ in range(60):
+        middle = (low + high) / 2
+        found = float(stats.nct.sf(critical, df, middle))
+        low, high = (low, middle) if found >= POWER else (middle, high)
+    return high * sd / n**0.5

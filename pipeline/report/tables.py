@@ -44,7 +44,6 @@ class DifferenceLine:
     reference: str
     difference: str | None
     interval: str | None
-    bootstrap: str | None
     interpolation: str | None
     """How much of it depends on the form of the interpolation between L0."""
     seeds: int
@@ -242,7 +241,6 @@ def _line(entry: Difference, metric: Metric) -> DifferenceLine:
         reference=entry.reference,
         difference=metric.difference(entry.difference),
         interval=interval(metric, entry.low, entry.high),
-        bootstrap=interval(metric, entry.bootstrap_low, entry.bootstrap_high),
         interpolation=None if entry.interpolation_error is None else metric.show(entry.interpolation_error),
         seeds=entry.seeds,
         p=None if entry.p_holm is None else p_value(entry.p_holm),

@@ -1,13 +1,15 @@
 """Which differences are planned, how they are paired and corrected, and what is said of them."""
 
+import numpy as np
 import pytest
-from small_results import altered, compared, results_of, row
+from scipy import stats
+from small_results import compared, results_of, row
 
+from pipeline.report.answers import summary
 from pipeline.report.columns import Metric
-from pipeline.report.differences import summary
 from pipeline.report.metrics import METRICS
 from pipeline.report.results import Difference, Results
-from pipeline.report.statistics import holm, seeds_needed
+from pipeline.report.statistics import holm, paired
 from pipeline.study.arms import ARMS
 
 Values = dict[str, list[float | None]]
@@ -36,28 +38,6 @@ def study(
 
 def differences(*values: Values, bases: dict[str, str | None] | None = None) -> tuple[Difference, ...]:
     return study(*values, bases=bases).differences
-
-
-def differences_on_pairs(k1: Values, same_direction: dict[str, float]) -> tuple[Difference, ...]:
-    """The same where every SAE is measured on the baseline's pairs too; `full` interferes most."""
-    found = study(k1)
-    rows = [
-        altered(
-            one,
-            {
-                ("interference",): {
-                    "own": None,
-                    "fixed": {
-                        "interference": 0.5 + 0.001 * one.seed**2 if one.arm == "full" else 0.2 + 0.001 * one.seed,
-                        "same_direction": same_direction.get(one.arm, 0.9),
-                    },
-                    "reason": None,
-                }
-            },
-        )
-        for one in found.rows
-    ]
-    return compared(found, rows=tuple(rows)).differences
 
 
 def entry(found: tuple[Difference, ...], arm: str, reference: str = "full", metric: str = "sparse_probing_1") -> Difference:
@@ -96,29 +76,51 @@ def test_no_arm_is_ranked_by_the_pair_capture_rate() -> None:
     assert not [metric for metric in metrics if metric.planned or metric.better]
 
 
-def test_the_baseline_is_not_compared_on_pairs_chosen_in_it() -> None:
-    found = differences_on_pairs({"baseline": [0.7, 0.7], "full": [0.7, 0.71], "magnitude": [0.7, 0.72]}, {})
-    metric = "interference_fixed_interference"
-    assert {one.arm for one in found if one.planned and one.metric == metric} == {"magnitude"}
+def test_what_is_measured_on_the_pairs_of_the_baseline_is_not_planned() -> None:
+    """They are the baseline's: even a baseline with the same start and another order of batches interferes less on them."""
+    planned = {metric.path for metric in METRICS if isinstance(metric, Metric) and metric.planned}
+    assert ("interference", "own", "interference") in planned
+    assert not [path for path in planned if "fixed" in path]
 
 
-def test_a_family_is_the_arms_of_one_metric() -> None:
-    found = differences({"full": [0.70, 0.71, 0.72], "topk-0.2": [0.75, 0.761, 0.769], "magnitude": [0.71, 0.70, 0.74]})
-    family = [one for one in found if one.planned and one.metric == "sparse_probing_1"]
-    assert [one.p_holm for one in family] == pytest.approx(holm([one.p for one in family]))
-    assert [one.family for one in family] == [2, 2]
-    magnitude = entry(found, "magnitude")
-    assert magnitude.seeds_for_this == seeds_needed(magnitude.difference, magnitude.sd, 0.05 / 2)
-    assert magnitude.seeds_for_worth == seeds_needed(0.01, magnitude.sd, 0.05 / 2)
-    # FVU is the same everywhere: nothing to test, and no part of another metric's family.
-    assert entry(found, "magnitude", metric="fvu").family is None
+def test_p_values_are_corrected_for_the_whole_page() -> None:
+    k1: Values = {"full": [0.70, 0.71, 0.72], "topk-0.2": [0.75, 0.761, 0.769], "magnitude": [0.71, 0.70, 0.74]}
+    fvu: Values = {"full": [0.20, 0.21, 0.22], "topk-0.2": [0.19, 0.21, 0.211], "magnitude": [0.20, 0.215, 0.22]}
+    family = [one for one in differences(k1, fvu) if one.planned and one.p is not None]
+    assert {one.metric for one in family} == {"sparse_probing_1", "fvu"}
+    assert [one.p_holm for one in family] == pytest.approx(holm([one.p for one in family if one.p is not None]))
+    assert {one.family for one in family} == {4}
+    # Where a metric is the same everywhere there is nothing to test, and it is no part of the family.
+    assert entry(differences(k1), "magnitude", metric="fvu").family is None
+    assert {one.family for one in differences(k1) if one.p_holm is not None} == {2}
+
+
+def test_arms_share_their_variance_unless_one_varies_much_more() -> None:
+    rng = np.random.default_rng(0)
+    names = ("full", "magnitude", "topk-0.2", "unweighted", "row")
+    values: Values = {arm: (0.7 + 0.01 * rng.standard_normal(4)).tolist() for arm in names}
+    found = entry(differences(values), "magnitude")
+    alone = paired([(ours or 0) - (theirs or 0) for ours, theirs in zip(values["magnitude"], values["full"], strict=True)])
+    assert found.difference == pytest.approx(alone.mean)
+    assert (found.df, alone.df) == (4 * 3, 3)
+    assert found.spread_ratio is not None
+    assert found.spread_ratio > 1
+    values["row"] = [0.2, 0.9, 0.5, 0.7]
+    apart = entry(differences(values), "magnitude")
+    assert (apart.df, apart.low, apart.high) == (3, alone.low, alone.high)
+    assert apart.spread_ratio is not None
+    assert apart.spread_ratio > 4
+    two = entry(differences({arm: values[arm] for arm in names[:3]}), "magnitude")
+    assert (two.df, two.spread_ratio) == (3, None)
 
 
 @pytest.mark.parametrize(
     ("full", "other", "verdict"),
     [
-        ([0.70, 0.71, 0.72], [0.75, 0.761, 0.771], "Better."),
-        ([0.75, 0.761, 0.771], [0.70, 0.71, 0.72], "Worse."),
+        ([0.70, 0.71, 0.72], [0.75, 0.7601, 0.7699], "Better by more than 0.01."),
+        ([0.75, 0.7601, 0.7699], [0.70, 0.71, 0.72], "Worse by more than 0.01."),
+        ([0.70, 0.71, 0.72], [0.702, 0.7121, 0.7219], "Better, by less than 0.01."),
+        ([0.70, 0.71, 0.72, 0.71], [0.7001, 0.7098, 0.7202, 0.7099], "Equal within 0.01."),
         ([0.70, 0.71, 0.72], [0.70, 0.71, 0.72], "Exactly the same in every seed: the two arms never differed."),
         ([0.70], [0.75], "One seed: nothing can be told."),
         ([0.70, 0.71], [None, None], "Not measured in both arms."),
@@ -129,33 +131,45 @@ def test_verdicts(full: list[float], other: list[float | None], verdict: str) ->
     assert entry(differences({"full": [*full], "magnitude": other}), "magnitude").verdict == verdict
 
 
-def test_a_verdict_without_a_difference_says_how_many_seeds_it_would_take() -> None:
+def test_undecided_says_what_could_have_been_told() -> None:
     found = entry(differences({"full": [0.70, 0.71, 0.72], "magnitude": [0.71, 0.70, 0.74]}), "magnitude")
-    # Differences .01, -.01, .02: mean .00667, sd .01528, d_z .436. The normal approximation is
-    # (1.960 + .842)^2 / .436^2 = 41.2 pairs, and 18.3 for .01; Student's t takes two or three more.
-    assert found.verdict == (
-        "No difference can be told at 3 seeds; one of this size would need about 44 seeds, one of 0.01 about 21."
-    )
+    # Differences .01, -.01, .02 with 2 degrees of freedom: sd .01528, standard error .00882.
+    assert found.least is not None
+    shift = found.least / (found.sd or 1) * 3**0.5
+    assert stats.nct.sf(stats.t.isf(0.025, 2), 2, shift) == pytest.approx(0.8, abs=1e-6)
+    assert found.verdict == f"Undecided: 3 seeds cannot tell a difference of less than {found.least:.3f}."
+
+
+def test_failed_seeds_are_named_and_never_better() -> None:
+    found = study({"full": [0.70, 0.71, 0.72, 0.7], "magnitude": [0.75, 0.7601, 0.7699, None]})
+    rows = [
+        one.model_copy(update={"degenerate": "nothing fires"}) if (one.arm, one.seed) == ("magnitude", 3) else one
+        for one in found.rows
+    ]
+    better = entry(compared(found, rows=tuple(rows)).differences, "magnitude")
+    assert (better.seeds, better.failed) == (3, 1)
+    assert better.verdict == "Better where both finished, but one SAE failed: not told."
 
 
 def test_fvu_at_another_l0_is_not_called_better() -> None:
     arms: Values = {"full": [0.7, 0.7, 0.7], "magnitude": [0.7, 0.7, 0.7]}
-    fvu: Values = {"full": [0.20, 0.21, 0.22], "magnitude": [0.15, 0.161, 0.171]}
+    low: list[float | None] = [0.15, 0.1601, 0.1699]
+    high: list[float | None] = [0.20, 0.21, 0.22]
     near: Values = {"full": [20.0, 20.0, 20.0], "magnitude": [20.5, 20.5, 20.5]}
     far: Values = {"full": [20.0, 20.0, 20.0], "magnitude": [30.0, 30.0, 30.0]}
-    assert entry(differences(arms, fvu, near), "magnitude", metric="fvu").verdict == "Better."
-    assert entry(differences(arms, fvu, far), "magnitude", metric="fvu").verdict == (
+
+    def verdict(fvu: Values, l0: Values) -> str | None:
+        return entry(differences(arms, fvu, l0), "magnitude", metric="fvu").verdict
+
+    assert verdict({"full": high, "magnitude": low}, near) == "Better by more than 0.01."
+    assert verdict({"full": high, "magnitude": low}, far) == (
         "Lower, but at another L0 (+50.0%), which alone can make a difference of 0.085: which of the two is better, this "
         "does not tell."
     )
-
-
-@pytest.mark.parametrize(("same_direction", "verdict"), [(0.9, "Better."), (0.1, "Lower, but the latents have turned away")])
-def test_interference_says_nothing_where_indices_mean_other_latents(same_direction: float, verdict: str) -> None:
-    found = differences_on_pairs({"full": [0.7] * 3, "magnitude": [0.7] * 3}, {"magnitude": same_direction})
-    found = entry(found, "magnitude", metric="interference_fixed_interference")
-    assert found.same_direction == pytest.approx(same_direction)
-    assert found.verdict.startswith(verdict)
+    # More latents and a worse reconstruction: L0 excuses nothing.
+    assert verdict({"full": low, "magnitude": high}, far) == (
+        "Worse by more than 0.01. L0 differs by +50.0%, which alone would have made it better."
+    )
 
 
 def test_tasks_are_counted_and_not_resampled() -> None:
@@ -165,7 +179,10 @@ def test_tasks_are_counted_and_not_resampled() -> None:
 
 def test_summary_counts_what_can_be_told() -> None:
     found = differences({"full": [0.70, 0.71, 0.72], "topk-0.2": [0.75, 0.761, 0.769]})
-    assert summary(found) == "Of the 2 planned comparisons, 1 can be told from seed noise, at 3 seeds."
+    assert summary(found) == (
+        "Of the 2 planned comparisons, 1 can be told from seed noise, at 3 seeds. Where nothing differs, a page like this "
+        "one tells of a difference in at most 5 % of studies."
+    )
     assert "at least two seeds" in summary(differences({"full": [0.70], "topk-0.2": [0.75]}))
     assert summary([]) == "No comparison was planned of the arms in this study."
 

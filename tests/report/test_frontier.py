@@ -54,7 +54,7 @@ def test_a_difference_at_equal_l0_is_found_where_l0_hides_it() -> None:
     less = tuple(level * 0.9 ** (-1 / SLOPE) for level in LEVELS)
     rows = [one for seed in range(5) for one in frontier("full", seed, 1.0, LEVELS, rng)]
     rows += [one for seed in range(5) for one in frontier("magnitude", seed, 0.9, less, rng)]
-    assert fvu(rows).verdict == "Better."
+    assert (fvu(rows).verdict or "").startswith("Better")
 
 
 @given(st.lists(st.floats(1, 100), min_size=3, max_size=3, unique=True), st.lists(st.floats(1, 100), min_size=3, max_size=3))
@@ -110,7 +110,7 @@ def test_equal_arms_at_another_l0_are_rarely_called_different(ratio: float, seed
                 value = 0.2 * (l0 / 20) ** SLOPE + 0.0005 * rng.standard_normal()
                 rows.append(row(arm, seed, l0=l0, fvu=value))
         verdicts.append(str(fvu(rows).verdict))
-    wrong = sum(verdict in ("Better.", "Worse.") for verdict in verdicts)
+    wrong = sum(verdict.startswith(("Better", "Worse")) for verdict in verdicts)
     assert wrong <= 0.05 * len(verdicts)
     if abs(ratio - 1) > 0.05:
         assert any("at another L0" in verdict for verdict in verdicts)
@@ -120,5 +120,5 @@ def test_what_l0_alone_cannot_make_is_told() -> None:
     rows = [row("full", seed, l0=20.0, fvu=0.20 + 0.0005 * seed) for seed in range(4)]
     rows += [row("magnitude", seed, l0=20.2, fvu=0.19 + 0.0004 * seed**2) for seed in range(4)]
     found = fvu(rows)
-    assert found.verdict == "Better."
+    assert (found.verdict or "").startswith("Better")
     assert found.l0_allowance == pytest.approx(0.00199, rel=0.05)

@@ -163,6 +163,8 @@ def troubled(report: Path) -> str:
 
 
 def table_row(page: str, arm: str) -> str:
+    """An arm's row of the main table, or of the first table of a part of the page."""
+    page = page[max(0, page.find('<table class="main">')) :]
     found = re.search(rf'<tr[^>]*><th scope="row"[^>]*><span class="arm arm-{re.escape(arm)}">.*?</tr>', page, re.DOTALL)
     assert found
     return found[0]
@@ -194,20 +196,20 @@ def test_every_id_is_unique_and_every_reference_resolves(many: Many, tmp_path: P
 
 def test_plots_are_named_and_follow_the_colour_mode(troubled: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", troubled, re.DOTALL)
-    assert len(plots) == 7
+    assert len(plots) == 8
     for plot in plots:
         description = re.search(r'role="img"[^>]*aria-label="([^"]*)"', plot)
         assert description
         assert "baseline" in description[1]
         assert re.findall(r"#[0-9a-fA-F]{6}\b", plot) == []
         assert {"var(--ink)", "var(--baseline)"} <= set(re.findall(r"var\(--[a-z-]+\)", plot))
-    for plot in plots[1:5]:  # the others show planned differences and the three arms that stand out
+    for plot in (plots[0], *plots[2:6]):  # the others show planned differences and the three arms that stand out
         assert all(f">{arm}</text>" in plot for arm in ARMS if arm != "unweighted")
 
 
 def test_tables_have_captions_and_scopes(troubled: str) -> None:
     # all arms, four planned metrics, two tasks, three references, every SAE
-    assert troubled.count("<table") == troubled.count("<caption") == 1 + 4 + 2 + 3 + 1
+    assert troubled.count("<table") == troubled.count("<caption") == 1 + 1 + 4 + 2 + 3 + 1
     assert "<th>" not in troubled
 
 
@@ -338,8 +340,11 @@ def test_verdicts_stand_in_the_tables_of_planned_comparisons(many: Many, tmp_pat
     assert "Exactly the same in every seed: the two arms never differed." in text
     table = re.search(r'class="verdicts">.*?</table>', text, re.DOTALL)
     assert table
-    assert re.search(r"topk-0.2</span>.*?Better\.</td>.*?\+0.101</td>.*?\+0.099 to \+0.103", table[0], re.DOTALL)
-    assert "Of the 8 planned comparisons, 1 can be told from seed noise, at 3 seeds." in text
+    assert re.search(
+        r"topk-0.2</span>.*?Better by more than 0\.01\.</td>.*?\+0.101</td>.*?\+0.099 to \+0.103", table[0], re.DOTALL
+    )
+    (said,) = re.findall(r"<strong>(Of the .*?)</strong>", text)
+    assert said.startswith("Of the 8 planned comparisons, 1 can be told from seed noise"), said
 
 
 def test_one_seed_shows_no_spread_and_says_so(many: Many, tmp_path: Path) -> None:
