@@ -2,8 +2,8 @@
 
     python benchmarks/verdicts.py [--pages 2000]
 
-Each page has families of arms beside one reference, one family for each metric and layer, in the same seeds. False: the share
-of pages that tell of any difference where there is none. Covered: the share of 95 % intervals that hold the truth. Told: the
+Each page has families of arms beside one reference, one family for each metric and layer, in the same seeds. False: share
+of pages that tell of any difference where there is none. Covered: share of 95 % intervals that hold the truth. Told:
 share of pages that tell of one arm that differs by four standard deviations of a difference in one metric.
 """
 
