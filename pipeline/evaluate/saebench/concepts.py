@@ -4,7 +4,8 @@ Both ablate the latents that matter most to a probe of a concept (SAEBench, arXi
 that takes a spurious concept out of a probe, TPP whether it hurts the probes of other concepts less.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -186,9 +187,20 @@ def _without(sae: Any, acts_SLD: torch.Tensor, chosen: Mapping[Key, torch.Tensor
         f_BLF = sae.encode(some_BLD)
         error_BLD = some_BLD - sae.decode(f_BLF)
         for key, ablated_F in chosen.items():
-            kept_BLF = f_BLF * (~ablated_F).to(f_BLF.dtype)
-            parts[key].append((sae.decode(kept_BLF) + error_BLD).sum(dim=1) / count_B1)
+            with _without_rows(sae.W_dec.data, ablated_F):
+                parts[key].append((sae.decode(f_BLF) + error_BLD).sum(dim=1) / count_B1)
     return {key: torch.cat(part) for key, part in parts.items()}
+
+
+@contextmanager
+def _without_rows(W_dec_FD: torch.Tensor, ablated_F: torch.Tensor) -> Generator[None]:
+    """Zero the directions of some latents instead of the latents on every token: the same sums, and much less to write."""
+    before = W_dec_FD[ablated_F]
+    W_dec_FD[ablated_F] = 0.0
+    try:
+        yield
+    finally:
+        W_dec_FD[ablated_F] = before
 
 
 def _classes(run: Run) -> list[str]:
