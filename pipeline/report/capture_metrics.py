@@ -8,7 +8,7 @@ from pipeline.report.text import count, four, three, two
 
 UNION = Metric(
     ("bpcr", "union"),
-    "union",
+    "BPCR",
     Term(
         "bpcr",
         "BPCR, union",
@@ -28,7 +28,7 @@ CHANCE = Metric(
         "The rate that a mask of the same size over random pairs would reach; from 0 to 1, the first null of BPCR.",
     ),
     three,
-    Group.capture,
+    Group.rates,
     compared=False,
     brief=Brief("chance", digits=2, spread=False),
 )
@@ -42,7 +42,7 @@ RANDOM = Metric(
         "second null of BPCR, because similar directions fire together by geometry alone.",
     ),
     three,
-    Group.capture,
+    Group.rates,
     compared=False,
     brief=Brief("random", digits=2, spread=False),
 )

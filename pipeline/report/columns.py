@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from enum import StrEnum
+from statistics import stdev
 from typing import Any, Literal
 
 from pipeline.report.results import Row
@@ -32,7 +33,7 @@ HEADINGS: dict[Group, str] = {
     Group.probing: "Sparse probing accuracy with k latents",
     Group.truth: "True features",
     Group.pairs: "Similar latents",
-    Group.capture: "Pair capture (BPCR)",
+    Group.capture: "Pair capture",
 }
 """The groups of the main table, in its order. Metrics of the other groups stand in the table of all SAEs only."""
 SUITE_HEADINGS = {Group.suite: "SAEBench"}
@@ -73,7 +74,7 @@ class Brief:
     title: str
     digits: int = 3
     spread: bool = True
-    """True if half the range over seeds is shown."""
+    """True if the standard error over seeds is shown."""
     of: tuple[str, ...] | None = None
     """Path of the number that this one is a share of. The table shows both: `.45 of 12`."""
 
@@ -140,3 +141,8 @@ def by_arm(rows: Iterable[Row], column: Column) -> dict[str, list[float]]:
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean."""
     return sum(values) / len(values)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of at least two values."""
+    return stdev(values) / len(values) ** 0.5

@@ -3,12 +3,11 @@
 Every function takes the rows of one layer and returns None when there is nothing to draw.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
@@ -20,9 +19,6 @@ from pipeline.report.drawing import (
     STYLE,
     WIDTH,
     ArmStyle,
-    End,
-    draw_line,
-    label_ends,
     look,
     panels,
     plain,
@@ -31,7 +27,7 @@ from pipeline.report.drawing import (
     styles_of,
     svg,
 )
-from pipeline.report.results import CapturePoint, Histogram, Row
+from pipeline.report.results import Histogram, Row
 
 
 @mpl.rc_context(STYLE)
@@ -73,71 +69,6 @@ def pair_capture(name: str, rows: Sequence[Row], arms: Sequence[str]) -> Markup 
     ]
     axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.01), ncols=3, handletextpad=0.3)
     return svg(figure, name, description)
-
-
-@mpl.rc_context(STYLE)
-def capture_curves(name: str, rows: Sequence[Row], arms: Sequence[str]) -> Markup | None:
-    """Pair capture as the mask grows and as more pairs are asked for, beside both nulls."""
-    captured = [(row.arm, row.bpcr) for row in rows if row.bpcr and row.bpcr.by_topk]
-    drawn = [arm for arm in principal(arms) if any(arm == one for one, _ in captured)]
-    if not drawn:
-        return None
-    by_topk = [(arm, [(point.topk, point) for point in bpcr.by_topk]) for arm, bpcr in captured]
-    by_pairs = [(arm, [(point.q, point) for point in bpcr.by_pairs]) for arm, bpcr in captured]
-    figure, (above, below) = panels((250, 250))
-    styles = {arm: styles_of(arms)[arm] for arm in drawn}
-    description = ["Two line charts of the pair capture rate (union), mean over seeds."]
-    description += _draw_capture(above, by_topk, styles, "topk")
-    description += _draw_capture(below, by_pairs, styles, "q")
-    above.set_title("Pairs captured, by the size of the mask")
-    above.set_xlabel("K, share of the others that counts as similar")
-    below.set_title("Pairs captured, by how many count")
-    below.set_xlabel("q, number of co-firing pairs per live latent")
-    return svg(figure, name, description)
-
-
-CaptureCurve = Sequence[tuple[float, CapturePoint]]
-"""Points by their place along K or q."""
-
-
-def _draw_capture(
-    axes: Axes, curves: Sequence[tuple[str, CaptureCurve]], styles: Mapping[str, ArmStyle], along: str
-) -> list[str]:
-    """Draw one line per arm with both nulls; returns its description."""
-    ends: list[End] = []
-    description: list[str] = []
-    last = 0.0
-    for arm, style in styles.items():
-        own = [curve for one, curve in curves if one == arm]
-        x, union = _mean_points([[(at, point.union) for at, point in curve] for curve in own])
-        if not x:
-            continue
-        draw_line(axes, x, union, style)
-        random = _mean_points([[(at, point.random_tied) for at, point in curve] for curve in own])
-        chance = _mean_points([[(at, point.chance) for at, point in curve] for curve in own])
-        axes.plot(*random, color=style.colour, linewidth=1.3, linestyle=(0, (1, 1.6)), zorder=2)
-        axes.plot(*chance, color=style.colour, linewidth=1.3, linestyle=(0, (5, 3)), zorder=2)
-        ends.append((arm, union[-1], style))
-        last = max(last, x[-1])
-        description.append(f"{arm}: {union[0]:.3f} at {along} {x[0]:g}, {union[-1]:.3f} at {along} {x[-1]:g}.")
-    axes.set_xscale("log")
-    axes.set_ylim(0, 1.02)
-    ticks = sorted({at for _, curve in curves for at, _ in curve})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.grid(visible=False, axis="x")
-    if ends:
-        label_ends(axes, last, ends)
-    return description
-
-
-def _mean_points(curves: Sequence[Sequence[tuple[float, float | None]]]) -> tuple[list[float], list[float]]:
-    """The places where any of the curves has a value, and the mean of the values there."""
-    values: dict[float, list[float]] = {}
-    for at, value in (point for curve in curves for point in curve):
-        if value is not None:
-            values.setdefault(at, []).append(value)
-    return sorted(values), [mean(values[at]) for at in sorted(values)]
 
 
 @mpl.rc_context(STYLE)

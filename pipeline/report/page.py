@@ -194,7 +194,6 @@ def _layer(results: Results, layer: int) -> Layer:
             "pareto": against_l0(f"pareto-{layer}", results.whole_layer(layer), arms, measured(results)),
             "curves": plots.learning_curves(f"curves-{layer}", curves, arms),
             "capture": latent_plots.pair_capture(f"capture-{layer}", rows, arms),
-            "capture_curves": latent_plots.capture_curves(f"capture-curves-{layer}", rows, arms),
             "histograms": latent_plots.histograms(f"histograms-{layer}", rows, arms),
         },
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.report.capture_metrics import UNION
-from pipeline.report.columns import HEADINGS, SUITE_HEADINGS, Column, Group, Metric, Term, by_arm, mean
+from pipeline.report.columns import HEADINGS, SUITE_HEADINGS, Column, Group, Metric, Term, by_arm, mean, standard_error
 from pipeline.report.glossary import GENERAL
 from pipeline.report.metrics import FVU, L0, columns, compared, measured
 from pipeline.report.results import Accuracies, Difference, Results, Row, Task, model_accuracies
@@ -148,7 +148,7 @@ def glossary(results: Results) -> list[Term]:
 
 
 def arm_line(columns: Columns, arm: str, rows: Sequence[Row]) -> ArmLine:
-    """One arm's cells: mean over the seeds and half their range; for a whole arm or group, the reason why there are none."""
+    """One arm's cells: mean over the seeds and its standard error; of a whole arm or group the reason why there are none."""
     failed = [row for row in rows if row.degenerate is not None]
     if len(failed) == len(rows):
         reasons = dict.fromkeys(str(row.degenerate) for row in failed)
@@ -168,7 +168,7 @@ def arm_line(columns: Columns, arm: str, rows: Sequence[Row]) -> ArmLine:
 def _cell(metric: Metric, values: Sequence[float]) -> Cell:
     if not values:
         return Cell(None)
-    spread = f"±{metric.show((max(values) - min(values)) / 2)}" if len(values) > 1 else None
+    spread = f"±{metric.show(standard_error(values))}" if len(values) > 1 else None
     return Cell(metric.show(mean(values)), spread)
 
 

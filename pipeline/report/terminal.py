@@ -1,4 +1,4 @@
-"""The comparison as a table for the terminal, 80 columns wide: a line per arm, mean over seeds and half their range."""
+"""The comparison as a table for the terminal, 80 columns wide: a line per arm, mean over seeds and its standard error."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report.columns import Group, Metric, mean
+from pipeline.report.columns import Group, Metric, mean, standard_error
 from pipeline.report.metrics import columns
 from pipeline.report.results import Results, Row, model_accuracies
 
@@ -22,7 +22,7 @@ def results_table(results: Results) -> Table:
 
 def _table(results: Results, *, spread: bool) -> Table:
     metrics = brief_metrics(results)
-    range_shown = ", ± half their range" if spread else ""
+    range_shown = ", ± its standard error" if spread else ""
     table = Table(
         title=Text(f"{results.experiment}: mean over {len(results.seeds)} seeds{range_shown}{_at(results)}", "table.title"),
         caption=_caption(results, [metric for metric in metrics if metric.group == Group.probing]),
@@ -95,7 +95,7 @@ def _mean(values: Sequence[float | None], digits: int, spread: bool) -> str:
     if not known:
         return "-"
     text = _short(mean(known), digits)
-    return f"{text}±{_short((max(known) - min(known)) / 2, digits)}" if spread and len(known) > 1 else text
+    return f"{text}±{_short(standard_error(known), digits)}" if spread and len(known) > 1 else text
 
 
 def _short(value: float, digits: int) -> str:

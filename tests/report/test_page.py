@@ -196,7 +196,7 @@ def test_every_id_is_unique_and_every_reference_resolves(many: Many, tmp_path: P
 
 def test_plots_are_named_and_follow_the_colour_mode(troubled: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", troubled, re.DOTALL)
-    assert len(plots) == 8
+    assert len(plots) == 7
     for plot in plots:
         description = re.search(r'role="img"[^>]*aria-label="([^"]*)"', plot)
         assert description
@@ -213,12 +213,12 @@ def test_tables_have_captions_and_scopes(troubled: str) -> None:
     assert "<th>" not in troubled
 
 
-def test_means_and_half_ranges_over_seeds(many: Many, tmp_path: Path) -> None:
+def test_means_and_standard_errors_over_seeds(many: Many, tmp_path: Path) -> None:
     results = many.results()
     rows = [altered(row, {("fvu",): 0.1 if row.seed == 0 else 0.2}) if row.arm == "full" else row for row in results.rows]
     page = written(results.model_copy(update={"rows": tuple(rows)}), tmp_path)
     cells = re.findall(r"<td>(.*?)</td>", table_row(page, "full"))
-    assert len(cells) == 4 + len(KS) + 3 + 1 + 3
+    assert len(cells) == 4 + len(KS) + 3 + 1 + 1
     assert cells[0] == '0.150 <span class="spread">±0.050</span>'
 
 
@@ -252,7 +252,7 @@ def test_a_page_of_frontiers_shows_one_l0_in_its_table_and_all_in_its_plots(many
     plot = page[page.index("Against sparsity, the figure") :]
     assert re.search(r"FVU, full: 0\.058 at L0 23\.\d", plot)  # mean of all three
     assert "read off the arm’s own frontier" in page
-    assert str(results_table(frontiers(many)).title).endswith("± half their range, of the SAEs trained at L0 20")
+    assert str(results_table(frontiers(many)).title).endswith("± its standard error, of the SAEs trained at L0 20")
     assert page.count("<td>10</td>") >= 4  # each SAE by itself says at which L0 it was trained
 
 
@@ -289,7 +289,7 @@ def test_a_study_of_one_kind_needs_no_filters(many: Many, tmp_path: Path) -> Non
 
 def test_missing_pair_capture_rate_says_why(troubled: str) -> None:
     row = table_row(troubled, "topk-0.2")
-    assert f'colspan="3">not measured: {NO_PAIRS}</td>' in row
+    assert f'colspan="1">not measured: {NO_PAIRS}</td>' in row
     assert row.count("±") == 4 + len(KS) + 3 + 1
 
 
