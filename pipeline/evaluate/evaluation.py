@@ -189,6 +189,8 @@ def evaluate_apart(bench: LayerBench, planned: PlannedSAE, advance: Advance) -> 
     """Compute what has an artefact of its own and is missing. Returns why something failed: the rest is made."""
     failed: list[str] = []
     for name in planned.apart:
+        if stop_requested().is_set():
+            break  # the caller says so; what is made stays
         if _can_be_made(name, planned, bench.workspace) and (why := _compute_apart(bench, planned, name)):
             failed.append(why)
         advance(1, f"{name} of {planned.arm}")

@@ -56,7 +56,7 @@ def upload(saes: Mapping[str, Path], repository: str, workspace: Workspace, card
     """
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise BadInputError(f"{repository!r} is no repository of the Hugging Face Hub; name one as OWNER/NAME")
-    with publishing(repository) as hub, TemporaryDirectory(prefix="dasae-export-") as temporary:
+    with publishing(repository) as hub, TemporaryDirectory(dir=workspace.local, prefix=".export-") as temporary:
         hub.create_repo(repository, private=True, exist_ok=True)
         for place, sae in saes.items():
             folder = Path(temporary) / place.replace("/", "-")

@@ -217,9 +217,13 @@ def test_a_finished_study_takes_another_sae_for_its_own_evaluation(
     (sae,) = [sae for sae in measured.plan.saes if sae.arm == "full"]
     for name in ("scr", "tpp", "absorption", "meta_structure", "sparse_probing_sae_probes"):
         shutil.rmtree(workspace.folder(sae.apart[name]))
+    killed = workspace.folder(sae.apart["scr"]) / "scratch-killed"
+    killed.mkdir(parents=True)
+    (killed / "half").write_text("")
     monkeypatch.setattr(suite, "hooked_model", lambda *_args, **_options: pytest.fail("what SAEs share is there"))
     result = evaluate(measured.plan, workspace)
     assert (result.failed, len(result.paths)) == ({}, 5)
+    assert not list(workspace.local.rglob("scratch-*"))
     for name in ("scr", "tpp"):
         made = json.loads((workspace.folder(sae.apart[name]) / f"{name}.json").read_text())
         assert numbers(made) == numbers(measured.file("full", name)), "whether the model was measured before or just now"
@@ -303,8 +307,13 @@ def test_a_missing_key_is_told_before_anything_runs(
     )
 
 
-def test_what_runs_in_a_process_of_its_own_says_what_it_needs(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_in_a_process_of_its_own_says_what_it_needs(
+    study: Study, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-nobody-may-see-this")
+    on = Measured(make_plan(asking(study.experiment, measured.data, "ravel")), measured.workspace, measured.data)
+    for sae in on.plan.saes:
+        on.workspace.folder(sae.apart["ravel"]).mkdir()
     asked: list[tuple[Any, ...]] = []
 
     def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -314,7 +323,7 @@ def test_what_runs_in_a_process_of_its_own_says_what_it_needs(measured: Measured
     real = subprocess.run
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(EvaluationError) as caught:
-        whole.ravel(measured.bench("full"))
+        whole.ravel(on.bench("full"))
     assert str(caught.value).startswith("ravel failed in sae-bench: RuntimeError: KeyError: ")
     assert str(caught.value).endswith(
         "; it needs one of the models that sae-bench has prompts for, such as gemma-2-2b, by that name"

@@ -5,9 +5,7 @@ k-sparse probes, and where they are silent against a probe of the model itself. 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import mean, stdev
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -40,7 +38,7 @@ def _model_side(suite: Suite, config: Any, side: ModelSide) -> dict[str, Any]:
         num_prompts_per_token=1,
         base_template=config.prompt_template,
     )
-    with TemporaryDirectory(prefix="dasae-saebench-") as folder:
+    with suite.scratch() as folder:
         train_df, test_df, x_train_ND, x_test_ND = cast("Any", probing).gen_and_save_df_acts_probing(
             model, train, test, folder, suite.hook, PROMPTS_AT_ONCE, config.prompt_token_pos
         )
@@ -153,9 +151,9 @@ def _absorbed(suite: Suite, config: Any, sae: Any, probe: Any, scores: Any, lett
         absorption_fraction_max_absorbing_latents=feature_absorption.ABSORPTION_FRACTION_MAX_ABSORBING_LATENTS,
         batch_size=config.llm_batch_size,
     )
-    with TemporaryDirectory(prefix="dasae-saebench-") as folder:  # where sae-bench looks for the scores
-        scores.to_parquet(Path(folder) / k_sparse_probing.get_sparse_probing_raw_results_filename(suite.name, layer))
-        silent = feature_absorption.get_stats_and_likely_false_negative_tokens(letters, suite.name, layer, Path(folder))
+    with suite.scratch() as folder:  # where sae-bench looks for the scores
+        scores.to_parquet(folder / k_sparse_probing.get_sparse_probing_raw_results_filename(suite.name, layer))
+        silent = feature_absorption.get_stats_and_likely_false_negative_tokens(letters, suite.name, layer, folder)
     rows = feature_absorption.calculate_projection_and_cos_sims(calculator, sae, probe, layer, silent)
     return main._aggregate_results_df(rows)  # pyright: ignore[reportPrivateUsage] - a part of its `run_eval`
 

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -41,9 +40,9 @@ def _measured(suite: Suite, config: Any) -> dict[str, Any]:
     scalars["misc_metrics"] = main.calculate_misc_metrics(by_latent)
     found = {"metrics": scalars, "feature_metrics": by_latent, "eval_cfg": config}
     found |= {"sae_id": str(suite.on.planned), "sae_set": "direction-aware-sae"}
-    with TemporaryDirectory(prefix="dasae-saebench-") as folder:
+    with suite.scratch() as folder:
         written = main.save_single_eval_result(
-            main.replace_nans_with_negative_one(found), "", "", "", str(Path(folder) / "core.json"), sae
+            main.replace_nans_with_negative_one(found), "", "", "", str(folder / "core.json"), sae
         )
         details = json.loads(Path(written).read_text(encoding="utf-8"))
     from sae_bench.evals.core import eval_output as schema

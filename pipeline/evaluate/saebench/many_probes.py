@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.evaluate.bench import Bench
@@ -23,8 +22,8 @@ BASELINES = "baseline_results_{model}/{setting}_setting"
 
 def sparse_probing_sae_probes(on: Bench) -> dict[str, Any]:
     """The content of `sparse_probing_sae_probes.json`."""
-    with running("sparse_probing_sae_probes", on) as suite, TemporaryDirectory(prefix="dasae-saebench-") as folder:
-        config = suite.config(results_path=folder, model_cache_path=folder)
+    with running("sparse_probing_sae_probes", on) as suite, suite.scratch() as folder:
+        config = suite.config(results_path=str(folder), model_cache_path=str(folder))
         side = suite.model_side(lambda side: _model_side(suite, config, side))
         return _measured(suite, config, side)
 

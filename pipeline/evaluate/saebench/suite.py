@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ from pipeline.study.study_model import study_model
 
 Tensors = dict[str, torch.Tensor]
 MODEL_SIDE = "model_side.json"
+SCRATCH = "scratch-"
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,17 @@ class Suite:
         return models[dtype]
 
     @contextmanager
+    def scratch(self) -> Generator[Path]:
+        """A folder in the workspace for what sae-bench writes, removed afterwards."""
+        own = self.on.layer.workspace.folder(self.on.planned.apart[self.name])
+        with TemporaryDirectory(dir=own, prefix=SCRATCH) as temporary:
+            yield Path(temporary)
+
+    @contextmanager
     def exported(self) -> Generator[Path]:
         """A folder with the SAE as `dasae export` writes it, with the names that sae-bench asks for."""
-        with TemporaryDirectory(prefix="dasae-saebench-") as temporary:
-            folder = Path(temporary) / "sae"
+        with self.scratch() as temporary:
+            folder = temporary / "sae"
             workspace, artefact = self.on.layer.workspace, self.on.planned.artefact
             to_saelens(workspace.fetched(artefact), folder, artefact.name)
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -165,6 +174,8 @@ def running(name: str, on: Bench) -> Generator[Suite]:
     Raises EvaluationError, in one line, for whatever goes wrong in it, and BadInputError where a key is missing.
     """
     check_needs(name)
+    for left in on.layer.workspace.folder(on.planned.apart[name]).glob(f"{SCRATCH}*"):  # of a process that was killed
+        rmtree(left)
     states = random.getstate(), torch.is_grad_enabled()
     try:
         with ExitStack() as around:

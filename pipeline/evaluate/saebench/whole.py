@@ -10,7 +10,6 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from pipeline.evaluate.bench import Bench
@@ -37,11 +36,11 @@ def autointerp(on: Bench) -> dict[str, Any]:
 
 
 def _run(name: str, on: Bench) -> dict[str, Any]:
-    with running(name, on) as suite, suite.exported() as sae, TemporaryDirectory(prefix="dasae-saebench-") as scratch:
+    with running(name, on) as suite, suite.exported() as sae, suite.scratch() as scratch:
         settings = on.layer.experiment.saebench.of(name) | {"model_name": Path(on.layer.experiment.model.name).name}
         settings.setdefault("llm_dtype", on.layer.experiment.model.dtype)
         settings.setdefault("llm_batch_size", on.layer.experiment.store.forward_batch)
-        asked = json.dumps({"name": name, "sae": str(sae), "device": str(suite.device), "settings": settings})
+        asked = json.dumps({"name": name, "sae": str(sae.resolve()), "device": str(suite.device), "settings": settings})
         here = str(Path(__file__).parents[3])  # of this package: the process starts elsewhere
         paths = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
         ended = subprocess.run(  # noqa: S603 - this module, by the same interpreter
@@ -53,7 +52,7 @@ def _run(name: str, on: Bench) -> dict[str, Any]:
             text=True,
             check=False,
         )
-        written = sorted((Path(scratch) / OUT).glob("*.json"))
+        written = sorted((scratch / OUT).glob("*.json"))
         if ended.returncode or not written:
             last = (ended.stderr.strip().splitlines() or ["it wrote no result"])[-1]
             raise RuntimeError(last)
