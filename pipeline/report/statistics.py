@@ -71,19 +71,19 @@ def pooled(differences: Sequence[Sequence[float]]) -> Pooled:
     square (A - 1)(S - 1) degrees of freedom: with three seeds and ten arms 20 in place of 2. An arm that varies more than
     that keeps its own, larger, variance. Cochran's test (1941) tells an arm that varies much more; then nothing is pooled.
     """
-    y_AS = np.vstack([np.zeros(len(differences[0])), np.asarray(differences, dtype=np.float64)])
-    arms, seeds = y_AS.shape
-    rest_AS = y_AS - y_AS.mean(axis=1, keepdims=True) - y_AS.mean(axis=0) + y_AS.mean()
-    own_A = (rest_AS**2).sum(axis=1) / (seeds - 1) * arms / (arms - 1)
-    mean_square, df = float((rest_AS**2).sum() / ((arms - 1) * (seeds - 1))), (arms - 1) * (seeds - 1)
-    small = 1e-24 * float((y_AS**2).max())
+    y_As = np.vstack([np.zeros(len(differences[0])), np.asarray(differences, dtype=np.float64)])
+    arms, seeds = y_As.shape
+    rest_As = y_As - y_As.mean(axis=1, keepdims=True) - y_As.mean(axis=0) + y_As.mean()
+    own_A = (rest_As**2).sum(axis=1) / (seeds - 1) * arms / (arms - 1)
+    mean_square, df = float((rest_As**2).sum() / ((arms - 1) * (seeds - 1))), (arms - 1) * (seeds - 1)
+    small = 1e-24 * float((y_As**2).max())
     ratio = float((own_A.max() / max(own_A.min(), small)) ** 0.5) if mean_square > small else 1.0
     others_A = (own_A.sum() - own_A) / (arms - 1)
     critical = float(stats.f.isf(UNEQUAL / arms, seeds - 1, df - (seeds - 1)))
     if mean_square <= small or float((own_A / np.maximum(others_A, small)).max()) > critical:
         return Pooled(arms=tuple(map(paired, differences)), ratio=ratio, pooled=False)
     sd_A = np.sqrt(np.maximum(2 * mean_square, own_A[1:] + own_A[0]))
-    means = y_AS[1:].mean(axis=1)
+    means = y_As[1:].mean(axis=1)
     found = (_student(seeds, float(mean), float(sd), df) for mean, sd in zip(means, sd_A, strict=True))
     return Pooled(arms=tuple(found), ratio=ratio, pooled=True)
 

@@ -57,7 +57,7 @@ def _at(results: Results) -> str:
 def brief_metrics(results: Results) -> list[Metric]:
     """The metrics of the table. In a synthetic study true features take the place of probing and pair capture."""
     found = [metric for metric in columns(results) if isinstance(metric, Metric) and metric.brief]
-    left_out = {Group.capture} if results.is_synthetic else set[Group]()
+    left_out = {Group.capture, Group.rates} if results.is_synthetic else set[Group]()
     if not results.tasks:
         left_out.add(Group.probing)
     return [metric for metric in found if metric.group not in left_out]
