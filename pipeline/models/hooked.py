@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 
-from pipeline.errors import BadInputError, in_one_line
+from pipeline.errors import BadInputError
 from pipeline.models.language import DTYPES, LanguageModel, load_tokenizer
 
 
@@ -16,33 +16,39 @@ def hooked_model(model: str, *, revision: str | None, dtype: str, device: torch.
     `model` is a folder or a repository of the Hub. Raises ModelAccessError for one that cannot be loaded, and BadInputError
     for one that TransformerLens has no form for.
     """
-    from transformer_lens import HookedTransformer  # late: it takes seconds to import, and only some studies use it
-
     theirs = LanguageModel(model, revision=revision, dtype=dtype, device=torch.device("cpu")).model
     tokenizer = load_tokenizer(model, revision)
+    form = _gemma_2 if theirs.config.model_type == "gemma2" else _by_name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # sae-bench is written for this class
+        return form(model, theirs, tokenizer, dtype, device)
+
+
+def _by_name(model: str, theirs: Any, tokenizer: Any, dtype: str, device: torch.device) -> Any:
+    """A model of another architecture. TransformerLens takes its form from its name."""
+    from transformer_lens import HookedTransformer  # late: it takes seconds to import, and only some studies use it
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # sae-bench is written for this class
-            if theirs.config.model_type == "gemma2":
-                return _gemma_2(theirs, tokenizer, dtype, device)
-            return HookedTransformer.from_pretrained_no_processing(
-                model, hf_model=theirs, tokenizer=tokenizer, dtype=DTYPES[dtype], device=device
-            )
-    except (ValueError, KeyError, AttributeError, NotImplementedError, OSError) as error:
+        get_official_model_name(model)
+    except ValueError:  # its text lists every name
         raise BadInputError(
-            f"TransformerLens has no form for {model}, and sae-bench needs one: use a Gemma-2, or a model that it knows "
-            f"by name ({in_one_line(error)[:80]})"
+            f"TransformerLens has no form for {model}, and sae-bench needs one: "
+            "use a Gemma-2, or a model that it knows by name"
         ) from None
+    return HookedTransformer.from_pretrained_no_processing(
+        model, hf_model=theirs, tokenizer=tokenizer, dtype=DTYPES[dtype], device=device
+    )
 
 
-def _gemma_2(theirs: Any, tokenizer: Any, dtype: str, device: torch.device) -> Any:
+def _gemma_2(model: str, theirs: Any, tokenizer: Any, dtype: str, device: torch.device) -> Any:
     """A Gemma-2 of any size. TransformerLens knows this architecture by the names of Google's models alone."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions import gemma
 
     config = theirs.config
     ours = HookedTransformerConfig(
-        model_name=Path(config.name_or_path).name,
+        model_name=Path(model).name,
         original_architecture="Gemma2ForCausalLM",
         d_model=config.hidden_size,
         d_head=config.head_dim,
@@ -73,9 +79,9 @@ def _gemma_2(theirs: Any, tokenizer: Any, dtype: str, device: torch.device) -> A
         init_weights=False,
         default_prepend_bos=True,
     )
-    model = HookedTransformer(ours, tokenizer=tokenizer)
+    hooked = HookedTransformer(ours, tokenizer=tokenizer)
     with torch.no_grad():
         weights = cast("Any", gemma).convert_gemma_weights(theirs, ours)
     as_they_are = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
-    model.load_and_process_state_dict(weights, refactor_factored_attn_matrices=False, **dict.fromkeys(as_they_are, False))
-    return model.to(device).to(DTYPES[dtype]).eval()
+    hooked.load_and_process_state_dict(weights, refactor_factored_attn_matrices=False, **dict.fromkeys(as_they_are, False))
+    return hooked.to(device).to(DTYPES[dtype]).eval()

@@ -34,3 +34,15 @@ def test_a_model_without_a_form_is_told_in_one_line(tmp_path: Path) -> None:
     ):
         hooked_model(folder, revision=None, dtype="float32", device=CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_a_fault_of_the_conversion_is_not_called_a_missing_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(save_model(tmp_path / "model", CONFIGS["gemma-2"]))
+
+    def broken(*_: object) -> None:
+        raise AttributeError("no such attribute")
+
+    with importing_sae_bench():
+        monkeypatch.setattr("transformer_lens.pretrained.weight_conversions.gemma.convert_gemma_weights", broken)
+    with importing_sae_bench(), pytest.raises(AttributeError, match="no such attribute"):
+        hooked_model(folder, revision=None, dtype="float32", device=CPU)
