@@ -84,5 +84,6 @@ def summary(entries: Sequence[Difference]) -> str:
     also = f", and {count(equal)} {'is' if equal == 1 else 'are'} equal within what matters" if equal else ""
     return (
         f"Of the {number}, {count(told) if told else 'none'} can be told from seed noise{also}, at {seeds} seeds. "
-        "Where nothing differs, a page like this one tells of a difference in at most 5 % of studies."
+        "Where nothing differs, and all arms vary about as much between seeds, at most 5 % of studies like this one tell of "
+        "a difference."
     )

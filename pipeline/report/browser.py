@@ -60,9 +60,12 @@ def _fitting(browsing: Browsing, room: int) -> dict[str, Any]:
         pairs.append(short)
         kept |= new
     for latent, entry in latents.items():
-        if latent not in kept and room >= 0:
-            room -= _bytes(entry)
-            kept |= {latent: entry} if room >= 0 else {}
+        if latent in kept:
+            continue
+        room -= _bytes(entry)
+        if room < 0:
+            break
+        kept[latent] = entry
     return {"latents": sorted(kept.values(), key=lambda entry: -entry[1]), "pairs": pairs}
 
 

@@ -180,8 +180,8 @@ def test_tasks_are_counted_and_not_resampled() -> None:
 def test_summary_counts_what_can_be_told() -> None:
     found = differences({"full": [0.70, 0.71, 0.72], "topk-0.2": [0.75, 0.761, 0.769]})
     assert summary(found) == (
-        "Of the 2 planned comparisons, 1 can be told from seed noise, at 3 seeds. Where nothing differs, a page like this "
-        "one tells of a difference in at most 5 % of studies."
+        "Of the 2 planned comparisons, 1 can be told from seed noise, at 3 seeds. Where nothing differs, and all "
+        "arms vary about as much between seeds, at most 5 % of studies like this one tell of a difference."
     )
     assert "at least two seeds" in summary(differences({"full": [0.70], "topk-0.2": [0.75]}))
     assert summary([]) == "No comparison was planned of the arms in this study."
