@@ -10,9 +10,6 @@ from pipeline.report.results import Difference, Results
 from pipeline.report.text import count
 from pipeline.report.verdicts import is_significant
 
-WORDS = ("Better", "Worse", "Equal", "Undecided")
-"""How verdicts begin. One that begins otherwise withholds a judgement."""
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -57,12 +54,9 @@ def answers(results: Results, entries: Sequence[Difference]) -> AnswerTable | No
 
 
 def _answer(entry: Difference | None, metric: Metric) -> Answer | None:
-    if entry is None or entry.difference is None or not entry.verdict:
+    if entry is None or entry.difference is None or not entry.outcome or not entry.verdict:
         return None
-    word = next((word for word in WORDS if entry.verdict.startswith(word)), "Not judged")
-    if "not told" in entry.verdict:
-        word = "Not judged"
-    return Answer(word.lower(), word.lower().replace(" ", "-"), metric.difference(entry.difference), entry.verdict)
+    return Answer(entry.outcome, entry.outcome.replace(" ", "-"), metric.difference(entry.difference), entry.verdict)
 
 
 def _least(planned: Sequence[Difference], metric: Metric) -> str | None:
@@ -80,7 +74,7 @@ def summary(entries: Sequence[Difference]) -> str:
     if seeds < 2:
         return f"None of the {number} can be decided: it takes at least two seeds of both arms."
     told = sum(map(is_significant, planned))
-    equal = sum((entry.verdict or "").startswith("Equal") for entry in planned)
+    equal = sum(entry.outcome == "equal" for entry in planned)
     also = f", and {count(equal)} {'is' if equal == 1 else 'are'} equal within what matters" if equal else ""
     return (
         f"Of the {number}, {count(told) if told else 'none'} can be told from seed noise{also}, at {seeds} seeds. "

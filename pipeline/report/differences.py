@@ -140,7 +140,8 @@ def _judged(entries: Sequence[Difference], metrics: Mapping[str, Metric]) -> lis
             changes = {"p_holm": corrected[number], "family": len(tested)}
             changes["least"] = least_found(entry.sd, entry.seeds, entry.df, ALPHA / len(tested))
         entry = entry.model_copy(update=changes)
-        judged.append(entry.model_copy(update={"verdict": verdict(entry, metrics[entry.metric])}))
+        outcome, sentence = verdict(entry, metrics[entry.metric])
+        judged.append(entry.model_copy(update={"outcome": outcome, "verdict": sentence}))
     return judged
 
 

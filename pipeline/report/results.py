@@ -188,6 +188,10 @@ class Curve(Frozen):
     dead_fraction: tuple[float | None, ...]
 
 
+Outcome = Literal["better", "worse", "equal", "undecided", "not judged"]
+"""What a planned difference shows, in a word. `Difference.verdict` says it in a sentence."""
+
+
 class Difference(Frozen):
     """One arm minus another in one metric, over the seeds that both have. The fields are the columns of differences.csv."""
 
@@ -224,6 +228,7 @@ class Difference(Frozen):
     """Number of differences that p_holm is corrected for."""
     least: float | None = None
     """The smallest difference that this study would find with probability 0.8, at the level of the page."""
+    outcome: Outcome | None = None
     verdict: str | None = None
 
 

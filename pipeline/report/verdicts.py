@@ -5,7 +5,7 @@ import math
 from scipy import stats
 
 from pipeline.report.columns import Caveat, Metric
-from pipeline.report.results import Difference
+from pipeline.report.results import Difference, Outcome
 from pipeline.report.statistics import CONFIDENCE
 from pipeline.report.text import signed
 
@@ -33,26 +33,27 @@ def simultaneous(entry: Difference) -> tuple[float, float] | None:
     return entry.difference - half, entry.difference + half
 
 
-def verdict(entry: Difference, metric: Metric) -> str:
-    """The verdict on a planned difference."""
+def verdict(entry: Difference, metric: Metric) -> tuple[Outcome, str]:
+    """The verdict on a planned difference, in a word and in a sentence."""
     if entry.seeds == 0 or entry.difference is None:
-        return "Not measured in both arms."
+        return "not judged", "Not measured in both arms."
     if entry.seeds == 1:
-        return "One seed: nothing can be told."
+        return "not judged", "One seed: nothing can be told."
     if entry.p is None or entry.p_holm is None:
         if entry.difference:
-            return "The same difference in every seed: no spread to test it against."
-        return "Exactly the same in every seed: the two arms never differed."
+            return "not judged", "The same difference in every seed: no spread to test it against."
+        return "not judged", "Exactly the same in every seed: the two arms never differed."
     if not is_significant(entry):
         return _not_told(entry, metric)
     direction = "higher" if entry.difference > 0 else "lower"
     if entry.interpolation_error is not None and entry.interpolation_error >= abs(entry.difference):
-        return f"{direction.capitalize()}, but by less than the interpolation between L0 is uncertain by: not told."
+        unsure = "but by less than the interpolation between L0 is uncertain by: not told."
+        return "not judged", f"{direction.capitalize()}, {unsure}"
     better = direction == metric.better
     if better and entry.failed:
-        return f"Better where both finished, but {_saes(entry.failed)} failed: not told."
-    word = "Better" if better else "Worse"
-    return f"{word}{_beyond(entry, metric)}.{_dominance(entry, metric)}{_failures(entry)}"
+        return "not judged", f"Better where both finished, but {_saes(entry.failed)} failed: not told."
+    word: Outcome = "better" if better else "worse"
+    return word, f"{word.capitalize()}{_beyond(entry, metric)}.{_dominance(entry, metric)}{_failures(entry)}"
 
 
 def _beyond(entry: Difference, metric: Metric) -> str:
@@ -76,7 +77,7 @@ def _failures(entry: Difference) -> str:
     return f" {_saes(entry.failed).capitalize()} failed." if entry.failed else ""
 
 
-def _not_told(entry: Difference, metric: Metric) -> str:
+def _not_told(entry: Difference, metric: Metric) -> tuple[Outcome, str]:
     """The verdict on a difference that is not significant."""
     assert entry.p is not None
     assert entry.difference is not None
@@ -84,13 +85,13 @@ def _not_told(entry: Difference, metric: Metric) -> str:
         change, most = signed(f"{100 * (entry.l0_ratio - 1):.1f}%"), metric.show(entry.l0_allowance)
         direction = "Higher" if entry.difference > 0 else "Lower"
         at = f"{direction}, but at another L0 ({change}), which alone can make a difference of {most}"
-        return f"{at}: which of the two is better, this does not tell."
+        return "not judged", f"{at}: which of the two is better, this does not tell."
     worth, ends = metric.planned.worth if metric.planned else None, simultaneous(entry)
     if worth is not None and ends is not None and max(abs(end) for end in ends) < worth:
-        return f"Equal within {_worth(metric)}.{_failures(entry)}"
+        return "equal", f"Equal within {_worth(metric)}.{_failures(entry)}"
     lone = " Alone it would count as one; among these comparisons it does not." if entry.p < ALPHA else ""
     size = "" if entry.least is None else f" of less than {metric.show(entry.least)}"
-    return f"Undecided: {entry.seeds} seeds cannot tell a difference{size}.{lone}{_failures(entry)}"
+    return "undecided", f"Undecided: {entry.seeds} seeds cannot tell a difference{size}.{lone}{_failures(entry)}"
 
 
 def _worth(metric: Metric) -> str:

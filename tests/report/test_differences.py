@@ -128,7 +128,10 @@ def test_arms_share_their_variance_unless_one_varies_much_more() -> None:
     ],
 )
 def test_verdicts(full: list[float], other: list[float | None], verdict: str) -> None:
-    assert entry(differences({"full": [*full], "magnitude": other}), "magnitude").verdict == verdict
+    found = entry(differences({"full": [*full], "magnitude": other}), "magnitude")
+    assert found.verdict == verdict
+    first = verdict.split(maxsplit=1)[0].rstrip(",").lower()
+    assert found.outcome == (first if first in ("better", "worse", "equal") else "not judged")
 
 
 def test_undecided_says_what_could_have_been_told() -> None:
@@ -149,6 +152,7 @@ def test_failed_seeds_are_named_and_never_better() -> None:
     better = entry(compared(found, rows=tuple(rows)).differences, "magnitude")
     assert (better.seeds, better.failed) == (3, 1)
     assert better.verdict == "Better where both finished, but one SAE failed: not told."
+    assert better.outcome == "not judged"
 
 
 def test_fvu_at_another_l0_is_not_called_better() -> None:
