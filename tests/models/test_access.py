@@ -4,13 +4,12 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from local_server import Quiet, serving
 
 from pipeline.runtime.compatibility import quiet_hub
 
@@ -26,7 +25,7 @@ except ModelAccessError as error:
 
 @contextmanager
 def hub(status: int, code: str) -> Iterator[str]:
-    class Answer(BaseHTTPRequestHandler):
+    class Answer(Quiet):
         def do_HEAD(self) -> None:
             self.send_response(status)
             self.send_header("X-Error-Code", code)
@@ -36,18 +35,8 @@ def hub(status: int, code: str) -> Iterator[str]:
 
         do_GET = do_HEAD
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Answer) as address:
+        yield address
 
 
 def ask(home: Path, **environment: str) -> str:

@@ -2,15 +2,14 @@
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from local_server import Quiet, serving
 from small_study import Study
 from typer.testing import CliRunner
 
@@ -53,7 +52,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub on this machine, at which this process is logged in."""
     found = Hub()
 
-    class Answer(BaseHTTPRequestHandler):
+    class Answer(Quiet):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             found.tokens.add(self.headers.get("Authorization"))
@@ -66,21 +65,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
         do_GET = do_POST
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    found.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", found.endpoint)
-    monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", found.endpoint, raising=False)
     monkeypatch.setenv("HF_TOKEN", "hf_nobody_may_see_this")
-    yield found
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Answer) as found.endpoint:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", found.endpoint)
+        monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", found.endpoint, raising=False)
+        yield found
 
 
 def exported(study: Study, *arguments: str) -> Any:
