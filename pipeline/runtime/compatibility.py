@@ -7,7 +7,7 @@ import stat
 import sys
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -52,6 +52,16 @@ def importing_sae_bench() -> Generator[None]:
 
 
 @contextmanager
+def replaced(*patches: tuple[Any, str, Any]) -> Generator[None]:
+    """While this lasts, attributes of other libraries have other values: (module or class, name, value)."""
+    with ExitStack() as undo:
+        for owner, name, value in patches:
+            undo.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        yield
+
+
+@contextmanager
 def quiet_sae_bench() -> Generator[None]:
     """Silence what sae-bench prints, its progress bars, and its warnings; if it fails, an error says so in one line."""
     from tqdm.std import tqdm
@@ -61,12 +71,8 @@ def quiet_sae_bench() -> Generator[None]:
     def disabled(self: Any, *arguments: Any, **options: Any) -> None:
         before(self, *arguments, **options | {"disable": True})
 
-    tqdm.__init__ = disabled
-    try:
-        with warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()):
-            yield
-    finally:
-        tqdm.__init__ = before
+    with replaced((tqdm, "__init__", disabled)), warnings.catch_warnings(action="ignore"), redirect_stdout(StringIO()):
+        yield
 
 
 @contextmanager
@@ -78,19 +84,13 @@ def data_sets_in(local: Callable[[str], Path | None]) -> Generator[None]:
     from sae_bench.evals.scr_and_tpp import dataset_creation
     from sae_bench.sae_bench_utils import dataset_utils
 
-    modules: tuple[Any, ...] = (dataset_creation, dataset_utils)
-    before = [module.load_dataset for module in modules]
+    before = cast("Any", dataset_utils).load_dataset
 
     def load(name: str, *arguments: Any, **options: Any) -> Any:
-        return before[0](str(local(name) or name), *arguments, **options)
+        return before(str(local(name) or name), *arguments, **options)
 
-    for module in modules:
-        module.load_dataset = load
-    try:
+    with replaced((dataset_creation, "load_dataset", load), (dataset_utils, "load_dataset", load)):
         yield
-    finally:
-        for module, function in zip(modules, before, strict=True):
-            module.load_dataset = function
 
 
 @contextmanager
@@ -101,11 +101,8 @@ def files_of_commit(module: Any, revision: str) -> Generator[None]:
     def fetch(*arguments: Any, **options: Any) -> Any:
         return before(*arguments, **options | {"revision": revision})
 
-    module.hf_hub_download = fetch
-    try:
+    with replaced((module, "hf_hub_download", fetch)):
         yield
-    finally:
-        module.hf_hub_download = before
 
 
 @contextmanager
@@ -116,7 +113,6 @@ def errors_are_not_absence() -> Generator[None]:
     for a moment loads without its merges and splits texts into characters, without a word.
     """
     kinds: dict[str, Callable[[int], bool]] = {"isfile": stat.S_ISREG, "isdir": stat.S_ISDIR, "exists": lambda _: True}
-    before = {name: getattr(os.path, name) for name in kinds}
 
     def strictly(is_kind: Callable[[int], bool]) -> Callable[[Any], bool]:
         def ask(path: Any) -> bool:
@@ -131,13 +127,8 @@ def errors_are_not_absence() -> Generator[None]:
 
         return ask
 
-    for name, is_kind in kinds.items():
-        setattr(os.path, name, strictly(is_kind))
-    try:
+    with replaced(*((os.path, name, strictly(is_kind)) for name, is_kind in kinds.items())):
         yield
-    finally:
-        for name, function in before.items():
-            setattr(os.path, name, function)
 
 
 def keep_freed_memory() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.evaluate.bench import Bench
 from pipeline.evaluate.saebench.suite import ModelSide, Suite, running
+from pipeline.runtime.compatibility import replaced
 
 AT_ONCE, LONGEST = 32, 1024
 """Texts in a forward pass, and the tokens that are read of each, as `ensure_dataset_activations`."""
@@ -88,11 +89,5 @@ def _activations_from(read: Callable[[str], Any]) -> Generator[None]:
 
     patches: list[tuple[Any, str, Any]] = [(utils_data, "get_xvals", activations)]
     patches += [(module, "ensure_dataset_activations", nothing) for module in (run_baselines, run_sae_evals, utils_data)]
-    before = [getattr(module, name) for module, name, _ in patches]
-    for module, name, function in patches:
-        setattr(module, name, function)
-    try:
+    with replaced(*patches):
         yield
-    finally:
-        for (module, name, _), function in zip(patches, before, strict=True):
-            setattr(module, name, function)
