@@ -1,4 +1,4 @@
-# make demo       install into .venv and run the demonstration study (about a quarter of an hour the first time)
+# make demo       install into .venv and run the demonstration study (about twelve minutes the first time)
 # make test       lint, types and tests: what decides whether a change lands
 # make test-all   the same with the slow tests
 # make test-gpu   the tests that need a GPU; they skip where torch finds none (CONSTRAINTS= keeps a torch of your own)
