@@ -7,7 +7,9 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_HOME, te
 from prefect.testing.utilities import prefect_test_harness
 
 
-@pytest.fixture(scope="package")
+# Of a module: pytest takes this folder, which is no package, for a part of the whole run. Prefect's threads would live on
+# and draw from `random` while a later test of hypothesis draws its examples, which hypothesis refuses.
+@pytest.fixture(scope="module")
 def temporary_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with (
         temporary_settings({PREFECT_HOME: tmp_path_factory.mktemp("prefect")}),
