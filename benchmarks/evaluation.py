@@ -29,7 +29,7 @@ from measure import peak_memory, reset_peak_memory, show
 
 from pipeline.artefacts.storage import LocalStorage
 from pipeline.evaluate import probing
-from pipeline.evaluate.tasks import ProbeTasks
+from pipeline.evaluate.tasks import ProbeTasks, Probing
 from pipeline.runtime.compatibility import importing_sae_bench
 from pipeline.sae.sae import SAE
 from pipeline.store import format as fmt
@@ -136,14 +136,14 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
     saes = [random_sae(number, d_in, args.d_sae) for number in range(args.saes)]
     stock(saes[0])
     documents = as_store(folder / "artifacts" / f"{args.dataset.replace('/', '_')}_activations.pt", folder / "store")
-    tasks = ProbeTasks(documents={args.dataset: documents}, k_values=K_VALUES, seed=42)
+    tasks = ProbeTasks(documents={args.dataset: documents}, k_values=K_VALUES, seed=42, draws=0)
     at_once = tasks.at_once(d_in, args.d_sae)
     groups = [saes[first : first + at_once] for first in range(0, len(saes), at_once)]
     ours, theirs, two, all_again = Cost(), Cost(), Cost(), Cost()
     compared = 0
     for group in groups:
         with ours:
-            scored = [named(scores[args.dataset]) for scores in tasks.of_saes(group) if isinstance(scores, dict)]
+            scored = [named(found.scores[args.dataset]) for found in tasks.of_saes(group) if isinstance(found, Probing)]
         for sae, results in zip(group, scored, strict=True):
             with theirs:
                 expected = stock(sae)[f"{args.dataset}_results"]

@@ -225,7 +225,7 @@ def study() -> None:
                 lines.append([f"{name}, F {d_sae}", f"{seconds:.1f}"])
             layer, planned = LayerBench(plan, 0, workspace), plan.saes[0]
             sae = open_sae(planned.artefact, workspace).to(layer.device)
-            on = Bench(layer, planned, sae, ProbeScores(model={}, sae={}))
+            on = Bench(layer, planned, sae, ProbeScores(model={}, sae=None))
             for evaluation in EVALUATIONS.values():
                 if evaluation.needs <= layer.has:
                     compute = imported(evaluation.compute)

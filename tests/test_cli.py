@@ -49,7 +49,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         # 20M rows x (3 layers x 2304 x 2 bytes + 20 bytes of row fields)
         ("extract", ["20,000,000 rows in 611 shards, 276.9 GB", "about"]),
-        ("ablate", ["276.9 GB", "predicted for one H100 and 16 cores, not measured", "train 99 SAEs"]),
+        ("ablate", ["276.9 GB", "predicted for one H100 and 16 cores, not measured", "train 117 SAEs"]),
     ],
 )
 def test_a_dry_run_estimates_the_gemma_study_and_makes_nothing(

@@ -183,6 +183,10 @@ def test_every_arm_is_measured_on_the_pairs_of_the_baseline(study: Study) -> Non
     }
     assert {sets["fixed"]["pairs"] for sets in by_arm.values()} == {by_arm["baseline"]["own"]["pairs"]}
     assert by_arm["baseline"]["fixed"] == by_arm["baseline"]["own"] | {"same_direction": pytest.approx(1)}
+    assert by_arm["baseline"]["both"]["change"] == 0
+    for sets in by_arm.values():
+        assert sets["both"]["pairs"] >= max(sets["own"]["pairs"], sets["fixed"]["pairs"])
+        assert sets["both"]["change"] == pytest.approx(sets["both"]["interference"] - sets["both"]["baseline"])
     for planned in study.plan.saes:
         manifest = study.workspace.manifest(planned.evaluation)
         assert manifest

@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError, DegenerateSAEError
 from pipeline.evaluate.heldout import HeldoutRows, Latents
-from pipeline.evaluate.tasks import ProbeTasks, Scores
+from pipeline.evaluate.tasks import ProbeTasks, Probing, Scores
 from pipeline.models.language import LanguageModel, load_tokenizer
 from pipeline.models.model_section import SyntheticModel
 from pipeline.models.synthetic import GroundTruth
@@ -67,6 +67,7 @@ class LayerBench(Shared):
             },
             k_values=self.experiment.evaluate.k_values,
             seed=self.experiment.probes.seed,
+            draws=self.experiment.evaluate.probe_draws,
             device=self.device,
         )
 
@@ -96,11 +97,11 @@ class LayerBench(Shared):
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeScores:
-    """Test accuracies by data set, of the model itself and of an SAE."""
+    """What probes found of the model itself, as test accuracies by data set, and of an SAE."""
 
     model: Scores
-    sae: Scores | DegenerateSAEError
-    """The error where the SAE could not be probed."""
+    sae: Probing | DegenerateSAEError | None
+    """The error where the SAE could not be probed; None where it was not asked for."""
 
 
 class Bench(Shared):

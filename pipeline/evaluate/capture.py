@@ -5,73 +5,26 @@ fall when the penalty works.
 """
 
 from collections.abc import Iterable
-from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from pipeline.evaluate.bench import Bench
 from pipeline.evaluate.heldout import Latents
 from pipeline.evaluate.pair_statistics import measure_pairs
-from pipeline.evaluate.pairs import MOST_PAIRS, CofiringPairs, TopPairs, blocks_of, firings, pair_blocks
+from pipeline.evaluate.pairs import MOST_PAIRS, CofiringPairs, TopK, TopPairs, firings, pair_blocks
 from pipeline.evaluate.reconstruction import measure_reconstruction
 from pipeline.sae.sae import SAE
 from pipeline.study.sections import EvaluateConfig
 
 NULL_SEED = 1_000_003
-"""Seed of the random SAE. Training has small seeds; one of those would give the directions that a trained SAE began with."""
+"""Seed of the first random SAE. Training has small seeds; one of those would give a trained SAE's first directions."""
 TOPK_CURVE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """K of the curve over masks."""
 PAIRS_CURVE = (0.25, 0.5, 1.0, 2.0, MOST_PAIRS)
 """Sizes of Q, in n, of the curve over pairs."""
 PERMUTATIONS = 100
 RATES = ("row", "column", "union", "mutual", "chance", "lift", "kappa")
-
-
-def topk_mask(direction_ND: torch.Tensor, fraction: float) -> torch.Tensor:
-    """bool [N, N]: row i holds its k = max(1, round(fraction (N - 1))) most similar others, ties to the lower index."""
-    return TopK(direction_ND, [fraction]).level_NN < 1
-
-
-class TopK:
-    """The masks of several fractions at once."""
-
-    def __init__(self, direction_ND: torch.Tensor, fractions: Iterable[float]):
-        latents, device = len(direction_ND), direction_ND.device
-        self.fractions = sorted(set(fractions))
-        k_G = torch.tensor([max(1, round(fraction * (latents - 1))) for fraction in self.fractions], device=device)
-        rank_K = torch.arange(max(0, min(int(k_G[-1]), latents - 1)), device=device)
-        level_K = torch.searchsorted(k_G, rank_K, right=True).to(torch.uint8)
-        self.level_NN = torch.full((latents, latents), len(k_G), dtype=torch.uint8, device=device)
-        """For every ordered pair the index of the first fraction whose mask holds it; after the last if none does."""
-        for block in blocks_of(latents):
-            cosine_bN = direction_ND[block] @ direction_ND.T
-            cosine_bN.diagonal(block.start).fill_(-torch.inf)
-            nearest_bK = cosine_bN.sort(dim=1, descending=True, stable=True).indices[:, : len(rank_K)]
-            self.level_NN[block].scatter_(1, nearest_bK, level_K.expand(len(nearest_bK), -1))
-
-    @cached_property
-    def _chances(self) -> list[float]:
-        latents = len(self.level_NN)
-        held = torch.zeros(len(self.fractions) + 1, dtype=torch.int64, device=self.level_NN.device)
-        for block in blocks_of(latents):
-            either_bN = torch.minimum(self.level_NN[block], self.level_NN[:, block].T)
-            held += torch.bincount(either_bN.flatten(), minlength=len(held))
-        return cast("list[float]", (held[:-1].cumsum(dim=0) / (latents * (latents - 1))).tolist())
-
-    def chance(self, fraction: float) -> float:
-        """Share of all pairs that the union of row and column holds."""
-        return self._chances[self.fractions.index(fraction)]
-
-    def holds(self, pair_P2: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """For pairs (i, j), bool [P] twice: whether j is in the top-K of i, and whether i is in that of j."""
-        level, (i_P, j_P) = self.fractions.index(fraction), pair_P2.T
-        return self.level_NN[i_P, j_P] <= level, self.level_NN[j_P, i_P] <= level
-
-    def union(self, pair_P2: torch.Tensor, fraction: float) -> torch.Tensor:
-        """bool [P]: whether either is in the top-K of the other."""
-        row_P, column_P = self.holds(pair_P2, fraction)
-        return row_P | column_P
 
 
 class Capture:
@@ -154,19 +107,18 @@ class Capture:
         return {"draws": PERMUTATIONS, "mean": float(torch.stack(drawn).mean()), "std": float(torch.stack(drawn).std())}
 
 
-def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
-    """An SAE of random unit directions, encoder tied, whose biases give it the L0 `l0` on rows `x_BD`, or TopK its own.
+def random_tied(sae: SAE, chunks: Iterable[torch.Tensor], rows: int, l0: float, draw: int) -> SAE:
+    """An SAE of random unit directions, encoder tied, whose biases give it the L0 `l0` on all rows, or TopK its own.
 
-    All latents fire from one projection on. It keeps b_dec and the activation, so that only the directions are random.
-    Similar encoder directions fire together by geometry alone: what this SAE's mask captures is not learned.
+    `chunks` are the rows [B, D]. All latents fire from one projection on. It keeps b_dec and the activation, so that only
+    the directions are random, and another `draw` has others. Similar encoder directions fire together by geometry alone:
+    what this SAE's mask captures is not learned.
     """
     d_sae, d_in = sae.W_dec_FD.shape
-    generator = torch.Generator().manual_seed(NULL_SEED)
+    generator = torch.Generator().manual_seed(NULL_SEED + draw)
     W_dec_FD = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1).to(sae.device)
-    projection = ((x_BD - sae.b_dec_D) @ W_dec_FD.T).flatten()
-    firing = min(max(1, round(l0 * len(x_BD))), projection.numel() - 1)
-    # The largest projection that must not fire.
-    threshold = float(projection.kthvalue(projection.numel() - firing).values)
+    firing = min(max(1, round(l0 * rows)), rows * d_sae - 1)
+    threshold = largest_but(firing, ((x_BD - sae.b_dec_D) @ W_dec_FD.T for x_BD in chunks))
     return SAE(
         W_enc_DF=W_dec_FD.T,
         b_enc_F=sae.activation.bias(threshold, sae.b_enc_F),
@@ -176,15 +128,29 @@ def random_tied(sae: SAE, x_BD: torch.Tensor, l0: float) -> SAE:
     )
 
 
+def largest_but(number: int, chunks: Iterable[torch.Tensor]) -> float:
+    """The largest value in all chunks after the first `number`."""
+    largest: torch.Tensor | None = None
+    for chunk in chunks:
+        values = chunk.flatten()
+        if largest is not None:
+            if len(largest) > number:
+                values = values[values > largest[-1]]
+            values = torch.cat([largest, values])
+        largest = values.topk(min(number + 1, len(values))).values
+    assert largest is not None
+    return float(largest[-1])
+
+
 def measure_capture(on: Bench) -> Capture:
     """The capture rates of the SAE itself."""
     return Capture(on.sae.W_dec_FD, on.once(measure_pairs).cofiring, on.config)
 
 
-def measure_random_capture(on: Bench) -> Capture:
+def measure_random_capture(on: Bench, draw: int) -> Capture:
     """The capture rates of a random SAE with the same L0."""
     seen = on.once(measure_reconstruction)
-    null = random_tied(on.sae, next(iter(on.layer.rows)), seen.l0)
+    null = random_tied(on.sae, on.layer.rows, seen.rows, seen.l0, draw)
     latents = Latents(null, on.layer.rows)
     cofiring = CofiringPairs(firings(latents.sparse()), seen.rows, on.config)
     for block in pair_blocks(latents.sparse, null.d_sae, null.device):
@@ -194,4 +160,5 @@ def measure_random_capture(on: Bench) -> Capture:
 
 def compute(on: Bench) -> dict[str, Any]:
     """The content of `capture.json` (docs/evaluation-files.md)."""
-    return on.once(measure_capture).compute() | {"null": measure_random_capture(on).compute()}
+    null = [measure_random_capture(on, draw).compute() for draw in range(on.config.null_draws)]
+    return on.once(measure_capture).compute() | {"null": null}

@@ -212,7 +212,7 @@ def _compute_apart(bench: LayerBench, planned: PlannedSAE, name: str, on: Bench 
             try:
                 if on is None:
                     sae = open_sae(planned.artefact, workspace).to(bench.device)
-                    on = Bench(bench, planned, sae, ProbeScores(model={}, sae={}))
+                    on = Bench(bench, planned, sae, ProbeScores(model={}, sae=None))
                 with torch.no_grad(), memory_needed(f"{name} of {planned}"):
                     value = imported(evaluation.compute)(on)
             except (CorruptArtefactError, EvaluationError) as error:

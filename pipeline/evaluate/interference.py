@@ -12,16 +12,30 @@ from pipeline.evaluate.reconstruction import measure_reconstruction
 
 def compute(on: Bench) -> dict[str, Any]:
     """The content of `interference.json` (docs/evaluation-files.md)."""
-    pairs, reconstructed = on.once(measure_pairs), float(on.once(measure_reconstruction).reconstructed)
-    fixed, reason = None, None
+    pairs, seen = on.once(measure_pairs), on.once(measure_reconstruction)
+    reconstructed = float(seen.reconstructed)
+    fixed, both, reason = None, None, None
     if isinstance(on.baseline, Missing):
         reason = on.baseline.reason
-    elif pairs.fixed:
-        fixed = relative(pairs.fixed, reconstructed)
-        fixed["same_direction"] = same_direction(on.sae.W_dec_FD, on.baseline.W_dec_FD)
+    elif pairs.beside:
+        fixed = relative(pairs.beside.fixed, reconstructed)
+        fixed["same_direction"] = same_direction(on.sae.W_dec_FD, on.baseline.W_dec_FD, seen.fired_F > 0)
+        both = in_both(
+            relative(pairs.beside.both, reconstructed), relative(pairs.beside.baseline, pairs.beside.reconstructed)
+        )
     if not reconstructed:
         reason = "no latent fires on any held-out row"
-    return {"own": relative(pairs.own, reconstructed), "fixed": fixed, "reason": reason}
+    return {"own": relative(pairs.own, reconstructed), "fixed": fixed, "both": both, "reason": reason}
+
+
+def in_both(of_sae: dict[str, Any], of_baseline: dict[str, Any]) -> dict[str, Any]:
+    """Interference of an SAE and of its baseline on the same pairs, those similar in either, and the first less the second.
+
+    On the pairs of one of the two, the other interferes less by drift alone: its similar latents are elsewhere.
+    """
+    ours, theirs = of_sae["interference"], of_baseline["interference"]
+    change = None if ours is None or theirs is None else ours - theirs
+    return {"pairs": of_sae["pairs"], "interference": ours, "baseline": theirs, "change": change}
 
 
 def relative(terms: CrossTerms, reconstructed: float) -> dict[str, Any]:
@@ -37,6 +51,10 @@ def relative(terms: CrossTerms, reconstructed: float) -> dict[str, Any]:
     }
 
 
-def same_direction(W_dec_FD: torch.Tensor, other_FD: torch.Tensor) -> float:
-    """Mean cosine of the latents of two SAEs that have the same index: how far an index still means the same latent."""
-    return float((W_dec_FD * other_FD).sum(dim=1).mean())
+def same_direction(W_dec_FD: torch.Tensor, other_FD: torch.Tensor, alive_F: torch.Tensor) -> float | None:
+    """Mean cosine of the latents of two SAEs that have the same index: how far an index still means the same latent.
+
+    Only of latents that fire: a dead one does not move. None where none fires.
+    """
+    cosine_N = (W_dec_FD * other_FD).sum(dim=1)[alive_F]
+    return float(cosine_N.mean()) if len(cosine_N) else None

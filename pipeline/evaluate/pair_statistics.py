@@ -3,8 +3,24 @@
 from dataclasses import dataclass
 
 from pipeline.evaluate.bench import Bench, Missing
+from pipeline.evaluate.heldout import Latents
 from pipeline.evaluate.pairs import CofiringPairs, CrossTerms, SimilarPairs, pair_blocks
-from pipeline.evaluate.reconstruction import measure_reconstruction
+from pipeline.evaluate.reconstruction import Reconstruction, measure_reconstruction
+from pipeline.sae.sae import SAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """Sums of an SAE and of the arm `baseline` with the same seed, latents paired by their index."""
+
+    fixed: CrossTerms
+    """Of the SAE, on the baseline's similar pairs."""
+    both: CrossTerms
+    """Of the SAE, on the pairs that are similar in either of the two."""
+    baseline: CrossTerms
+    """Of the baseline, on the same."""
+    reconstructed: float
+    """The baseline's sum over rows of ||x^ - b_dec||^2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,19 +30,34 @@ class PairStatistics:
     cofiring: CofiringPairs
     own: CrossTerms
     """On the SAE's own similar pairs."""
-    fixed: CrossTerms | None
-    """On the similar pairs of the arm `baseline`; None without it."""
+    beside: Beside | None
+    """None without a baseline."""
 
 
 def measure_pairs(on: Bench) -> PairStatistics:
     """Go through the pairs of an SAE's latents on held-out rows."""
     seen, config = on.once(measure_reconstruction), on.config
-    own = CrossTerms(on.sae, SimilarPairs(on.sae.W_dec_FD, config.capture_topk))
-    fixed = None
-    if not isinstance(on.baseline, Missing):
-        fixed = CrossTerms(on.sae, SimilarPairs(on.baseline.W_dec_FD, config.capture_topk))
-    cofiring = CofiringPairs(seen.fired_F, seen.rows, config)
+    similar = SimilarPairs.of(on.sae.W_dec_FD, config.capture_topk)
+    own, cofiring = CrossTerms(on.sae, similar), CofiringPairs(seen.fired_F, seen.rows, config)
+    beside = None if isinstance(on.baseline, Missing) else _beside(on, similar, on.baseline)
     for block in pair_blocks(on.latents.sparse, on.sae.d_sae, on.sae.device):
-        for sums in (own, fixed, cofiring) if fixed else (own, cofiring):
+        for sums in (own, cofiring, *((beside.fixed, beside.both) if beside else ())):
             sums.update(block)
-    return PairStatistics(cofiring=cofiring, own=own, fixed=fixed)
+    return PairStatistics(cofiring=cofiring, own=own, beside=beside)
+
+
+def _beside(on: Bench, similar: SimilarPairs, baseline: SAE) -> Beside:
+    """The baseline's sums, and those of the SAE before its first block."""
+    theirs = SimilarPairs.of(baseline.W_dec_FD, on.config.capture_topk)
+    sums = CrossTerms(baseline, similar | theirs)
+    latents, seen = Latents(baseline, on.layer.rows), Reconstruction(baseline)
+    for x_BD, of_chunk in latents.with_rows():
+        seen.update(x_BD, of_chunk)
+    for block in pair_blocks(latents.sparse, baseline.d_sae, baseline.device):
+        sums.update(block)
+    return Beside(
+        fixed=CrossTerms(on.sae, theirs),
+        both=CrossTerms(on.sae, similar | theirs),
+        baseline=sums,
+        reconstructed=float(seen.reconstructed),
+    )

@@ -5,6 +5,8 @@ Pairs are counted a block of latents at a time: of 16,384 latents, one float32 m
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Self, cast
 
 import torch
 
@@ -22,8 +24,6 @@ BLOCK_BYTES = 64 * 2**20
 """Size of a block's float32 matrix [b, F]: b is 1,024 of 16,384 latents, and all of up to 4,096."""
 MOST_PAIRS = 4.0
 """How many pairs that fire together most are kept, as a multiple of the number of live latents."""
-ROUNDING = 1e-6
-"""Thresholds are lowered by this: a cosine rounds differently in another block, but the k-th pair must stay selected."""
 
 
 @dataclass(frozen=True)
@@ -125,27 +125,75 @@ class CofiringPairs:
         self.by_phi.offer(block, phi_bF.masked_fill_(out_bF | ~phi_bF.isfinite(), -torch.inf))
 
 
-class SimilarPairs:
-    """The pairs that the penalty selects in a decoder: C_ij >= min(t_i, t_j), t_i the k-th largest cosine of row i.
+def topk_mask(direction_ND: torch.Tensor, fraction: float) -> torch.Tensor:
+    """bool [N, N]: row i holds its k = max(1, int(fraction (N - 1))) most similar others, ties to the lower index."""
+    return TopK(direction_ND, [fraction]).level_NN < 1
 
-    k = max(1, int(topk (F - 1))), over all latents as in training, whether they fire or not.
+
+class TopK:
+    """The masks of several fractions at once."""
+
+    def __init__(self, direction_ND: torch.Tensor, fractions: Iterable[float]):
+        latents, device = len(direction_ND), direction_ND.device
+        self.fractions = sorted(set(fractions))
+        k_G = torch.tensor([max(1, int(fraction * (latents - 1))) for fraction in self.fractions], device=device)
+        rank_K = torch.arange(max(0, min(int(k_G[-1]), latents - 1)), device=device)
+        level_K = torch.searchsorted(k_G, rank_K, right=True).to(torch.uint8)
+        self.level_NN = torch.full((latents, latents), len(k_G), dtype=torch.uint8, device=device)
+        """For every ordered pair the index of the first fraction whose mask holds it; after the last if none does."""
+        for block in blocks_of(latents):
+            cosine_bN = direction_ND[block] @ direction_ND.T
+            cosine_bN.diagonal(block.start).fill_(-torch.inf)
+            nearest_bK = cosine_bN.sort(dim=1, descending=True, stable=True).indices[:, : len(rank_K)]
+            self.level_NN[block].scatter_(1, nearest_bK, level_K.expand(len(nearest_bK), -1))
+
+    @cached_property
+    def _chances(self) -> list[float]:
+        latents = len(self.level_NN)
+        held = torch.zeros(len(self.fractions) + 1, dtype=torch.int64, device=self.level_NN.device)
+        for block in blocks_of(latents):
+            either_bN = torch.minimum(self.level_NN[block], self.level_NN[:, block].T)
+            held += torch.bincount(either_bN.flatten(), minlength=len(held))
+        return cast("list[float]", (held[:-1].cumsum(dim=0) / (latents * (latents - 1))).tolist())
+
+    def chance(self, fraction: float) -> float:
+        """Share of all pairs that the union of row and column holds."""
+        return self._chances[self.fractions.index(fraction)]
+
+    def holds(self, pair_P2: torch.Tensor, fraction: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """For pairs (i, j), bool [P] twice: whether j is in the top-K of i, and whether i is in that of j."""
+        level, (i_P, j_P) = self.fractions.index(fraction), pair_P2.T
+        return self.level_NN[i_P, j_P] <= level, self.level_NN[j_P, i_P] <= level
+
+    def union(self, pair_P2: torch.Tensor, fraction: float) -> torch.Tensor:
+        """bool [P]: whether either is in the top-K of the other."""
+        row_P, column_P = self.holds(pair_P2, fraction)
+        return row_P | column_P
+
+
+class SimilarPairs:
+    """The pairs that the penalty selects in a decoder: those of which one is among the k most similar latents of the other.
+
+    k = max(1, int(topk (F - 1))), over all latents as in training, whether they fire or not. Of equal cosines at the edge,
+    which training selects all, the lower indices are taken: whether cosines are equal depends on how they were rounded.
     """
 
-    def __init__(self, W_dec_FD: torch.Tensor, topk: float):
-        self.W_dec_FD = W_dec_FD
-        k = max(1, int(topk * (len(W_dec_FD) - 1)))
-        thresholds: list[torch.Tensor] = []
-        for block in blocks_of(len(W_dec_FD)):
-            cosine_bF = W_dec_FD[block] @ W_dec_FD.T
-            cosine_bF.diagonal(block.start).fill_(-torch.inf)
-            thresholds.append(cosine_bF.topk(k, dim=1).values[:, -1])
-        self.threshold_F = torch.cat(thresholds) - ROUNDING
+    def __init__(self, near_FF: torch.Tensor):
+        self.near_FF = near_FF
+        """bool: which latents are in the top-K of each row's."""
+
+    @classmethod
+    def of(cls, W_dec_FD: torch.Tensor, topk: float) -> Self:
+        """From decoder directions."""
+        return cls(topk_mask(W_dec_FD, topk))
+
+    def __or__(self, other: "SimilarPairs") -> "SimilarPairs":
+        """The pairs that one or the other selects."""
+        return SimilarPairs(self.near_FF | other.near_FF)
 
     def mask(self, block: slice) -> torch.Tensor:
         """bool [b, F]: which pairs of the block's latents and latents of a higher index are selected."""
-        cosine_bF = self.W_dec_FD[block] @ self.W_dec_FD.T
-        threshold_bF = torch.minimum(self.threshold_F[block, None], self.threshold_F)
-        return (cosine_bF >= threshold_bF).triu_(block.start + 1)
+        return (self.near_FF[block] | self.near_FF[:, block].T).triu_(block.start + 1)
 
 
 class CrossTerms:

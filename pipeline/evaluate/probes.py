@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score  # pyright: ignore[reportUnknownVariableType]  # partly untyped
 from torch.nn.functional import linear
 
 Features = dict[str, torch.Tensor]
@@ -46,8 +45,8 @@ class Split:
         indices = torch.split(torch.arange(sum(counts)), counts)
         return cls(torch.cat(list(features.values())), dict(zip(features, indices, strict=True)))
 
-    def problem(self, name: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows [M] of a balanced problem, a class against as many documents of others, and whether each is of the class.
+    def problem(self, name: str, generator: torch.Generator) -> "Problem":
+        """A balanced problem: a class against as many documents of others.
 
         As `prepare_probe_data`: draw equally many documents from every other class, keep as many of them as the class has,
         and shuffle the whole.
@@ -57,26 +56,58 @@ class Split:
         negative = torch.cat([rows[torch.randperm(len(rows), generator=generator)[:each]] for rows in others])
         negative = negative[torch.randperm(len(negative), generator=generator)[: len(positive)]]
         order = torch.randperm(2 * len(positive), generator=generator)
-        return torch.cat([positive, negative])[order], order < len(positive)
+        return Problem(self, torch.cat([positive, negative])[order], order < len(positive))
 
 
-def dense(train: Split, test: Split, name: str, generator: torch.Generator) -> float:
-    """Best test accuracy over the epochs of a linear probe on all features, as `train_probe_gpu`."""
-    rows_M, positive_M = train.problem(name, generator)
-    test_M, test_positive_M = test.problem(name, generator)
-    test_MF = test.features_SF.index_select(0, test_M)
-    probe = LinearProbe(train.features_SF.shape[1], train.features_SF.dtype, generator)
-    labels_M = positive_M.to(train.features_SF.dtype)
-    best, without_gain = 0.0, 0
+@dataclass(frozen=True)
+class Problem:
+    """Documents of one split, and which of them a probe should tell from the others."""
+
+    split: Split
+    rows_M: torch.Tensor
+    """int64: rows of the split's features."""
+    positive_M: torch.Tensor
+    """bool: whether each is of the class."""
+
+    @property
+    def features_MF(self) -> torch.Tensor:
+        """Its features, copied."""
+        return self.split.features_SF.index_select(0, self.rows_M)
+
+    def divided(self, share: float) -> tuple["Problem", "Problem"]:
+        """The first `share` of its documents, and the others: they stand in random order."""
+        at = round(share * len(self.rows_M))
+        return (
+            Problem(self.split, self.rows_M[:at], self.positive_M[:at]),
+            Problem(self.split, self.rows_M[at:], self.positive_M[at:]),
+        )
+
+
+def dense(train: Problem, chosen_on: Problem, test: Problem, generator: torch.Generator) -> torch.Tensor:
+    """Whether a linear probe on all features is right about each test document, bool [M], after its best epoch.
+
+    The best epoch is that of the highest accuracy on `chosen_on`; `train_probe_gpu` chooses it on the test set itself.
+    """
+    watched_MF, test_MF = chosen_on.features_MF, test.features_MF
+    probe = LinearProbe(train.split.features_SF.shape[1], train.split.features_SF.dtype, generator)
+    labels_M = train.positive_M.to(train.split.features_SF.dtype)
+    right_M, best, without_gain = torch.zeros_like(test.positive_M), 0.0, 0
     for _ in range(EPOCHS):
-        for batch_B in torch.split(torch.randperm(len(rows_M), generator=generator), BATCH):
-            probe.step(train.features_SF.index_select(0, rows_M[batch_B]), labels_M[batch_B])
-        logits_M = torch.cat([probe(x_BF) for x_BF in torch.split(test_MF, BATCH)])
-        accuracy = ((logits_M > 0) == test_positive_M).float().mean().item()
-        best, without_gain = (accuracy, 0) if accuracy > best else (best, without_gain + 1)
+        for batch_B in torch.split(torch.randperm(len(train.rows_M), generator=generator), BATCH):
+            probe.step(train.split.features_SF.index_select(0, train.rows_M[batch_B]), labels_M[batch_B])
+        accuracy = accuracy_of(probe.positive(watched_MF) == chosen_on.positive_M)
+        if accuracy > best:
+            right_M, best, without_gain = probe.positive(test_MF) == test.positive_M, accuracy, 0
+        else:
+            without_gain += 1
         if without_gain == PATIENCE:
             break
-    return best
+    return right_M
+
+
+def accuracy_of(right_M: torch.Tensor) -> float:
+    """Share of test documents about which a probe is right, rounded as sae-bench's accuracy of a dense probe."""
+    return right_M.float().mean().item()
 
 
 class LinearProbe:
@@ -93,6 +124,10 @@ class LinearProbe:
         """Logits [B]."""
         return linear(x_BF, self.weight_1F, self.bias_1).squeeze(-1)
 
+    def positive(self, x_MF: torch.Tensor) -> torch.Tensor:
+        """Which documents it takes for those of the class, bool [M]."""
+        return torch.cat([self(x_BF) for x_BF in torch.split(x_MF, BATCH)]) > 0
+
     def step(self, x_BF: torch.Tensor, label_B: torch.Tensor) -> None:
         """One step on the mean binary cross-entropy."""
         error_B1 = torch.sigmoid(self(x_BF)).sub_(label_B).div_(len(label_B))[:, None]
@@ -106,21 +141,26 @@ class LinearProbe:
             part.addcdiv_(first, (second.sqrt() / root).add_(EPSILON), value=-rate)
 
 
-def sparse(train: Split, test: Split, name: str, k: int, generator: torch.Generator) -> float:
-    """Test accuracy of scikit-learn's logistic regression on the k features whose means differ most.
-
-    As `get_top_k_mean_diff_mask` and `train_sklearn_probe`.
-    """
-    rows_M, positive_M = train.problem(name, generator)
-    test_M, test_positive_M = test.problem(name, generator)
-    features_SF = train.features_SF
+def strongest(train: Problem, k: int) -> torch.Tensor:
+    """The k features whose means differ most, int64 in ascending order, as `get_top_k_mean_diff_mask`."""
+    features_SF, rows_M, positive_M = train.split.features_SF, train.rows_M, train.positive_M
     difference_F = (features_SF[rows_M[positive_M]].mean(dim=0) - features_SF[rows_M[~positive_M]].mean(dim=0)).abs()
-    used_K = difference_F.argsort(descending=True)[:k].sort().values
+    return difference_F.argsort(descending=True)[:k].sort().values
+
+
+def sparse(train: Problem, test: Problem, k: int) -> torch.Tensor:
+    """Whether scikit-learn's logistic regression on the `strongest` k features is right about each test document, bool [M].
+
+    As `train_sklearn_probe`.
+    """
+    used_K = strongest(train, k)
     regression = LogisticRegression(max_iter=1000)
     with _one_fit:
-        regression.fit(_columns(train, rows_M, used_K), positive_M.int().numpy())
-    return float(accuracy_score(test_positive_M.int().numpy(), regression.predict(_columns(test, test_M, used_K))))
+        regression.fit(_columns(train, used_K), train.positive_M.int().numpy())
+    predicted = cast("npt.NDArray[np.int32]", regression.predict(_columns(test, used_K)))
+    return torch.from_numpy(predicted).bool() == test.positive_M
 
 
-def _columns(split: Split, rows_M: torch.Tensor, used_K: torch.Tensor) -> npt.NDArray[np.float32]:
-    return cast("npt.NDArray[np.float32]", split.features_SF[rows_M[:, None], used_K].float().numpy())
+def _columns(problem: Problem, used_K: torch.Tensor) -> npt.NDArray[np.float32]:
+    features_SF = problem.split.features_SF
+    return cast("npt.NDArray[np.float32]", features_SF[problem.rows_M[:, None], used_K].float().numpy())

@@ -1,8 +1,9 @@
-"""Probes as sae-bench does: pools documents into features, trains probes on them, draws random numbers in its order.
+"""Pools documents into features as sae-bench does, trains its probes on them, and decides which problems they are given.
 
 F features: latents, or the d_in values of the residual stream itself.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 
 from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate import probes
-from pipeline.evaluate.probes import Features
+from pipeline.evaluate.probes import Features, Split
 
 POOLING_BATCH = 125
 """Documents read at once, and sae-bench's `sae_batch_size`."""
@@ -20,6 +21,8 @@ ENCODED_AT_ONCE = 16
 """Documents encoded at once on a CPU: few, so that their latents stay in its cache. It changes no number."""
 Accuracies = dict[str, dict[str, float]]
 """`all` or the number k of features used, to class name, to test accuracy."""
+TO_TRAIN = 0.8
+"""Share of a problem's training documents that a probe on all features learns from; its epoch is chosen on the others."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +102,64 @@ def check_not_degenerate(dataset: str, train: Features, k_values: Sequence[int])
             )
 
 
-def probe(
-    train_features: Features, test_features: Features, k_values: Sequence[int], generator: torch.Generator
-) -> Accuracies:
-    """Train and test sae-bench's probes on the features of a data set.
+def probe_in_order(train: Split, test: Split, k_values: Sequence[int], generator: torch.Generator) -> Accuracies:
+    """Accuracies of sae-bench's probes on the features of a data set, to its bits.
 
     First the probe on all features, then one for each k, each of them class by class: the order of sae-bench's runs that
-    find cached activations. With a generator of its own, seeded once before the first data set, an SAE's scores depend
-    neither on what ran before nor on what is probed at the same time.
+    find cached activations. It seeds once, before the first data set. How many numbers a probe on all features draws depends
+    on the features, so that the problems after it are other ones for every SAE.
     """
-    train, test = probes.Split.of(train_features), probes.Split.of(test_features)
-    scores: Accuracies = {"all": {name: probes.dense(train, test, name, generator) for name in train.of_class}}
+    scores: Accuracies = {"all": {}}
+    for name in train.of_class:
+        problem, tested = train.problem(name, generator), test.problem(name, generator)
+        scores["all"][name] = probes.accuracy_of(probes.dense(problem, tested, tested, generator))
     for k in k_values:
-        scores[str(k)] = {name: probes.sparse(train, test, name, k, generator) for name in train.of_class}
+        problems = ((name, train.problem(name, generator), test.problem(name, generator)) for name in train.of_class)
+        scores[str(k)] = {name: _share(probes.sparse(problem, tested, k)) for name, problem, tested in problems}
     return scores
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What the probes of a data set found."""
+
+    accuracies: Accuracies
+    """Means over the draws."""
+    of_texts: dict[str, torch.Tensor]
+    """By `all` or k, float64 [S]: what each test document adds to the mean accuracy over classes, which is their sum."""
+
+
+def probe(dataset: str, train: Split, test: Split, k_values: Sequence[int], seed: int, draws: int) -> Probed:
+    """Train and test sae-bench's probes on problems that depend on nothing but `seed`, the data set, the class and the draw.
+
+    Every SAE is given the same problems, so that a difference between two is none of their problems. A draw decides which
+    documents of other classes a class is told from, and the order of all. The probe on all features, which takes longest, is
+    trained in the first draw alone.
+    """
+    sums: dict[str, dict[str, float]] = {k: dict.fromkeys(train.of_class, 0.0) for k in ("all", *map(str, k_values))}
+    of_texts = {k: torch.zeros(len(test.features_SF), dtype=torch.float64) for k in sums}
+    for draw in range(draws):
+        for name in train.of_class:
+            generator = torch.Generator().manual_seed(problem_seed(seed, dataset, name, draw))
+            problem, tested = train.problem(name, generator), test.problem(name, generator)
+            found = {str(k): (probes.sparse(problem, tested, k), draws) for k in k_values}
+            if draw == 0:
+                learnt, chosen_on = problem.divided(TO_TRAIN)
+                found["all"] = probes.dense(learnt, chosen_on, tested, generator), 1
+            for k, (right_M, of) in found.items():
+                sums[k][name] += _share(right_M) / of
+                of_texts[k].index_add_(0, tested.rows_M, right_M.double() / (of * len(right_M) * len(train.of_class)))
+    return Probed(sums, of_texts)
+
+
+def problem_seed(seed: int, dataset: str, name: str, draw: int) -> int:
+    """The seed of a class's problem in one draw."""
+    digest = hashlib.sha256("\0".join((str(seed), dataset, name, str(draw))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _share(right_M: torch.Tensor) -> float:
+    return right_M.double().mean().item()
 
 
 def by_dataset(results: Mapping[str, Accuracies]) -> dict[str, dict[str, float]]:

@@ -26,6 +26,8 @@ class Reconstruction:
         self.rows = 0
         zero = partial(torch.zeros, dtype=torch.float64, device=sae.device)
         self.squared_error, self.squared_norm, self.cosine = zero(()), zero(()), zero(())
+        self.directed = torch.zeros((), dtype=torch.int64, device=sae.device)
+        """Rows that are not 0, which have a direction; a synthetic model draws some that are."""
         self.reconstructed = zero(())
         """Sum over rows of ||x^ - b_dec||^2."""
         self.sum_D = zero(d_in)
@@ -38,7 +40,10 @@ class Reconstruction:
         self.squared_error += (x_BD - reconstructed_BD).square().sum(dtype=torch.float64)
         self.squared_norm += x_BD.square().sum(dtype=torch.float64)
         self.reconstructed += (reconstructed_BD - self.sae.b_dec_D).square().sum(dtype=torch.float64)
-        self.cosine += torch.nn.functional.cosine_similarity(x_BD, reconstructed_BD).sum(dtype=torch.float64)
+        directed_B = x_BD.any(dim=1)
+        self.directed += directed_B.sum()
+        cosine_B = torch.nn.functional.cosine_similarity(x_BD, reconstructed_BD)
+        self.cosine += cosine_B[directed_B].sum(dtype=torch.float64)
         self.sum_D += x_BD.sum(dim=0, dtype=torch.float64)
         self.fired_F += latents.fired_F()
 
@@ -51,10 +56,10 @@ class Reconstruction:
         """The metrics, over all rows seen.
 
         fvu: squared error over variance around the mean row, 0 is perfect and 1 is predicting the mean; explained_variance
-        is 1 - fvu. cosine: mean cosine of row and reconstruction. l0: mean number of latents that fire on a row.
-        dead_fraction: share of latents that fire on no row. max_decoder_cosine: mean over latents of the largest cosine to
-        another latent's decoder direction. density, decoder_cosine: histograms. Raises DegenerateSAEError when
-        reconstructions are not finite.
+        is 1 - fvu. cosine: mean cosine of row and reconstruction, of rows that are not 0. l0: mean number of latents that
+        fire on a row. dead_fraction: share of latents that fire on no row. max_decoder_cosine: mean over latents of the
+        largest cosine to another latent's decoder direction. density, decoder_cosine: histograms. Raises DegenerateSAEError
+        when reconstructions are not finite.
         """
         if not self.squared_error.isfinite():
             raise DegenerateSAEError("its reconstructions of held-out rows are not finite")
@@ -76,7 +81,7 @@ class Reconstruction:
 
 
 METRICS: dict[str, Callable[[Reconstruction], float]] = {
-    "cosine": lambda seen: float(seen.cosine / seen.rows),
+    "cosine": lambda seen: float(seen.cosine / seen.directed.clamp(min=1)),
     "l0": lambda seen: seen.l0,
     "dead_fraction": lambda seen: float((seen.fired_F == 0).double().mean()),
 }

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportUnknownVariableType]
 
 from pipeline.evaluate.bench import Bench
-from pipeline.evaluate.capture import topk_mask
+from pipeline.evaluate.pairs import topk_mask
 from pipeline.models.synthetic import NO_PARENT, GroundTruth
 from pipeline.runtime.devices import CPU
 from pipeline.sae.sae import SAE

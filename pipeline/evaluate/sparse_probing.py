@@ -10,15 +10,23 @@ from typing import Any
 from pipeline.errors import DegenerateSAEError
 from pipeline.evaluate.bench import Bench
 from pipeline.evaluate.probing import POOLING_BATCH, Accuracies, by_dataset, overall
+from pipeline.evaluate.tasks import Probing
 from pipeline.runtime.compatibility import importing_sae_bench
 from pipeline.study.plan import Plan
 
 
 def compute(on: Bench) -> dict[str, Any]:
     """The content of `sparse_probing.json`. Raises DegenerateSAEError for an SAE that cannot be probed."""
-    if isinstance(on.scores.sae, DegenerateSAEError):
-        raise on.scores.sae
-    return saebench_output(on.scores.model, on.scores.sae, eval_config(on.layer.plan), on.sae_config)
+    return saebench_output(on.scores.model, probed(on).scores, eval_config(on.layer.plan), on.sae_config)
+
+
+def probed(on: Bench) -> Probing:
+    """What the probes found. Raises DegenerateSAEError for an SAE that cannot be probed."""
+    found = on.scores.sae
+    if isinstance(found, DegenerateSAEError):
+        raise found
+    assert found is not None
+    return found
 
 
 def eval_config(plan: Plan) -> dict[str, Any]:

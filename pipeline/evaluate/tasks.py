@@ -1,7 +1,7 @@
 """Runs the probe tasks of one layer, on the model itself and on several SAEs at once.
 
-The texts of a data set are read once for all SAEs that are probed together. Each SAE has its own random numbers, so that its
-scores do not depend on the SAEs beside it. On a CPU each SAE has one thread, and torch none of its own: with operations this
+The texts of a data set are read once for all SAEs that are probed together. No SAE's random numbers depend on those beside
+it. On a CPU each SAE has one thread, and torch none of its own: with operations this
 small, its threads mostly wait for each other. On a GPU the SAEs encode one after the other. Their probes are trained on the
 CPU all the same, to sae-bench's bits: a probe is thousands of steps on 250 rows, which a GPU takes longer to launch.
 """
@@ -19,7 +19,7 @@ import torch
 
 from pipeline.errors import DegenerateSAEError, InterruptedRunError
 from pipeline.evaluate import probing
-from pipeline.evaluate.probes import Features
+from pipeline.evaluate.probes import Features, Split
 from pipeline.evaluate.probing import Accuracies
 from pipeline.runtime.devices import CPU
 from pipeline.runtime.interrupt import stop_requested
@@ -27,7 +27,8 @@ from pipeline.runtime.memory import free_memory
 from pipeline.runtime.threads import one_thread, single_threads
 from pipeline.sae.sae import SAE
 from pipeline.store.batches import ahead
-from pipeline.store.documents import SPLITS, Documents, Split
+from pipeline.store.documents import SPLITS, Documents
+from pipeline.store.documents import Split as SplitName
 
 SHARE = 0.5
 """Share of the free memory that SAEs probed at once may take."""
@@ -42,6 +43,15 @@ Scores = dict[str, Accuracies]
 """By data set."""
 
 
+@dataclass(frozen=True)
+class Probing:
+    """What the probes of all data sets found."""
+
+    scores: Scores
+    of_texts: dict[str, dict[str, torch.Tensor]]
+    """By data set and by `all` or k, what each test document adds to the data set's score; empty in sae-bench's order."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeTasks:
     """Data sets by name, and the settings of their probes."""
@@ -49,6 +59,8 @@ class ProbeTasks:
     documents: Mapping[str, Documents]
     k_values: Sequence[int]
     seed: int
+    draws: int
+    """Draws of every problem; 0 for one in sae-bench's order of random numbers."""
     device: torch.device = CPU
     """Where documents are encoded."""
 
@@ -63,21 +75,21 @@ class ProbeTasks:
 
     def of_model(self) -> Scores:
         """Scores of the residual stream itself."""
-        (scores,) = self._scores([None])
-        if isinstance(scores, DegenerateSAEError):
-            raise scores
-        return scores
+        (found,) = self._found([None])
+        if isinstance(found, DegenerateSAEError):
+            raise found
+        return found.scores
 
-    def of_saes(self, saes: Sequence[SAE]) -> list[Scores | DegenerateSAEError]:
-        """The scores of each SAE, or why it could not be probed. Raises InterruptedRunError when asked to stop."""
-        return self._scores(saes)
+    def of_saes(self, saes: Sequence[SAE]) -> list[Probing | DegenerateSAEError]:
+        """What was found of each SAE, or why it could not be probed. Raises InterruptedRunError when asked to stop."""
+        return self._found(saes)
 
     @cached_property
     def threads(self) -> ThreadPoolExecutor:
         """The same threads for every group: glibc keeps freed memory per thread, and new threads would keep more."""
         return single_threads()
 
-    def _scores(self, encoders: Sequence[SAE | None]) -> list[Scores | DegenerateSAEError]:
+    def _found(self, encoders: Sequence[SAE | None]) -> list[Probing | DegenerateSAEError]:
         probed = [_Probed(sae, torch.Generator().manual_seed(self.seed)) for sae in encoders]
         with one_thread():
             for name, documents in self.documents.items():
@@ -85,7 +97,7 @@ class ProbeTasks:
                     break
                 train, test = (self._pooled(documents, split, sound) for split in SPLITS)
                 list(self.threads.map(partial(self._probe, name), sound, train, test))
-        return [one.refused or one.scores for one in probed]
+        return [one.refused or one.found for one in probed]
 
     def _probe(self, dataset: str, probed: "_Probed", train: Features, test: Features) -> None:
         if probed.sae:
@@ -94,9 +106,14 @@ class ProbeTasks:
             except DegenerateSAEError as error:
                 probed.refused = error
                 return
-        probed.scores[dataset] = probing.probe(train, test, self.k_values, probed.generator)
+        rows = Split.of(train), Split.of(test)
+        if not self.draws:
+            probed.found.scores[dataset] = probing.probe_in_order(*rows, self.k_values, probed.generator)
+            return
+        found = probing.probe(dataset, *rows, self.k_values, self.seed, self.draws)
+        probed.found.scores[dataset], probed.found.of_texts[dataset] = found.accuracies, found.of_texts
 
-    def _pooled(self, documents: Documents, split: Split, probed: Sequence["_Probed"]) -> list[Features]:
+    def _pooled(self, documents: Documents, split: SplitName, probed: Sequence["_Probed"]) -> list[Features]:
         """The features of every SAE on the documents of a split, each of which is read once."""
         stop = stop_requested()
         each: Callable[..., Iterable[Any]] = cast("Any", self.threads.map if self.device.type == "cpu" else map)
@@ -116,5 +133,6 @@ class _Probed:
 
     sae: SAE | None
     generator: torch.Generator
-    scores: Scores = field(default_factory=dict[str, Accuracies])
+    """Draws in sae-bench's order."""
+    found: Probing = field(default_factory=lambda: Probing({}, {}))
     refused: DegenerateSAEError | None = None

@@ -39,7 +39,7 @@ RANDOM = Metric(
         "random",
         "Random",
         "The rate of an untrained SAE with random directions, encoder and decoder tied, at the same L0; from 0 to 1, the "
-        "second null of BPCR, because similar directions fire together by geometry alone.",
+        "second null of BPCR, because similar directions fire together by geometry alone; mean over several draws.",
     ),
     three,
     Group.rates,
@@ -95,6 +95,15 @@ CAPTURE: list[Column] = [
             "Phi, union",
             "BPCR where the pairs are those of the largest phi coefficients, which correct for how often each latent "
             "fires; from 0 to 1, not a score.",
+        ),
+    ),
+    _rate(
+        "random_tied_std",
+        "random, sd",
+        Term(
+            "random-sd",
+            "Random, sd",
+            "Standard deviation of Random between draws of random directions; a difference to Random below it says nothing.",
         ),
     ),
     *(Column(("bpcr", name)) for name in ("phi_chance", "phi_lift", "phi_random_tied")),

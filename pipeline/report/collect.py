@@ -77,6 +77,7 @@ def _results(plan: Plan, workspace: Workspace, seen: "_Seen", evaluated: list[Pl
         training=_training(plan, workspace),
         arms=_arms(plan),
         k_values=experiment.evaluate.k_values,
+        worth=experiment.worth,
         rows=tuple(rows),
         curves=tuple(_curve(sae, seen) for sae in evaluated if isinstance(sae, TrainedSAE)),
         missing=tuple(str(sae) for sae in plan.saes if sae not in evaluated),
@@ -148,7 +149,7 @@ def _arms(plan: Plan) -> tuple[Arm, ...]:
         if name not in trained:
             return Arm(arm=name, run=None, question=None, base=None)
         arm = known[name]
-        return Arm(arm=name, run=arm.run, question=arm.question, base=None if name == "full" else arm.base)
+        return Arm(arm=name, run=arm.run, question=arm.question, base=None if name == "full" else arm.against)
 
     return tuple(described(name) for name in dict.fromkeys(sae.arm for sae in plan.saes))
 

@@ -1,13 +1,15 @@
 """Defines what an entry of the table of metrics consists of, and reads its values from rows."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from enum import StrEnum
 from statistics import stdev
 from typing import Any, Literal
 
 from pipeline.report.results import Row
 from pipeline.report.text import signed
+from pipeline.study.sections import Worth
 
 
 class Group(StrEnum):
@@ -63,8 +65,14 @@ class Planned:
     """Marks a metric by which the study was planned to compare arms."""
 
     heading: str
-    worth: float | None = None
-    """A difference that would matter. The verdict says how many seeds it would need, and how many the observed one would."""
+    worth_of: str
+    """Field of the experiment's section [worth]."""
+    worth: float = math.nan
+    """The difference that would matter, as that field of a study says."""
+
+    def of_study(self, worth: Worth) -> "Planned":
+        """The same with the study's value."""
+        return replace(self, worth=getattr(worth, self.worth_of))
 
 
 @dataclass(frozen=True)

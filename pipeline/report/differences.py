@@ -14,7 +14,8 @@ from pipeline.report.columns import Column, Group, Metric, mean
 from pipeline.report.frontier import Along, Pair, pairs
 from pipeline.report.metrics import L0, compared
 from pipeline.report.results import Difference, Results, Row
-from pipeline.report.statistics import FEWEST_POOLED, Paired, holm, least_found, paired, pooled
+from pipeline.report.statistics import FEWEST_POOLED, Paired, holm, least_found, paired, pooled, with_variance
+from pipeline.report.text_noise import ProbeTexts
 from pipeline.report.verdicts import ALPHA, dominated, verdict
 
 REFERENCES = ("full", "no-contrast", "baseline")
@@ -31,15 +32,15 @@ def differences(results: Results) -> list[Difference]:
     references = [arm for arm in bases if arm in REFERENCES or arm in bases.values()]
     metrics = {metric.name: metric for metric in compared(results)}
     for layer in dict.fromkeys(row.layer for row in results.rows):
-        rows, tasks = results.whole_layer(layer), [task.name for task in results.tasks]
+        rows, tasks, texts = results.whole_layer(layer), [task.name for task in results.tasks], ProbeTexts()
         for metric in metrics.values():
             taken = [
-                _taken(rows, tasks, metric, arm, reference, planned=_planned(metric, arm, reference, bases))
+                _taken(rows, tasks, texts, metric, arm, reference, planned=_planned(metric, arm, reference, bases))
                 for reference in references
                 for arm in bases
                 if arm != reference
             ]
-            found += _together(taken)
+            found += map(_widened, _together(taken))
     return _judged(found, metrics)
 
 
@@ -49,7 +50,14 @@ def _planned(metric: Metric, arm: str, reference: str, bases: Mapping[str, str |
 
 
 def _taken(
-    rows: Sequence[Row], tasks: Sequence[str], metric: Metric, arm: str, reference: str, *, planned: bool
+    rows: Sequence[Row],
+    tasks: Sequence[str],
+    texts: ProbeTexts,
+    metric: Metric,
+    arm: str,
+    reference: str,
+    *,
+    planned: bool,
 ) -> tuple[Difference, dict[int, float]]:
     """A difference, tested by itself, and its value in each seed."""
     measured = [pair for pair in pairs(rows, arm, reference) if pair.values(metric)]
@@ -58,6 +66,7 @@ def _taken(
     found = paired([*by_seed.values()]) if by_seed else None
     errors = [each.error for each in values.values() if each.error is not None]
     by_task = _tasks(measured, metric, tasks)
+    variance = texts.variance(measured, metric.path[-1]) if metric.group == Group.probing else None
     l0_ratio = _l0_ratio(measured) if metric.caveat else None
     size = mean([abs(each.theirs) for each in values.values()]) if values else 0.0
     entry = Difference(
@@ -75,6 +84,7 @@ def _taken(
         interpolation_error=mean(errors) if errors else None,
         tasks=len(by_task) or None,
         tasks_higher=sum(change > 0 for change in by_task) if by_task else None,
+        text_error=None if variance is None else math.sqrt(variance),
         failed=sum(row.arm in (arm, reference) and row.degenerate is not None for row in rows),
     )
     return entry, by_seed
@@ -95,9 +105,20 @@ def _together(taken: Sequence[tuple[Difference, dict[int, float]]]) -> list[Diff
             continue
         found = pooled([values for _, values in whole])
         for (entry, _), tested in zip(whole, found.arms, strict=True):
-            changes: dict[str, Any] = {"spread_ratio": found.ratio} | (_tested_by(tested) if found.pooled else {})
+            changes: dict[str, Any] = {"spread_ratio": found.ratio, "skewed": found.skewed} | (
+                _tested_by(tested) if found.pooled else {}
+            )
             changed[entry.arm, reference] = entry.model_copy(update=changes)
     return [changed.get((entry.arm, entry.reference), entry) if entry.planned else entry for entry, _ in taken]
+
+
+def _widened(entry: Difference) -> Difference:
+    """A difference with the part of its error that comes from the test texts."""
+    if entry.text_error is None or entry.difference is None:
+        return entry
+    known = {name: getattr(entry, name) for name in ("sd", "df", "low", "high", "p")}
+    found = with_variance(Paired(n=entry.seeds, mean=entry.difference, **known), entry.text_error**2)
+    return entry.model_copy(update=_tested_by(found))
 
 
 def _means(measured: Sequence[Pair], column: Column) -> tuple[float, float] | None:

@@ -37,6 +37,11 @@ class Pair(Protocol):
         """A metric of both; None where one has none."""
         ...
 
+    @property
+    def weights(self) -> list[tuple[Row, float]]:
+        """The difference as a weighted sum over SAEs, with straight lines between those of a frontier."""
+        ...
+
 
 @dataclass(frozen=True)
 class Single:
@@ -55,6 +60,11 @@ class Single:
         known: tuple[float | None, float | None] = (column.of(self.ours), column.of(self.theirs))
         ours, theirs = known
         return None if ours is None or theirs is None else Values(ours=ours, theirs=theirs)
+
+    @property
+    def weights(self) -> list[tuple[Row, float]]:
+        """One minus the other."""
+        return [(self.ours, 1.0), (self.theirs, -1.0)]
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,12 @@ class Along:
         (ours, ours_straight), (theirs, theirs_straight) = one, other
         error = abs((ours - theirs) - (ours_straight - theirs_straight))
         return Values(ours=ours, theirs=theirs, error=error)
+
+    @property
+    def weights(self) -> list[tuple[Row, float]]:
+        """The weights of straight lines through each frontier."""
+        ours, theirs = self.ours.weights(self.levels), self.theirs.weights(self.levels)
+        return [*zip(self.ours.rows, ours, strict=True), *zip(self.theirs.rows, [-each for each in theirs], strict=True)]
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,12 @@ class Frontier:
         at, known = np.log(np.array(levels)), np.array(values, dtype=np.float64)
         cubic = cast("npt.NDArray[np.float64]", PchipInterpolator(self.log_l0, known)(at))  # scipy is untyped
         return float(cubic.mean()), float(np.interp(at, self.log_l0, known).mean())
+
+    def weights(self, levels: Sequence[float]) -> list[float]:
+        """The weight of each SAE in the mean over L0 by straight lines."""
+        at = np.log(np.array(levels, dtype=np.float64))
+        units = ([float(row is other) for other in self.rows] for row in self.rows)
+        return [float(np.interp(at, self.log_l0, np.array(unit)).mean()) for unit in units]
 
 
 def pairs(rows: Sequence[Row], arm: str, reference: str) -> Iterator[Pair]:

@@ -1,6 +1,7 @@
 """Holds the table of metrics. Page, glossary, files and terminal take their columns from its entries."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from pipeline.report.capture_metrics import CAPTURE
 from pipeline.report.columns import Brief, Caveat, Column, Family, Group, Metric, Planned, Term
@@ -21,7 +22,7 @@ FVU = Metric(
     three,
     Group.reconstruction,
     better="lower",
-    planned=Planned("FVU", worth=0.01),
+    planned=Planned("FVU", "fvu"),
     caveat=Caveat.equal_l0,
     pareto="FVU",
     brief=Brief("FVU"),
@@ -63,7 +64,7 @@ SAME_DIRECTION = Metric(
 
 def probing(ks: Sequence[str], tasks: Sequence[str]) -> Iterator[Column]:  # noqa: ARG001 - a Family takes both
     """Sparse probing accuracy for each number of latents, then the model's own."""
-    planned = {k: Planned(f"Sparse probing, k = {k}", worth=0.01) for k in ("1", "5")}
+    planned = {k: Planned(f"Sparse probing, k = {k}", "sparse_probing") for k in ("1", "5")}
     for k in ks:
         brief = Brief(f"top {k}") if k in (ks[0], ks[-2]) else None  # the smallest and the largest; the last is "all"
         yield Metric(
@@ -220,7 +221,7 @@ METRICS: list[Column | Family] = [
         three,
         Group.pairs,
         better="lower",
-        planned=Planned("Interference, own pairs"),
+        planned=Planned("Interference, own pairs", "interference"),
         caveat=Caveat.near_l0,
         pareto="Interference on own pairs",
     ),
@@ -236,6 +237,20 @@ METRICS: list[Column | Family] = [
         better="lower",
     ),
     Column(("interference", "fixed", "co_activation")),
+    Metric(
+        ("interference", "both", "change"),
+        "beside baseline",
+        Term(
+            "beside-baseline",
+            "Interference beside the baseline’s",
+            "Interference less that of the baseline of the same seed, both on the pairs that are similar in either of the "
+            "two: on the pairs of one alone, the other has less by drift. No unit; below 0 is less than the baseline.",
+        ),
+        three,
+        Group.geometry,
+        better="lower",
+    ),
+    *(Column(("interference", "both", name)) for name in ("pairs", "interference", "baseline")),
     SAME_DIRECTION,
     *CAPTURE,
     Metric(("ground_truth", "features", "all", "recovered"), "found", FOUND, three, Group.truth, better="higher"),
@@ -246,7 +261,7 @@ METRICS: list[Column | Family] = [
         three,
         Group.truth,
         better="higher",
-        planned=Planned("True features found, one latent to each", worth=0.01),
+        planned=Planned("True features found, one latent to each", "true_features"),
         brief=Brief("found"),
     ),
     Metric(
@@ -270,7 +285,7 @@ METRICS: list[Column | Family] = [
         three,
         Group.truth,
         better="lower",
-        planned=Planned("Parents silent beside their child (absorption)", worth=0.01),
+        planned=Planned("Parents silent beside their child (absorption)", "absorption"),
         brief=Brief("silent", digits=2),
     ),
     Metric(
@@ -325,5 +340,11 @@ def measured(results: Results) -> list[Metric]:
 
 
 def compared(results: Results) -> list[Metric]:
-    """The measured metrics whose differences between arms are taken: not of L0 where it is made equal."""
-    return [metric for metric in measured(results) if metric.compared and not (metric is L0 and results.levels)]
+    """The measured metrics whose differences between arms are taken: not of L0 where it is made equal.
+
+    Planned ones know which difference matters to the study.
+    """
+    found = (metric for metric in measured(results) if metric.compared and not (metric is L0 and results.levels))
+    return [
+        replace(metric, planned=metric.planned.of_study(results.worth)) if metric.planned else metric for metric in found
+    ]

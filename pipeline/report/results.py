@@ -12,6 +12,7 @@ from pipeline.report.latents import Browsing, Examples, ExamplesOf
 from pipeline.report.record import Frozen
 from pipeline.study.recipe import TrainConfig
 from pipeline.study.reports import MadeOf
+from pipeline.study.sections import Worth
 
 Number = int | float
 """As the file has it: pydantic keeps an int an int in this union."""
@@ -70,10 +71,11 @@ class Capture(Measured):
 
 
 class Interference(Frozen):
-    """Interference on an SAE's own pairs and on those of its baseline (`fixed`)."""
+    """Interference on an SAE's own pairs, on those of its baseline (`fixed`), and of both on those of either (`both`)."""
 
     own: Numbers | None
     fixed: Numbers | None
+    both: Numbers | None
     reason: str | None
 
 
@@ -138,6 +140,8 @@ class Row(Frozen, extra="allow"):
     """The same probes on the model's own activations."""
     sparse_probing_by_task: dict[str, Accuracies] | None = None
     llm_probing_by_task: dict[str, Accuracies] | None = None
+    probe_texts: dict[str, dict[str, str]] | None = Field(default=None, exclude=True)
+    """By task and number of latents what each test text adds to the accuracy, as text (docs/evaluation-files.md)."""
     bpcr: Capture | None = None
     ground_truth: Recovered | None = None
     examples: Examples | None = Field(default=None, exclude=True)
@@ -204,7 +208,8 @@ class Difference(Frozen):
     seeds: int
     difference: float | None
     sd: float | None
-    """Standard deviation of the difference between seeds; pooled over the arms where `spread_ratio` allows it."""
+    """Standard deviation of the difference between seeds; pooled over the arms where `spread_ratio` allows it. In probing,
+    `text_error` is part of it."""
     df: float | None
     low: float | None
     high: float | None
@@ -218,10 +223,14 @@ class Difference(Frozen):
     """The largest difference that `l0_ratio` alone could make. p_holm asks whether there is more."""
     interpolation_error: float | None = None
     """How much of the difference depends on the form of the interpolation, mean over seeds."""
+    text_error: float | None = None
+    """Standard error of a difference in probing that comes from the test texts, whatever the number of seeds."""
     failed: int = 0
     """Degenerate SAEs of the two arms; their seeds are in no difference."""
     spread_ratio: float | None = None
     """Largest over smallest standard deviation of the arms that are tested together; None where each is tested alone."""
+    skewed: bool = False
+    """Whether seeds stray further to one side in the arms that are tested together: `low` and `high` may be too close."""
     p_holm: float | None = None
     """This and the rest are None unless the difference was planned."""
     family: int | None = None
@@ -240,6 +249,7 @@ class Arm(Frozen):
     question: str | None
     """The question that the arm's difference to `base` answers; None for SAEs that others trained, which are in none."""
     base: str | None
+    """The arm that it is compared with."""
 
 
 class Task(Frozen):
@@ -308,6 +318,8 @@ class Results(Frozen):
     training: Training
     arms: tuple[Arm, ...]
     k_values: tuple[int, ...]
+    worth: Worth = Worth()
+    """The differences that matter."""
     rows: tuple[Row, ...]
     curves: tuple[Curve, ...]
     missing: tuple[str, ...]

@@ -3,7 +3,8 @@
 Each takes the parsed file (docs/evaluation-files.md) and returns fields of `results.Row`; metrics are paths into them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import stdev
 from typing import Any
 
 File = Mapping[str, Any]
@@ -26,21 +27,32 @@ def ground_truth(file: File) -> Fields:
 
 def capture(file: File) -> Fields:
     """The rates with both nulls, at the K and q of the study and along both curves."""
-    null: File = file["null"]
+    nulls: Sequence[File] = file["null"]
     permuted: File = file["permuted"] or {}
 
-    def curve(name: str, along: str) -> list[Fields]:
-        of_null = {point[along]: point["union"] for point in null[name]}
+    def points(curve: str, along: str) -> list[Fields]:
         return [
-            {along: point[along], "union": point["union"], "chance": point["chance"], "random_tied": of_null[point[along]]}
-            for point in file[name]
+            {name: point[name] for name in (along, "union", "chance")}
+            | {"random_tied": _mean([null[curve][number]["union"] for null in nulls])}
+            for number, point in enumerate(file[curve])
         ]
 
-    rates = {name: file[name] for name in RATES} | {"random_tied": null["union"]}
+    rates = {name: file[name] for name in RATES} | {"random_tied": _mean([null["union"] for null in nulls])}
+    rates |= {"random_tied_std": _spread([null["union"] for null in nulls])}
     rates |= {"permuted": permuted.get("mean"), "permuted_std": permuted.get("std")}
     rates |= {f"phi_{name}": file["phi"][name] for name in ("union", "chance", "lift")}
-    rates |= {"phi_random_tied": null["phi"]["union"]}
-    return {"bpcr": rates | {"by_topk": curve("by_topk", "topk"), "by_pairs": curve("by_pairs", "q")}}
+    rates |= {"phi_random_tied": _mean([null["phi"]["union"] for null in nulls])}
+    return {"bpcr": rates | {"by_topk": points("by_topk", "topk"), "by_pairs": points("by_pairs", "q")}}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _spread(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return stdev(known) if len(known) == len(values) else None
 
 
 def interference(file: File) -> Fields:
@@ -90,6 +102,11 @@ def sparse_probing(file: File) -> Fields:
         "sparse_probing_by_task": {name: _by_k(detail, "sae") for name, detail in details.items()},
         "llm_probing_by_task": {name: _by_k(detail, "llm") for name, detail in details.items()},
     }
+
+
+def probe_texts(file: File) -> Fields:
+    """What each text adds, by data set and number of latents; nothing where SAEs got different problems."""
+    return {"probe_texts": file["datasets"] or None}
 
 
 def _by_k(metrics: Mapping[str, Any], who: str) -> dict[str, float]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -17,6 +18,10 @@ FEWEST_POOLED = 3
 """Arms beside their reference, and seeds, from which their variance is pooled. Simulated from there on (docs/method.md)."""
 UNEQUAL = 0.1
 """Level of the test whether one arm varies more than the others, in which case nothing is pooled."""
+UNEVEN = 0.05
+"""Level of the test whether seeds stray further to one side."""
+FEWEST_SKEWED = 8
+"""Values from which on that test exists (scipy)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,20 @@ def _student(n: int, mean: float, sd: float, df: float) -> Paired:
     return Paired(n=n, mean=mean, sd=sd, df=df, low=float(low), high=float(high), p=p)
 
 
+def with_variance(found: Paired, variance: float) -> Paired:
+    """The same with a `variance` of the mean added that the spread between seeds does not hold, known to many degrees.
+
+    The degrees of freedom are Satterthwaite's: (sum of variances)^2 over each variance^2 by its degrees, of which the added
+    one's are taken as infinite. They grow where few seeds vary little by chance, so that the interval is never narrower than
+    it was.
+    """
+    if not found.sd or not found.df:
+        return found
+    widened = (found.sd**2 + found.n * variance) ** 0.5
+    wide = _student(found.n, found.mean, widened, found.df * (widened / found.sd) ** 4)
+    return wide if (wide.high or 0) > (found.high or 0) else found
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pooled:
     """Several arms minus one reference, in the same seeds."""
@@ -62,6 +81,8 @@ class Pooled:
     """Largest over smallest standard deviation of an arm about the common effects of the seeds."""
     pooled: bool
     """False where one arm varies so much more than the others that each is tested by its own differences."""
+    skewed: bool
+    """True where seeds stray further to one side: Student's interval may then be too narrow."""
 
 
 def pooled(differences: Sequence[Sequence[float]]) -> Pooled:
@@ -79,13 +100,26 @@ def pooled(differences: Sequence[Sequence[float]]) -> Pooled:
     small = 1e-24 * float((y_As**2).max())
     ratio = float((own_A.max() / max(own_A.min(), small)) ** 0.5) if mean_square > small else 1.0
     others_A = (own_A.sum() - own_A) / (arms - 1)
+    skewed = mean_square > small and _skewed(rest_As)
     critical = float(stats.f.isf(UNEQUAL / arms, seeds - 1, df - (seeds - 1)))
     if mean_square <= small or float((own_A / np.maximum(others_A, small)).max()) > critical:
-        return Pooled(arms=tuple(map(paired, differences)), ratio=ratio, pooled=False)
+        return Pooled(arms=tuple(map(paired, differences)), ratio=ratio, pooled=False, skewed=skewed)
     sd_A = np.sqrt(np.maximum(2 * mean_square, own_A[1:] + own_A[0]))
     means = y_As[1:].mean(axis=1)
     found = (_student(seeds, float(mean), float(sd), df) for mean, sd in zip(means, sd_A, strict=True))
-    return Pooled(arms=tuple(found), ratio=ratio, pooled=True)
+    return Pooled(arms=tuple(found), ratio=ratio, pooled=True, skewed=skewed)
+
+
+def _skewed(rest_As: npt.NDArray[np.float64]) -> bool:
+    """D'Agostino's test (1970) at UNEVEN: of what is left of all arms together, and of each where there are seeds enough."""
+    arms, seeds = rest_As.shape
+    together = _straying(rest_As.ravel()) if rest_As.size >= FEWEST_SKEWED else 1.0
+    each = min(map(_straying, rest_As)) if seeds >= FEWEST_SKEWED else 1.0
+    return together < UNEVEN or each < UNEVEN / arms
+
+
+def _straying(values: npt.NDArray[np.float64]) -> float:
+    return float(cast("float", stats.skewtest(values).pvalue))  # scipy is untyped
 
 
 def over_pairs(values: Sequence[float]) -> Paired:

@@ -53,16 +53,16 @@ def verdict(entry: Difference, metric: Metric) -> tuple[Outcome, str]:
     if better and entry.failed:
         return "not judged", f"Better where both finished, but {_saes(entry.failed)} failed: not told."
     word: Outcome = "better" if better else "worse"
-    return word, f"{word.capitalize()}{_beyond(entry, metric)}.{_dominance(entry, metric)}{_failures(entry)}"
+    return word, f"{word.capitalize()}{_beyond(entry, metric)}.{_dominance(entry, metric)}{_remarks(entry)}"
 
 
 def _beyond(entry: Difference, metric: Metric) -> str:
-    worth, ends = metric.planned.worth if metric.planned else None, simultaneous(entry)
-    if worth is None or ends is None:
+    worth, ends = _worth(metric), simultaneous(entry)
+    if ends is None:
         return ""
     if min(abs(end) for end in ends) > worth and ends[0] * ends[1] > 0:
-        return f" by more than {_worth(metric)}"
-    return f", by less than {_worth(metric)}" if max(abs(end) for end in ends) < worth else ""
+        return f" by more than {_shown(worth, metric)}"
+    return f", by less than {_shown(worth, metric)}" if max(abs(end) for end in ends) < worth else ""
 
 
 def _dominance(entry: Difference, metric: Metric) -> str:
@@ -73,8 +73,10 @@ def _dominance(entry: Difference, metric: Metric) -> str:
     return f" L0 differs by {more}, which alone would have made it {'better' if worse else 'worse'}."
 
 
-def _failures(entry: Difference) -> str:
-    return f" {_saes(entry.failed).capitalize()} failed." if entry.failed else ""
+def _remarks(entry: Difference) -> str:
+    failures = f" {_saes(entry.failed).capitalize()} failed." if entry.failed else ""
+    skew = " Seeds stray to one side here, so this is less sure than it says." if entry.skewed else ""
+    return failures + skew
 
 
 def _not_told(entry: Difference, metric: Metric) -> tuple[Outcome, str]:
@@ -86,18 +88,22 @@ def _not_told(entry: Difference, metric: Metric) -> tuple[Outcome, str]:
         direction = "Higher" if entry.difference > 0 else "Lower"
         at = f"{direction}, but at another L0 ({change}), which alone can make a difference of {most}"
         return "not judged", f"{at}: which of the two is better, this does not tell."
-    worth, ends = metric.planned.worth if metric.planned else None, simultaneous(entry)
-    if worth is not None and ends is not None and max(abs(end) for end in ends) < worth:
-        return "equal", f"Equal within {_worth(metric)}.{_failures(entry)}"
+    worth, ends = _worth(metric), simultaneous(entry)
+    if ends is not None and max(abs(end) for end in ends) < worth:
+        return "equal", f"Equal within {_shown(worth, metric)}.{_remarks(entry)}"
     lone = " Alone it would count as one; among these comparisons it does not." if entry.p < ALPHA else ""
     size = "" if entry.least is None else f" of less than {metric.show(entry.least)}"
-    return "undecided", f"Undecided: {entry.seeds} seeds cannot tell a difference{size}.{lone}{_failures(entry)}"
+    return "undecided", f"Undecided: {entry.seeds} seeds cannot tell a difference{size}.{lone}{_remarks(entry)}"
 
 
-def _worth(metric: Metric) -> str:
-    assert metric.planned
-    assert metric.planned.worth
-    return metric.show(metric.planned.worth).rstrip("0")
+def _worth(metric: Metric) -> float:
+    assert metric.planned  # only planned differences get verdicts
+    return metric.planned.worth
+
+
+def _shown(worth: float, metric: Metric) -> str:
+    shown = metric.show(worth)
+    return shown.rstrip("0").rstrip(".") if "." in shown else shown
 
 
 def _saes(number: int) -> str:

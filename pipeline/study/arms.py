@@ -21,14 +21,21 @@ class Arm:
     """One row of the ablation table."""
 
     question: str
-    """The question that the difference to `base` (for `full`: to `no-contrast`) answers."""
+    """The question that the difference to `against` answers."""
     diff: Mapping[str, Any]
     """Fields of TrainConfig that differ from `base`, such as `resets`, or `contrast.topk` inside a section. None removes a
     section."""
     base: str = "full"
     """The arm that it changes."""
+    compared_with: str | None = None
+    """The arm that it is compared with, if not `base`."""
     run: int | None = None
     """Number of this arm's run in the method's original plan; None for an arm that was not in it."""
+
+    @property
+    def against(self) -> str:
+        """The arm that it is compared with."""
+        return self.compared_with or self.base
 
 
 ARMS: dict[str, Arm] = {
@@ -123,6 +130,11 @@ ARMS: dict[str, Arm] = {
         diff={"frozen": "both"},
         base="baseline",
     ),
+    "other-order": Arm(
+        question="What does another order of batches change? Whatever it does is drift, and no effect of an arm.",
+        diff={"data_seed": 1},
+        base="baseline",
+    ),
     "l0-matched": Arm(
         question="Does a vanilla SAE do as well when it is as sparse as the whole method?",
         diff={"decoder_norm": "unit", "contrast": None, "resets": None, "match_l0": "full"},
@@ -149,7 +161,10 @@ SHARED = ("d_sae", "steps", "batch_size", "heldout_shards", "data_seed", "buffer
 
 def arms_of(own: Mapping[str, ArmConfig]) -> dict[str, Arm]:
     """The built-in arms and those that an experiment declares."""
-    declared = {name: Arm(question=arm.question, base=arm.base, diff=dict(_flat(arm.diff))) for name, arm in own.items()}
+    declared = {
+        name: Arm(question=arm.question, base=arm.base, compared_with=arm.against, diff=dict(_flat(arm.diff)))
+        for name, arm in own.items()
+    }
     return ARMS | declared
 
 
@@ -256,6 +271,9 @@ def _check_own(recipes: Recipes) -> None:
             raise BadInputError(f"arms.{name}: there is a built-in arm of this name, choose another one")
         if arm.base not in known:
             raise BadInputError(f"arms.{name}.from: no arm {arm.base!r} above this one; there are {', '.join(known)}")
+        if arm.against is not None and arm.against not in {*ARMS, *recipes.own} - {name}:
+            others = ", ".join([*ARMS, *recipes.own])
+            raise BadInputError(f"arms.{name}.against: no other arm is called {arm.against!r}; there are {others}")
         for field in SHARED:
             if field in arm.diff:
                 raise BadInputError(f"arms.{name}.{field}: all arms of a study share {field}; set it in [train]")

@@ -78,6 +78,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         _entry("loss", "loss"),  # without a model, these two write a file that says why it is empty
         _entry("examples", "examples"),
         _entry("sparse_probing", "sparse_probing", Need.probes),
+        _entry("probe_texts", "probe_texts", Need.probes),
         _entry("geometry", "geometry", apart=1),
         _entry("stability", "stability", apart=1, siblings=True),
         _entry("browsing", "browsing", Need.model, apart=1, rows=True),

@@ -21,7 +21,7 @@ from pipeline.study.arms import Recipes, check
 from pipeline.study.recipe import ArmConfig, TrainConfig
 from pipeline.study.references import Reference
 from pipeline.study.saebench_section import SAEBenchConfig
-from pipeline.study.sections import EvaluateConfig, RunConfig, StoreConfig, StudyConfig, explain
+from pipeline.study.sections import EvaluateConfig, RunConfig, StoreConfig, StudyConfig, Worth, explain
 from pipeline.texts.text_sections import CorpusConfig, ProbesConfig, SyntheticCorpus
 
 EXPERIMENTS = Path("experiments")
@@ -51,6 +51,7 @@ class Experiment(Section):
     references: dict[str, Reference] = Field(default_factory=dict[str, Reference])
     """SAEs that others trained, by the name that the study gives them; shown beside the arms."""
     study: StudyConfig
+    worth: Worth = Worth()
     evaluate: EvaluateConfig = EvaluateConfig()
     saebench: SAEBenchConfig = SAEBenchConfig()
     run: RunConfig = RunConfig()

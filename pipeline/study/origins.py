@@ -24,7 +24,7 @@ from pipeline.study.planned import PlannedSAE, TrainedSAE
 SAE_FORMAT = 2
 CONTRAST_FORMAT = 2
 """Of SAEs under the weighted contrast alone. 2: on a CPU it is computed from the latents that fire, which costs less."""
-EVALUATION_FORMAT = 5
+EVALUATION_FORMAT = 6
 """Format numbers. Increase one when a change of code changes the bytes of such an artefact."""
 
 TRAINED = "trained"

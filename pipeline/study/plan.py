@@ -216,7 +216,7 @@ def _llm_probing(basis: Basis, layer: int) -> Artefact:
         "format": EVALUATION_FORMAT,
         "probes": basis.probes,
         "layer": layer,
-        "k_values": list(basis.experiment.evaluate.k_values),
+        **basis.experiment.evaluate.canonical(only=("k_values", "probe_draws")),
         "seed": basis.experiment.probes.seed,
     }
     return Artefact(kind="evaluations", label=f"llm-layer{layer}", inputs=inputs)

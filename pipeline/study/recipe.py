@@ -219,9 +219,11 @@ class ArmConfig(Section):
     model_config = ConfigDict(extra="allow")
 
     question: Annotated[str, Field(min_length=1)]
-    """The question that the difference to the arm `base` answers, in a sentence; shown in the report."""
+    """The question that the difference to the arm `against` answers, in a sentence; shown in the report."""
     base: Annotated[str, Field(alias="from")] = "full"
     """The arm that it changes: a built-in arm or one declared above. The key in the file is `from`."""
+    against: str | None = None
+    """The arm that it is compared with; without it, the arm that it changes."""
 
     @property
     def diff(self) -> dict[str, Any]:

@@ -27,7 +27,9 @@ class MadeOf(BaseModel):
     version: str
     description: str
     arms: dict[str, tuple[str, str]]
-    """Question and base of every arm."""
+    """Of every arm its question, and the arm that it is compared with."""
+    worth: dict[str, float] = {}
+    """The section [worth]."""
     evaluations: dict[str, str]
     """Hash of the manifest of every evaluation, by path."""
     table: tuple[str, ...] = ()
@@ -49,7 +51,8 @@ def made_of(plan: Plan, workspace: Workspace) -> MadeOf:
     return MadeOf(
         version=pipeline.__version__,
         description=plan.experiment.description,
-        arms={name: (known[name].question, known[name].base) for name in plan.experiment.study.arms},
+        arms={name: (known[name].question, known[name].against) for name in plan.experiment.study.arms},
+        worth=plan.experiment.worth.model_dump(),
         evaluations={path: found for path, found in evaluations.items() if found},
         table=tuple(EVALUATIONS),
     )

@@ -1,4 +1,4 @@
-"""Defines the sections [store], [study], [evaluate] and [run], and turns pydantic's errors into one line.
+"""Defines the sections [store], [study], [worth], [evaluate] and [run], and turns pydantic's errors into one line.
 
 The other sections are in `pipeline.models.model_section` ([model]), `pipeline.texts.text_sections` ([corpus], [probes]),
 `pipeline.study.recipe` ([train], [arms]), `pipeline.study.penalties` ([train.contrast], [train.penalty]) and
@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveFloat, ValidationError, model_validator
 
-from pipeline.section import Dtype, Fraction, PositiveInt, Section, Seed, one_of
+from pipeline.section import Before, Dtype, Fraction, PositiveInt, Section, Seed, one_of
 from pipeline.store.codecs import Codec
 from pipeline.store.limits import MOST_SHARDS
 from pipeline.study.saebench_section import SAEBENCH
@@ -76,13 +76,35 @@ class StudyConfig(Section):
         return self
 
 
+class Worth(Section):
+    """The difference between two arms that would matter, in each metric by which they are compared.
+
+    The report calls a difference larger or smaller than it, and two arms equal where it is certainly smaller.
+    """
+
+    fvu: PositiveFloat = 0.01
+    sparse_probing: PositiveFloat = 0.01
+    """In test accuracy, with any number of latents."""
+    interference: PositiveFloat = 0.02
+    """On an SAE's own pairs, as a share of its reconstruction."""
+    true_features: PositiveFloat = 0.01
+    """Share of a synthetic model's features."""
+    absorption: PositiveFloat = 0.01
+    """Share of a synthetic model's parents that are silent beside their child."""
+
+
 class EvaluateConfig(Section):
     """How finished SAEs are evaluated."""
 
     k_values: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1, 2, 5, 10, 20, 50)
     """Numbers of latents that a sparse probe may use, among those of sae-bench's output schema: 1 2 5 10 20 50 100."""
+    probe_draws: Annotated[int, Field(ge=0, le=100), Before(0)] = 3
+    """Draws of the problem of every sparse probe; its score is their mean. All SAEs are given the same problems. 0 takes
+    sae-bench's own order of random numbers, in which every SAE gets other problems, to reproduce its numbers."""
     capture_topk: Fraction = 0.1
     """K of the pair capture rate."""
+    null_draws: Annotated[int, Field(ge=2, le=100)] = 3
+    """Random SAEs beside which the pair capture rate of an SAE is shown: their mean and their spread."""
     live_firings: PositiveInt = 10
     """Held-out tokens on which a latent must fire to count in the pair capture rate."""
     joint_firings: PositiveInt = 5

@@ -46,10 +46,11 @@ def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
 
     SAEs that are matched to others come last, in groups of their own.
     """
-    groups: dict[tuple[bool, int], list[TrainedSAE]] = defaultdict(list)
+    groups: dict[tuple[bool, int, int], list[TrainedSAE]] = defaultdict(list)
     for sae in sorted(plan.to_train, key=lambda sae: sae.matched_to is not None):
         if workspace.manifest(sae.artefact) is None:
-            groups[(sae.matched_to is not None, sae.layer)].append(sae)  # no arm changes the batches (`arms.SHARED`)
+            # Beside the order of batches, no arm changes them (`arms.SHARED`).
+            groups[(sae.matched_to is not None, sae.layer, sae.recipe.data_seed)].append(sae)
     fitting = cohort_size.cohort_size(plan.experiment)
     return [group[start : start + fitting] for group in groups.values() for start in range(0, len(group), fitting)]
 

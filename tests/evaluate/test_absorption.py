@@ -49,7 +49,7 @@ def test_it_is_that_of_sae_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (sae,) = plan.saes
     ours = json.loads(workspace.verified(sae.apart["absorption"], "absorption.json").read_text())
     bench = LayerBench(plan, 0, workspace)
-    on = Bench(bench, sae, open_sae(sae.artefact, workspace), ProbeScores(model={}, sae={}))
+    on = Bench(bench, sae, open_sae(sae.artefact, workspace), ProbeScores(model={}, sae=None))
     with importing_sae_bench():
         from sae_bench.evals.absorption import common, feature_absorption
         from sae_bench.evals.absorption.vocab import get_alpha_tokens

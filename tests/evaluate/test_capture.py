@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.evaluate import pairs as pairs_module
-from pipeline.evaluate.capture import PAIRS_CURVE, TOPK_CURVE, Capture, random_tied, topk_mask
-from pipeline.evaluate.pairs import CofiringPairs, firings, pair_blocks
+from pipeline.evaluate.capture import PAIRS_CURVE, TOPK_CURVE, Capture, largest_but, random_tied
+from pipeline.evaluate.pairs import CofiringPairs, firings, pair_blocks, topk_mask
 from pipeline.evaluate.sparse import SparseLatents
 from pipeline.sae.activation import Activation
 from pipeline.sae.activations import RELU
@@ -119,11 +119,13 @@ def test_permuted_labels_capture_what_chance_says() -> None:
 @given(seed=st.integers(0, 2**31), l0=st.floats(0.5, 15))
 def test_the_random_null_has_the_l0_asked_for(activation: Activation, seed: int, l0: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x_BD = torch.randn(200, 8, generator=generator) + 1
+    # Not what a first chunk alone would tell: the rows of the last are twice as long.
+    x_BD = (torch.randn(200, 8, generator=generator) + 1) * torch.where(torch.arange(200) < 150, 1.0, 2.0)[:, None]
     W_dec_FD = torch.nn.functional.normalize(torch.randn(16, 8, generator=generator), dim=1)
     weights = {"W_enc_DF": W_dec_FD.T, "b_enc_F": torch.zeros(16), "W_dec_FD": W_dec_FD, "b_dec_D": torch.ones(8)}
     sae = SAE(**weights, activation=activation)
-    null = random_tied(sae, x_BD, l0)
+    null, other = (random_tied(sae, x_BD.split(50), len(x_BD), l0, draw) for draw in (0, 1))
+    assert not torch.allclose(null.W_dec_FD, other.W_dec_FD)
     torch.testing.assert_close(null.W_dec_FD.norm(dim=1), torch.ones(16))
     measured = float((null.encode(x_BD) > 0).sum() / len(x_BD))
     assert measured == pytest.approx(l0, abs=0.02)
@@ -134,7 +136,8 @@ def test_the_random_null_of_topk_has_its_k() -> None:
     generator = torch.Generator().manual_seed(0)
     W_dec_FD = torch.nn.functional.normalize(torch.randn(16, 8, generator=generator), dim=1)
     weights = {"W_enc_DF": W_dec_FD.T, "b_enc_F": torch.zeros(16), "W_dec_FD": W_dec_FD, "b_dec_D": torch.zeros(8)}
-    null = random_tied(SAE(**weights, activation=TopK(3)), x_BD := torch.randn(200, 8, generator=generator), 3)
+    x_BD = torch.randn(200, 8, generator=generator)
+    null = random_tied(SAE(**weights, activation=TopK(3)), [x_BD], len(x_BD), 3, 0)
     assert float((null.encode(x_BD) > 0).sum() / len(x_BD)) == pytest.approx(3, abs=0.05)
 
 
@@ -144,7 +147,7 @@ def dense(W_dec_FD: torch.Tensor, f_BF: torch.Tensor, topk: float, q: float, by:
     rows, latents = f_BF.shape
     live = [i for i in range(latents) if int(fires_BF[:, i].sum()) >= CONFIG.live_firings]
     n = len(live)
-    k = max(1, round(topk * (n - 1)))
+    k = max(1, int(topk * (n - 1)))
     cosine_FF = W_dec_FD @ W_dec_FD.T
     nearest = {i: sorted((j for j in live if j != i), key=lambda j, i=i: (-float(cosine_FF[i, j]), j))[:k] for i in live}
     scores = {}
@@ -225,3 +228,10 @@ def test_undefined_rates_are_null_everywhere_and_nothing_is_captured() -> None:
         assert rates["reason"] == "0 latents fire on 2 rows or more"
     assert result["permuted"] is result["strength_weighted"] is None
     assert [values.tolist() for values in silent.by_latent(3)] == [[0, 0, 0], [0, 0, 0]]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=5), st.integers(0, 40))
+def test_the_bound_over_chunks_is_that_of_all_values(chunks: list[list[int]], number: int) -> None:
+    everything = sorted(itertools.chain(*chunks), reverse=True)
+    found = largest_but(number, (torch.tensor(chunk, dtype=torch.float32) for chunk in chunks))
+    assert found == everything[min(number, len(everything) - 1)]

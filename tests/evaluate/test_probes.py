@@ -48,9 +48,9 @@ def test_problems_are_those_of_prepare_probe_data(stock: Any, splits: tuple[prob
         generator, train = both_seeded(seed), probes.Split.of(splits[0])
         for name in splits[0]:
             expected, labels = stock.prepare_probe_data(splits[0], name, False)
-            rows_M, positive_M = train.problem(name, generator)
-            assert torch.equal(train.features_SF[rows_M], expected)
-            assert torch.equal(positive_M.int(), labels)
+            problem = train.problem(name, generator)
+            assert torch.equal(problem.features_MF, expected)
+            assert torch.equal(problem.positive_M.int(), labels)
         assert torch.equal(generator.get_state(), torch.get_rng_state())
 
 
@@ -64,7 +64,8 @@ def test_probes_on_all_features_are_those_of_train_probe_gpu(
         with contextlib.redirect_stdout(io.StringIO()):
             problem = (*stock.prepare_probe_data(train, name, False), *stock.prepare_probe_data(test, name, False))
             _, expected = stock.train_probe_gpu(*problem, dim=problem[0].shape[1], batch_size=250, epochs=100, lr=1e-2)
-        assert probes.dense(*rows, name, generator) == expected
+        problem, tested = (split.problem(name, generator) for split in rows)
+        assert probes.accuracy_of(probes.dense(problem, tested, tested, generator)) == expected
         # Every epoch draws, so that this is also the number of epochs.
         assert torch.equal(generator.get_state(), torch.get_rng_state())
         assert expected > 0.55
@@ -95,5 +96,9 @@ def test_sparse_probes_are_those_of_sae_bench(stock: Any, splits: tuple[probes.F
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         _, expected = stock.train_probe_on_activations(train, test, select_top_k=k)
-    assert {name: probes.sparse(*rows, name, k, generator) for name in train} == expected
+    found: dict[str, float] = {}
+    for name in train:
+        problem, tested = (split.problem(name, generator) for split in rows)
+        found[name] = probes.sparse(problem, tested, k).double().mean().item()
+    assert found == expected
     assert torch.equal(generator.get_state(), torch.get_rng_state())

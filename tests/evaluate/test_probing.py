@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.errors import DegenerateSAEError
-from pipeline.evaluate import probing
+from pipeline.evaluate import probes, probing
+from pipeline.evaluate.probes import Problem, Split
 from pipeline.evaluate.sparse_probing import saebench_output
 from pipeline.runtime.compatibility import importing_sae_bench
 
@@ -34,6 +35,11 @@ def pooled(
     for name, acts_SLD in batches:
         pool.update(name, probing.parts(acts_SLD))
     return pool.features()
+
+
+def splits(*features: probing.Features) -> tuple[Split, Split]:
+    train, test = map(Split.of, features)
+    return train, test
 
 
 def generator() -> torch.Generator:
@@ -68,7 +74,7 @@ def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
         from sae_bench.evals.sparse_probing.probe_training import train_probe_on_activations
 
     train, test = features(0), features(1, rows=40)
-    ours = probing.probe(train, test, [1, 2], generator())
+    ours = probing.probe_in_order(*splits(train, test), [1, 2], generator())
     random.seed(42)
     torch.manual_seed(42)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
@@ -83,13 +89,66 @@ def test_numbers_are_those_of_sae_bench_called_by_hand() -> None:
 
 
 def test_scores_do_not_depend_on_what_ran_before_nor_disturb_what_comes_after() -> None:
-    data = (features(0), features(1, rows=40))
+    data = splits(features(0), features(1, rows=40))
     torch.manual_seed(5)
     expected_next = torch.rand(1)
     torch.manual_seed(5)
-    one = probing.probe(*data, [1], generator())
+    one = probing.probe_in_order(*data, [1], generator())
+    other = probing.probe("d", *data, [1], seed=0, draws=2)
     assert torch.equal(torch.rand(1), expected_next)
-    assert probing.probe(*data, [1], generator()) == one
+    assert probing.probe_in_order(*data, [1], generator()) == one
+    assert probing.probe("d", *data, [1], seed=0, draws=2).accuracies == other.accuracies
+
+
+def test_every_sae_is_given_the_same_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In sae-bench's order they differ after the first probe that stops early."""
+    drawn: list[tuple[list[int], list[bool]]] = []
+
+    def noted(train: Problem, test: Problem, k: int) -> torch.Tensor:
+        drawn.extend((each.rows_M.tolist(), each.positive_M.tolist()) for each in (train, test))
+        return torch.ones_like(test.positive_M)
+
+    monkeypatch.setattr(probes, "sparse", noted)
+    problems: list[list[tuple[list[int], list[bool]]]] = []
+    for seed in (0, 1):
+        drawn.clear()
+        probing.probe("d", *splits(features(seed), features(seed + 2, rows=40)), [1, 2], seed=5, draws=2)
+        problems.append(drawn.copy())
+    assert problems[0] == problems[1]
+    assert len({str(each) for each in problems[0]}) == 2 * 3 * 2  # splits, classes, draws; both k have the same
+    in_order: list[list[tuple[list[int], list[bool]]]] = []
+    for seed in (0, 1):
+        drawn.clear()
+        probing.probe_in_order(*splits(features(seed), features(seed + 2, rows=40)), [1], generator())
+        in_order.append(drawn.copy())
+    assert in_order[0] != in_order[1]
+
+
+def test_what_texts_add_is_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = splits(features(0), features(1, rows=40))
+    found = probing.probe("d", *data, [1, 2], seed=3, draws=3)
+    for k, added_S in found.of_texts.items():
+        assert len(added_S) == 3 * 40
+        assert float(added_S.sum()) == pytest.approx(sum(found.accuracies[k].values()) / 3)
+    one, two, three = (probing.probe("d", *data, [1], seed=3, draws=draws).accuracies["1"]["b"] for draws in (1, 2, 3))
+    assert len({one, two, three}) > 1  # another draw is another problem
+    assert found.accuracies["1"]["b"] == three
+
+
+def test_the_epoch_of_a_dense_probe_is_not_chosen_on_the_test_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[list[int], list[int], list[int]]] = []
+
+    def noted(train: Problem, chosen_on: Problem, test: Problem, _: torch.Generator) -> torch.Tensor:
+        asked.append((train.rows_M.tolist(), chosen_on.rows_M.tolist(), test.rows_M.tolist()))
+        assert chosen_on.split is train.split
+        return torch.ones_like(test.positive_M)
+
+    monkeypatch.setattr(probes, "dense", noted)
+    probing.probe("d", *splits(features(0), features(1, rows=40)), [1], seed=0, draws=2)
+    assert len(asked) == 3  # a class, once
+    for learnt, chosen_on, _ in asked:
+        assert (len(learnt), len(chosen_on)) == (96, 24)
+        assert not set(learnt) & set(chosen_on)
 
 
 def test_means_are_over_classes_and_then_over_data_sets() -> None:

@@ -79,3 +79,13 @@ def test_a_reconstruction_that_is_not_finite_is_degenerate() -> None:
     metrics.update(x_BD, SparseLatents.of(sae.encode(x_BD)))
     with pytest.raises(DegenerateSAEError, match="reconstructions of held-out rows are not finite"):
         metrics.compute()
+
+
+def test_rows_of_zeros_have_no_direction() -> None:
+    """A synthetic model draws some. Counted as a cosine of 0, they would keep a perfect SAE from 1."""
+    W_dec_FD = torch.eye(3)
+    sae = SAE(W_enc_DF=W_dec_FD.T, b_enc_F=torch.zeros(3), W_dec_FD=W_dec_FD, b_dec_D=torch.zeros(3))
+    x_BD = torch.tensor([[1.0, 2.0, 0.5], [0.0, 0.0, 0.0], [3.0, 0.1, 1.0]])
+    seen = Reconstruction(sae)
+    seen.update(x_BD, SparseLatents.of(sae.encode(x_BD)))
+    assert seen.compute()["cosine"] == pytest.approx(1)

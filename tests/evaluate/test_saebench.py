@@ -91,7 +91,7 @@ class Measured:
     def bench(self, arm: str) -> Bench:
         (sae,) = [sae for sae in self.plan.saes if sae.arm == arm]
         layer = LayerBench(self.plan, 2, self.workspace)
-        return Bench(layer, sae, open_sae(sae.artefact, self.workspace), ProbeScores(model={}, sae={}))
+        return Bench(layer, sae, open_sae(sae.artefact, self.workspace), ProbeScores(model={}, sae=None))
 
 
 @pytest.fixture(scope="module")

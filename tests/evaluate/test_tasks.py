@@ -37,19 +37,24 @@ def sae(seed: int, bias: float = 0.0) -> SAE:
     )
 
 
-@pytest.fixture
-def of() -> tasks.ProbeTasks:
+@pytest.fixture(params=[0, 2], ids=["in sae-bench's order", "two draws"])
+def of(request: pytest.FixtureRequest) -> tasks.ProbeTasks:
     documents: Any = {"d": FewDocuments(0), "e": FewDocuments(7)}
-    return tasks.ProbeTasks(documents=documents, k_values=[1, 5], seed=42)
+    return tasks.ProbeTasks(documents=documents, k_values=[1, 5], seed=42, draws=request.param)
+
+
+def scores(of: tasks.ProbeTasks, saes: list[SAE]) -> list[tasks.Scores]:
+    found = of.of_saes(saes)
+    assert all(isinstance(each, tasks.Probing) for each in found)
+    return [each.scores for each in found if isinstance(each, tasks.Probing)]
 
 
 def test_scores_do_not_depend_on_who_is_probed_beside(of: tasks.ProbeTasks) -> None:
     saes = [sae(number) for number in range(3)]
-    alone = [of.of_saes([each])[0] for each in saes]
-    assert of.of_saes(saes) == alone
-    assert of.of_saes(saes[::-1]) == alone[::-1]
+    alone = [scores(of, [each])[0] for each in saes]
+    assert scores(of, saes) == alone
+    assert scores(of, saes[::-1]) == alone[::-1]
     assert alone[0] != alone[1]
-    assert isinstance(alone[0], dict)
     assert alone[0]["d"]["all"].keys() == set(CLASSES)
 
 
@@ -65,8 +70,8 @@ def test_a_degenerate_sae_is_refused_and_its_neighbour_scored(of: tasks.ProbeTas
     dead, sound = of.of_saes([sae(0, bias=-1e3), sae(0)])
     assert isinstance(dead, DegenerateSAEError)
     assert str(dead) == "no latent fires on class a of d"
-    assert isinstance(sound, dict)
-    assert set(sound) == {"d", "e"}
+    assert isinstance(sound, tasks.Probing)
+    assert set(sound.scores) == {"d", "e"}
 
 
 def test_a_request_to_stop_is_met_at_the_next_texts(of: tasks.ProbeTasks, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,4 +110,4 @@ def test_as_many_at_once_as_cores_and_memory_allow(of: tasks.ProbeTasks, monkeyp
     for free, expected in ((0, 1), (3.5 * each, 3), (100 * each, 8)):
         monkeypatch.setattr(tasks, "free_memory", lambda device, free=free: free / tasks.SHARE)
         assert of.at_once(D_IN, D_SAE) == expected
-    assert tasks.ProbeTasks(documents={}, k_values=[1], seed=0).at_once(D_IN, D_SAE) == 8
+    assert tasks.ProbeTasks(documents={}, k_values=[1], seed=0, draws=1).at_once(D_IN, D_SAE) == 8

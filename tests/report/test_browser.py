@@ -34,7 +34,7 @@ def test_the_file_has_the_pairs_that_fire_together_most_and_their_texts(study: S
     (sae,) = [sae for sae in study.plan.saes if sae.arm == "full"]
     found = json.loads(study.workspace.verified(sae.apart["browsing"], "browsing.json").read_text())
     layer = LayerBench(study.plan, 2, study.workspace)
-    on = Bench(layer, sae, open_sae(sae.artefact, study.workspace), ProbeScores(model={}, sae={}))
+    on = Bench(layer, sae, open_sae(sae.artefact, study.workspace), ProbeScores(model={}, sae=None))
     capture, latents = on.once(measure_capture), {latent["latent"]: latent for latent in found["latents"]}
     first = [pair["latents"] for pair in found["pairs"]]
     strongest = capture.cofiring.by_strength.pair_P2[: capture.n].tolist()

@@ -29,7 +29,9 @@ def in_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["demo", "gemma-2-2b", "gemma-2b"])
 def test_shipped_experiments_are_the_whole_study(name: str) -> None:
     experiment = Experiment.load(name)
-    assert list(experiment.study.arms) == TABLE
+    # And what its question takes: a control at equal L0, and one that differs by nothing but drift.
+    assert list(experiment.study.arms) == [*TABLE, "no-contrast-l0", "other-order"]
+    assert experiment.recipes.arms["no-contrast-l0"].against == "full"
     assert len(experiment.study.seeds) >= 2
     # Otherwise the arms that differ in their first reset could not differ.
     assert experiment.train.steps > 2500
@@ -49,7 +51,17 @@ def test_the_gemma_study_is_what_the_method_says() -> None:
 
 def test_arms_are_the_table_in_its_order() -> None:
     controls = ["frozen-decoder", "soft-frozen-decoder", "frozen-encoder", "random"]
-    assert list(ARMS) == [*TABLE, "row", "mutual", "orthogonal", "unit-norm", *controls, "l0-matched", "literal"]
+    assert list(ARMS) == [
+        *TABLE,
+        "row",
+        "mutual",
+        "orthogonal",
+        "unit-norm",
+        *controls,
+        "other-order",
+        "l0-matched",
+        "literal",
+    ]
     assert [ARMS[name].run for name in TABLE] == list(range(11))
     assert all(arm.run is None for name, arm in ARMS.items() if name not in TABLE)
 
