@@ -129,17 +129,18 @@ def random_tied(sae: SAE, chunks: Iterable[torch.Tensor], rows: int, l0: float, 
 
 
 def largest_but(number: int, chunks: Iterable[torch.Tensor]) -> float:
-    """The largest value in all chunks after the first `number`."""
-    largest: torch.Tensor | None = None
+    """The largest value in all chunks after the first `number`; the smallest, where there are not so many."""
+    kept: list[torch.Tensor] = []
+    bound = -torch.inf
     for chunk in chunks:
         values = chunk.flatten()
-        if largest is not None:
-            if len(largest) > number:
-                values = values[values > largest[-1]]
-            values = torch.cat([largest, values])
-        largest = values.topk(min(number + 1, len(values))).values
-    assert largest is not None
-    return float(largest[-1])
+        kept.append(values[values >= bound])
+        if sum(map(len, kept)) > 4 * (number + 1):  # values below the bound cannot be it; selecting is cheaper than sorting
+            values = torch.cat(kept)
+            bound = float(values.kthvalue(len(values) - number).values)
+            kept = [values[values >= bound]]
+    values = torch.cat(kept)
+    return float(values.kthvalue(max(1, len(values) - number)).values)
 
 
 def measure_capture(on: Bench) -> Capture:

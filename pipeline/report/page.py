@@ -19,6 +19,7 @@ from pipeline.report.answers import AnswerTable, answers, summary
 from pipeline.report.browser import browser
 from pipeline.report.columns import by_arm
 from pipeline.report.drawing import as_image
+from pipeline.report.findings import findings
 from pipeline.report.glossary import MATRYOSHKA
 from pipeline.report.latents import ExamplesOf
 from pipeline.report.metrics import FVU, columns, measured
@@ -33,7 +34,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_report(results: Results, place: Path | Storage) -> str:
     """Write index.html and its numbers to a place, and at last its manifest; returns where the page is.
 
-    results.json has everything; results.csv a line per SAE, differences.csv a line per difference between two arms.
+    results.json has everything; results.csv a line per SAE, differences.csv a line per difference between two arms,
+    findings.md what was found in sentences to quote.
     Raises ValueError when `results` holds NaN or an infinity, which JSON cannot express.
     """
     storage = open_storage(place)
@@ -44,6 +46,7 @@ def write_report(results: Results, place: Path | Storage) -> str:
         "results.json": data,
         "results.csv": as_csv([one.name for one in shown], ([one.of(row) for one in shown] for row in results.rows)),
         "differences.csv": as_csv(list(Difference.model_fields), differences),
+        "findings.md": findings(results).encode(),
         "index.html": _html(results).encode(),
     }
     publish_report(storage, files, results.made_of)

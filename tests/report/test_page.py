@@ -379,6 +379,7 @@ def test_same_results_give_the_same_bytes(many: Many, report: Path, tmp_path: Pa
     write_report(many.troubled(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "differences.csv",
+        "findings.md",
         "index.html",
         "manifest.json",
         "results.csv",
