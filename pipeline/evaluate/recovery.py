@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportUnknow
 
 from pipeline.evaluate.bench import Bench
 from pipeline.evaluate.capture import topk_mask
-from pipeline.models.synthetic import NO_PARENT, GroundTruth
+from pipeline.models.synthetic import NO_PARENT, Truth
 from pipeline.runtime.devices import CPU
 from pipeline.sae.sae import SAE
 from pipeline.study.sections import EvaluateConfig
@@ -26,7 +26,7 @@ class Recovery:
     On the CPU, where the true features are drawn: a synthetic model has a few hundred latents.
     """
 
-    def __init__(self, sae: SAE, truth: GroundTruth):
+    def __init__(self, sae: SAE, truth: Truth):
         sae = sae.to(CPU)
         self.truth = truth
         self.W_dec_FD = sae.W_dec_FD

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.filesize import decimal
 
-from pipeline.models.model_section import SyntheticModel
+from pipeline.models.model_section import KnownFeatures
 from pipeline.sae.activation import ClosedForm
 from pipeline.sae.activations import ACTIVATIONS
 from pipeline.study.penalties import Contrast
@@ -105,7 +105,7 @@ def predict(plan: Plan) -> Prediction:
     R = experiment.train.heldout_shards * store.shard_rows
     texts = len(plan.probes) * MOST_CLASSES * (experiment.probes.train_size + experiment.probes.test_size) // 2
     P = texts * (experiment.probes.context - 1)
-    flop = 0 if isinstance(experiment.model, SyntheticModel) else 2 * WEIGHTS_PER_LAYER * D**2 * (max(store.layers) + 1)
+    flop = 0 if isinstance(experiment.model, KnownFeatures) else 2 * WEIGHTS_PER_LAYER * D**2 * (max(store.layers) + 1)
     row_bytes = 2 * D * len(store.layers)
     stored = (store.tokens + P) * row_bytes
     extract = max((store.tokens + P) * flop / (RATES["bfloat16"] * FORWARD), stored / (STORED * WRITERS))
