@@ -10,7 +10,7 @@ from pipeline.errors import CorruptArtefactError, DegenerateSAEError
 from pipeline.evaluate.heldout import HeldoutRows, Latents
 from pipeline.evaluate.tasks import ProbeTasks, Scores
 from pipeline.models.language import LanguageModel, load_tokenizer
-from pipeline.models.model_section import KnownFeatures
+from pipeline.models.model_section import KnownFeatures, SAELensModel
 from pipeline.models.synthetic import Truth
 from pipeline.runtime.devices import best_device, sae_device
 from pipeline.sae.finished import open_sae
@@ -73,8 +73,10 @@ class LayerBench(Shared):
     @cached_property
     def has(self) -> frozenset[Need]:
         """The needs of evaluations that this study meets."""
-        source = Need.truth if isinstance(self.experiment.model, KnownFeatures) else Need.model
-        return frozenset({source, Need.probes} if self.tasks.documents else {source})
+        model = self.experiment.model
+        met = {Need.truth} if isinstance(model, KnownFeatures) else {Need.model}
+        met |= {Need.saelens} if isinstance(model, SAELensModel) else set()
+        return frozenset(met | {Need.probes} if self.tasks.documents else met)
 
     @cached_property
     def language_model(self) -> LanguageModel:

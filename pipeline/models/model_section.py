@@ -141,10 +141,10 @@ class SAELensModel(KnownFeatures):
 
     @model_validator(mode="after")
     def _room_for_the_roots(self) -> Self:
-        if self.hierarchy and self.hierarchy.total_root_nodes > self.features:
+        roots = self.hierarchy.total_root_nodes if self.hierarchy else 0
+        if roots > self.features:
             raise ValueError(
-                f"hierarchy.total_root_nodes {self.hierarchy.total_root_nodes:,} are more than the {self.features:,} features; "
-                "plant fewer trees"
+                f"hierarchy.total_root_nodes {roots:,} are more than the {self.features:,} features; lower them"
             )
         return self
 

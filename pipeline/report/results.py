@@ -140,6 +140,7 @@ class Row(Frozen, extra="allow"):
     llm_probing_by_task: dict[str, Accuracies] | None = None
     bpcr: Capture | None = None
     ground_truth: Recovered | None = None
+    synth_sae_bench: Numbers | None = None
     examples: Examples | None = Field(default=None, exclude=True)
     """Shown of a few SAEs only, under `Results.examples`."""
     browsing: Browsing | None = Field(default=None, exclude=True)
