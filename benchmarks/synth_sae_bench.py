@@ -96,6 +96,7 @@ def trained_by_saelens(recipe: TrainConfig, study: Study, seed: int, scale: floa
         lr_end=recipe.learning_rate,
         lr_warm_up_steps=recipe.lr_warmup,
         lr_decay_steps=int(recipe.lr_decay * recipe.steps),
+        dead_feature_window=recipe.auxk.dead_after // recipe.batch_size if recipe.auxk else recipe.steps,
     )
     steering = Steering(recipe.steered_to, torch.device("cpu")) if recipe.steered_to else None
 
