@@ -12,6 +12,7 @@ same held-out rows. In brackets: how far ours are from SAELens' mean, in standar
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -39,8 +40,6 @@ ARCHITECTURES = {"relu": "Standard", "batchtopk": "BatchTopK"}
 """SAELens' names of activations."""
 METRICS = ("L0", "F1", "MCC", "uniqueness", "EV", "dead")
 JUDGED = ("F1", "MCC", "uniqueness", "EV")
-BAR = 2.0
-"""Standard deviations of SAELens' seeds."""
 
 Numbers = dict[str, float]
 
@@ -144,9 +143,9 @@ def spread(numbers: list[Numbers], name: str) -> str:
 
 
 def distance(ours: list[Numbers], theirs: list[Numbers], name: str) -> float:
-    """Our mean minus theirs, in standard deviations of their seeds."""
+    """Our mean minus theirs, in standard deviations of their seeds; NaN if these are all alike."""
     mine, others = [each[name] for each in ours], [each[name] for each in theirs]
-    return (mean(mine) - mean(others)) / stdev(others)
+    return (mean(mine) - mean(others)) / (stdev(others) or math.nan)
 
 
 def main() -> None:

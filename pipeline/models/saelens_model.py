@@ -1,5 +1,6 @@
 """Builds a synthetic model by `sae_lens.synthetic` from its own configuration, and draws the rows of any shard from it."""
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 
 from pipeline.models.model_section import SAELensModel
 from pipeline.models.synthetic import NO_PARENT, Truth
-from pipeline.runtime.compatibility import importing_sae_bench
+from pipeline.runtime.compatibility import importing_sae_bench, quiet_sae_bench
 
 if TYPE_CHECKING:
     from sae_lens.synthetic import HierarchyNode, SyntheticModel, SyntheticModelConfig
@@ -62,7 +63,10 @@ def make_saelens_model(config: SAELensModel, folder: Path) -> dict[str, Any]:
     with importing_sae_bench():
         from sae_lens.synthetic import SyntheticModel
 
-    model = SyntheticModel(saelens_config(config))
+    steps = config.orthogonalization.num_steps if config.orthogonalization else 0
+    print(f"drawing {config.features:,} features, {steps:,} steps to push them apart", file=sys.stderr)
+    with quiet_sae_bench():
+        model = SyntheticModel(saelens_config(config))
     model.save(folder)
     parent_T = SAELensTruth(model).parent_T
     parents = parent_T[parent_T != NO_PARENT].unique()

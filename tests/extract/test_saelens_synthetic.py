@@ -311,3 +311,40 @@ def test_bad_input_is_one_line(toml: Path, old: str, new: str, message: str) -> 
         Experiment.load(str(toml))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_shipped_study_is_the_published_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    whole, small = Experiment.load("synth-sae-bench"), Experiment.load("synth-sae-bench-small")
+    assert isinstance(whole.model, SAELensModel)
+    assert isinstance(small.model, SAELensModel)
+    # As in SAELens' docs/synth_sae_bench.md.
+    published = saelens.SyntheticModelConfig(
+        num_features=16_384,
+        hidden_dim=768,
+        firing_probability=saelens.ZipfianFiringProbabilityConfig(exponent=0.5, max_prob=0.4, min_prob=5e-4),
+        hierarchy=saelens.HierarchyConfig(
+            total_root_nodes=128,
+            branching_factor=4,
+            max_depth=3,
+            mutually_exclusive_portion=1.0,
+            mutually_exclusive_min_depth=0,
+            compensate_probabilities=True,
+            scale_children_by_parent=True,
+        ),
+        orthogonalization=saelens.OrthogonalizationConfig(num_steps=100, lr=3e-4),
+        correlation=saelens.LowRankCorrelationConfig(rank=25, correlation_scale=0.1),
+        mean_firing_magnitudes=saelens.LinearMagnitudeConfig(start=5.0, end=4.0),
+        std_firing_magnitudes=saelens.FoldedNormalMagnitudeConfig(mean=0.5, std=0.5),
+        bias=0.5,
+        seed=42,
+    )
+    assert saelens_config(whole.model) == published
+    published.num_features, published.hidden_dim = small.model.features, small.model.d_in
+    assert published.hierarchy
+    published.hierarchy.total_root_nodes = 8
+    assert saelens_config(small.model) == published
+    train, study = whole.train, whole.study
+    assert (train.d_sae, train.batch_size, train.learning_rate, train.lr_decay) == (4096, 1024, 3e-4, 0)
+    assert 199_000_000 < train.steps * train.batch_size <= 200_000_000
+    assert (len(study.seeds), {20, 25} <= set(study.sparsities), study.arms) == (5, True, small.study.arms)
