@@ -14,7 +14,7 @@ same held-out rows. In brackets: how far ours are from SAELens' mean, in standar
 import argparse
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from statistics import mean, stdev
 from typing import Any
@@ -66,10 +66,17 @@ class Study:
         values = (found.sae_l0, f1, found.mcc, found.uniqueness, found.explained_variance, found.dead_latents)
         return dict(zip(METRICS, values, strict=True))
 
-    def batches(self, recipe: TrainConfig, scale: float) -> Iterator[torch.Tensor]:
+    def batches(self, recipe: TrainConfig, scale: float) -> Generator[torch.Tensor]:
         """The batches that ours were trained on, times `scale` over their own."""
-        order = {"batch_size": recipe.batch_size, "buffer_chunks": recipe.buffer_chunks, "seed": recipe.data_seed}
-        with closing(shuffled_batches(self.store, self.layer, self.shards, **order)) as batches:
+        stream = shuffled_batches(
+            self.store,
+            self.layer,
+            self.shards,
+            batch_size=recipe.batch_size,
+            buffer_chunks=recipe.buffer_chunks,
+            seed=recipe.data_seed,
+        )
+        with closing(stream) as batches:
             yield from (x_BD * (scale / self.scale) for x_BD in batches)
 
 
@@ -80,7 +87,7 @@ def trained_by_saelens(recipe: TrainConfig, study: Study, seed: int, scale: floa
         from sae_lens.config import SAETrainerConfig
         from sae_lens.training.sae_trainer import SAETrainer
 
-    sizes = {"d_in": study.truth.model.cfg.hidden_dim, "d_sae": recipe.d_sae}
+    sizes: dict[str, Any] = {"d_in": study.truth.model.cfg.hidden_dim, "d_sae": recipe.d_sae}
     l1 = recipe.l1 * scale / study.scale  # the loss grows with the square of the scale, the sum of latents with the scale
     torch.manual_seed(seed)
     if recipe.k is None:

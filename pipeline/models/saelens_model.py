@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from pipeline.models.synthetic import NO_PARENT, Truth
 from pipeline.runtime.compatibility import importing_sae_bench, quiet_sae_bench
 
 if TYPE_CHECKING:
-    from sae_lens.synthetic import HierarchyNode, SyntheticModel, SyntheticModelConfig
+    from sae_lens.synthetic import Hierarchy, SyntheticModel, SyntheticModelConfig
 
 KINDS = ("firing_probability", "mean_firing_magnitudes", "std_firing_magnitudes")
 """Sections whose `kind` SAELens calls `generator_name`."""
@@ -26,7 +26,7 @@ class SAELensTruth(Truth):
         self.model = model
         self.direction_TD = model.feature_dict.feature_vectors.detach()
         self.parent_T = torch.full((model.cfg.num_features,), NO_PARENT)
-        for parent, child in _edges(model.hierarchy.roots if model.hierarchy else ()):
+        for parent, child in _edges(model.hierarchy):
             self.parent_T[child] = parent
         self.pair_P2 = torch.empty((0, 2), dtype=torch.int64)
 
@@ -68,20 +68,21 @@ def make_saelens_model(config: SAELensModel, folder: Path) -> dict[str, Any]:
     with quiet_sae_bench():
         model = SyntheticModel(saelens_config(config))
     model.save(folder)
-    parent_T = SAELensTruth(model).parent_T
-    parents = parent_T[parent_T != NO_PARENT].unique()
+    edges = list(_edges(model.hierarchy))
     return {
         "features": config.features,
-        "parents": len(parents),
-        "children": int((parent_T != NO_PARENT).sum()),
+        "parents": len({parent for parent, _ in edges}),
+        "children": len(edges),
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
-def _edges(nodes: "Sequence[HierarchyNode]") -> Iterator[tuple[int, int]]:
-    """Each parent and child of the trees below these nodes."""
-    for node in nodes:
+def _edges(hierarchy: "Hierarchy | None") -> Iterator[tuple[int, int]]:
+    """Each parent and child of the trees."""
+    nodes = [*hierarchy.roots] if hierarchy else []
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children
         for child in node.children:
             if node.feature_index is not None and child.feature_index is not None:
                 yield node.feature_index, child.feature_index
-        yield from _edges(node.children)

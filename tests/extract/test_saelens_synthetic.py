@@ -224,7 +224,7 @@ def test_children_fire_only_with_their_parent_and_one_at_a_time(config: SAELensM
     children = (truth.parent_T != NO_PARENT).nonzero().squeeze(1)
     assert (fires_BT[:, children].any(dim=0)).all()
     assert not (fires_BT[:, children] & ~fires_BT[:, truth.parent_T[children]]).any()
-    for parent in truth.parent_T[children].unique():
+    for parent in set(map(int, truth.parent_T[children])):
         assert fires_BT[:, truth.parent_T == parent].sum(dim=1).max() == 1
 
 
@@ -249,7 +249,7 @@ def test_metrics_are_those_of_saelens_for_the_exported_sae(finished: tuple[Plan,
 
     for sae, row in zip(plan.saes, collect(plan, workspace).rows, strict=True):
         to_saelens(workspace.folder(sae.artefact), tmp_path / str(sae), str(sae))
-        exported = sae_lens.SAE.load_from_disk(tmp_path / str(sae))
+        exported: Any = sae_lens.SAE.load_from_disk(tmp_path / str(sae))
         generator: Any = Replayed(chunks())
         expected = saelens.eval_sae_on_synthetic_data(
             exported, truth.model.feature_dict, generator, num_samples=904, batch_size=512
