@@ -10,8 +10,8 @@ from pipeline.errors import CorruptArtefactError, DegenerateSAEError
 from pipeline.evaluate.heldout import HeldoutRows, Latents
 from pipeline.evaluate.tasks import ProbeTasks, Probing, Scores
 from pipeline.models.language import LanguageModel, load_tokenizer
-from pipeline.models.model_section import SyntheticModel
-from pipeline.models.synthetic import GroundTruth
+from pipeline.models.model_section import KnownFeatures, SAELensModel
+from pipeline.models.synthetic import Truth
 from pipeline.runtime.devices import best_device, sae_device
 from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import CONFIG, read_config
@@ -74,8 +74,10 @@ class LayerBench(Shared):
     @cached_property
     def has(self) -> frozenset[Need]:
         """The needs of evaluations that this study meets."""
-        source = Need.truth if isinstance(self.experiment.model, SyntheticModel) else Need.model
-        return frozenset({source, Need.probes} if self.tasks.documents else {source})
+        model = self.experiment.model
+        met = {Need.truth} if isinstance(model, KnownFeatures) else {Need.model}
+        met |= {Need.saelens} if isinstance(model, SAELensModel) else set()
+        return frozenset(met | {Need.probes} if self.tasks.documents else met)
 
     @cached_property
     def language_model(self) -> LanguageModel:
@@ -90,7 +92,7 @@ class LayerBench(Shared):
         return load_tokenizer(*study_model(self.plan, self.workspace))
 
     @cached_property
-    def truth(self) -> GroundTruth:
+    def truth(self) -> Truth:
         """The features of the synthetic model."""
         return open_synthetic_model(self.plan, self.workspace)
 

@@ -9,9 +9,10 @@ from typing import Any, cast
 import torch
 from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportUnknownVariableType]
 
-from pipeline.evaluate.bench import Bench
+from pipeline.evaluate.bench import Bench, LayerBench
 from pipeline.evaluate.pairs import topk_mask
-from pipeline.models.synthetic import NO_PARENT, GroundTruth
+from pipeline.evaluate.sparse import SparseLatents
+from pipeline.models.synthetic import NO_PARENT, Truth
 from pipeline.runtime.devices import CPU
 from pipeline.sae.sae import SAE
 from pipeline.study.sections import EvaluateConfig
@@ -26,7 +27,7 @@ class Recovery:
     On the CPU, where the true features are drawn: a synthetic model has a few hundred latents.
     """
 
-    def __init__(self, sae: SAE, truth: GroundTruth):
+    def __init__(self, sae: SAE, truth: Truth):
         sae = sae.to(CPU)
         self.truth = truth
         self.W_dec_FD = sae.W_dec_FD
@@ -175,9 +176,13 @@ class Recovery:
 
 def compute(on: Bench) -> dict[str, Any]:
     """The content of `ground_truth.json` (docs/evaluation-files.md)."""
-    truth, layout = on.layer.truth, on.layer.store.layout
-    recovery = Recovery(on.sae, truth)
-    true_chunks = (f_BT for shard in on.layer.heldout_shards for f_BT, _ in truth.draw(layout, shard))
-    for f_BF, f_BT in zip(on.latents, true_chunks, strict=True):
-        recovery.update(f_BF.cpu(), f_BT)
+    recovery = Recovery(on.sae, on.layer.truth)
+    for f_BF, true in zip(on.latents, on.layer.once(true_features), strict=True):
+        recovery.update(f_BF.cpu(), true.dense())
     return recovery.compute(on.config)
+
+
+def true_features(layer: LayerBench) -> list[SparseLatents]:
+    """The features behind the held-out rows, chunk by chunk, drawn again."""
+    layout = layer.store.layout
+    return [SparseLatents.of(f_BT) for shard in layer.heldout_shards for f_BT, _ in layer.truth.draw(layout, shard)]

@@ -6,7 +6,7 @@ import torch
 from rich.filesize import decimal
 
 from pipeline.models.language import DTYPES
-from pipeline.models.model_section import SyntheticModel, TinyModel
+from pipeline.models.model_section import KnownFeatures, TinyModel
 from pipeline.runtime.devices import best_device, sae_device
 from pipeline.runtime.precision import slower_choice
 from pipeline.study.gpu_hours import MOST_CLASSES, WEIGHTS_PER_LAYER
@@ -43,7 +43,7 @@ def _extraction(plan: Plan) -> list[str]:
     ]
     if isinstance(experiment.corpus, FilesCorpus):
         lines.append(_held(experiment.corpus, store.tokens))
-    if isinstance(model, SyntheticModel):
+    if isinstance(model, KnownFeatures):
         return [*lines, f"  drawn        from {model.features:,} known features: no text, no model to run, no probes"]
     texts_per_class = (experiment.probes.train_size + experiment.probes.test_size) // 2
     documents = len(plan.probes) * MOST_CLASSES * texts_per_class

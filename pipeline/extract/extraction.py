@@ -18,7 +18,8 @@ from pipeline.extract.shards import run_shard
 from pipeline.extract.synthetic_rows import synthetic_rows, synthetic_store
 from pipeline.models.access import check_available
 from pipeline.models.language import ResidualStream
-from pipeline.models.model_section import HuggingFaceModel, SyntheticModel, TinyModel
+from pipeline.models.model_section import HuggingFaceModel, KnownFeatures, SAELensModel, SyntheticModel, TinyModel
+from pipeline.models.saelens_model import make_saelens_model
 from pipeline.models.synthetic import make_synthetic_model
 from pipeline.runtime.compatibility import keep_freed_memory
 from pipeline.store import format as fmt
@@ -124,7 +125,7 @@ class Extraction:
     @cached_property
     def make_rows(self) -> Callable[[int, fmt.Layout, fmt.Sequences], fmt.ShardRows]:
         """Makes the rows of a shard, from the language model or from the synthetic model's features. Opens the model."""
-        if isinstance(self.plan.experiment.model, SyntheticModel):
+        if isinstance(self.plan.experiment.model, KnownFeatures):
             return partial(synthetic_rows, truth=open_synthetic_model(self.plan, self.workspace))
         return partial(run_shard, model=self.model, forward_batch=self.plan.experiment.store.forward_batch)
 
@@ -150,7 +151,7 @@ class Extraction:
         sequences = fmt.read_sequences(writer.storage)
         make_rows = self.make_rows  # opens the model before the progress bar starts
         # A GPU makes a shard faster than one thread writes it; the cores of a CPU are busy making the next one.
-        on_gpu = not isinstance(self.plan.experiment.model, SyntheticModel) and self.model.device.type != "cpu"
+        on_gpu = not isinstance(self.plan.experiment.model, KnownFeatures) and self.model.device.type != "cpu"
         with fill.filling(artefact, self.workspace, writer, missing, GPU_WRITERS if on_gpu else 1) as filling:
             for shard in filling.claimed():
                 filling.commit(shard, make_rows(shard, writer.layout, sequences))
@@ -173,16 +174,18 @@ def _make_model(plan: Plan, model: Artefact, workspace: Workspace) -> bool:
     with workspace.lock(model) as folder:
         if workspace.manifest(model):
             return False
-        config = plan.experiment.model
-        facts = make_synthetic_model(config, folder) if isinstance(config, SyntheticModel) else _train_model(plan, folder)
-        workspace.publish(model, facts=facts)
+        workspace.publish(model, facts=_made(plan, folder))
     return True
 
 
-def _train_model(plan: Plan, folder: Path) -> dict[str, Any]:
+def _made(plan: Plan, folder: Path) -> dict[str, Any]:
+    model, text, context = plan.experiment.model, plan.experiment.corpus, plan.experiment.store.context
+    if isinstance(model, SyntheticModel):
+        return make_synthetic_model(model, folder)
+    if isinstance(model, SAELensModel):
+        return make_saelens_model(model, folder)
     from pipeline.models.tiny import train_tiny_model
 
-    model, text, context = plan.experiment.model, plan.experiment.corpus, plan.experiment.store.context
     assert isinstance(model, TinyModel)
     assert not isinstance(text, SyntheticCorpus)
     return train_tiny_model(model, corpus_texts(text), context, folder)

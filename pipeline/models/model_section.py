@@ -5,6 +5,15 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
+from pipeline.models.saelens_section import (
+    ConstantMagnitude,
+    FiringProbability,
+    Hierarchy,
+    LowRankCorrelation,
+    Magnitude,
+    Orthogonalization,
+    Zipfian,
+)
 from pipeline.section import COMMIT, Dtype, PositiveInt, Section, Seed, needs_commit
 
 
@@ -50,23 +59,30 @@ class TinyModel(Section):
     seed: Seed = 0
 
 
-class SyntheticModel(Section):
-    """No language model: each row is a sum of known features that `sae_lens.synthetic` draws, so the truth is known.
+class KnownFeatures(Section):
+    """No language model: each row is a sum of known features that `sae_lens.synthetic` draws, so the truth is known."""
+
+    name: ClassVar[str] = "synthetic"
+    depth: ClassVar[int] = 1
+    """Its one layer is layer 0."""
+    dtype: ClassVar[Dtype] = "float32"
+    """Dtype in which rows are summed."""
+    d_in: Annotated[int, Field(ge=2)]
+    """Width of a row."""
+    features: Annotated[int, Field(ge=2)]
+    """True features, each a unit direction; with more than d_in of them, they are in superposition."""
+
+
+class SyntheticModel(KnownFeatures):
+    """Each related pair of features is chosen, so that it is known.
 
     Features are numbered by falling probability: parents, then their children, then correlated pairs, then independent
     features. A probability is the fraction of rows on which a feature fires, its hierarchy and correlation included.
     """
 
     source: Literal["synthetic"]
-    name: ClassVar[str] = "synthetic"
-    depth: ClassVar[int] = 1
-    """Its one layer is layer 0."""
-    dtype: ClassVar[Dtype] = "float32"
-    """Dtype in which rows are summed."""
     d_in: Annotated[int, Field(ge=2)] = 64
-    """Width of a row."""
     features: Annotated[int, Field(ge=2)] = 256
-    """True features, each a unit direction; with more than d_in of them, they are in superposition."""
     max_probability: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Probability with which the most frequent feature fires."""
     min_probability: Annotated[float, Field(gt=0, lt=1)] = 0.01
@@ -102,4 +118,35 @@ class SyntheticModel(Section):
         return self
 
 
-ModelConfig = Annotated[HuggingFaceModel | TinyModel | SyntheticModel, Field(discriminator="source")]
+class SAELensModel(KnownFeatures):
+    """Features that `sae_lens.synthetic.SyntheticModel` relates by its own options; SynthSAEBench is one of its models.
+
+    `features` and `d_in` are its `num_features` and `hidden_dim`. All else has SAELens' names and defaults, but for `seed`,
+    which SAELens leaves to chance, and a `kind`, which it calls `generator_name`.
+    """
+
+    source: Literal["saelens-synthetic"]
+    firing_probability: FiringProbability = Zipfian()
+    mean_firing_magnitudes: Magnitude = ConstantMagnitude()
+    """Of each feature's strength where it fires."""
+    std_firing_magnitudes: Magnitude = ConstantMagnitude(value=0)
+    """Negative strengths are cut to 0."""
+    bias: Annotated[float, Field(ge=0)] = 1.0
+    """Norm of a random vector that is added to every row."""
+    hierarchy: Hierarchy | None = None
+    orthogonalization: Orthogonalization | None = None
+    correlation: LowRankCorrelation | None = None
+    seed: Seed = 0
+    """Seed of the model. `store.seed` is the seed of what fires on which row."""
+
+    @model_validator(mode="after")
+    def _room_for_the_roots(self) -> Self:
+        roots = self.hierarchy.total_root_nodes if self.hierarchy else 0
+        if roots > self.features:
+            raise ValueError(
+                f"hierarchy.total_root_nodes {roots:,} are more than the {self.features:,} features; lower them"
+            )
+        return self
+
+
+ModelConfig = Annotated[HuggingFaceModel | TinyModel | SyntheticModel | SAELensModel, Field(discriminator="source")]

@@ -1,11 +1,12 @@
 """Plants the true features of a synthetic model, saves them, and draws the rows of any shard from them.
 
 `sae_lens.synthetic` draws which features fire and how strongly. Its own configuration would choose children and correlated
-pairs at random; here they are chosen explicitly, so that each is known.
+pairs at random; here they are chosen explicitly, so that each is known. `saelens_model` has models of its own configuration.
 """
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,20 +30,45 @@ FEATURES = "features.safetensors"
 NO_PARENT = -1
 
 
-@dataclass(frozen=True, kw_only=True)
-class GroundTruth:
-    """The parameters of the distribution of rows. `SyntheticModel` says how features are numbered."""
+class Truth(ABC):
+    """True features, and the rows that are made of them."""
 
     direction_TD: torch.Tensor
     """Unit directions: a row of the store is the sum of the firing features' directions, each times its strength."""
+    parent_T: torch.Tensor
+    """int64: each feature's parent, without which it never fires, or NO_PARENT."""
+    pair_P2: torch.Tensor
+    """int64: the two features of each correlated pair that was planted."""
+
+    @abstractmethod
+    def sample(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feature activations [B, T] and the rows [B, D] made of them, float32, drawn from torch's global generator."""
+
+    def draw(self, layout: Layout, shard: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The feature activations [B, T] and rows [B, D] of a shard, float32, in the store's order, chunk by chunk.
+
+        Extraction fills the store with these rows, rounded to the store's dtype; calling this again gives the features
+        behind them. The result depends only on the arguments, not on other shards, the caller's random state or the number
+        of cores.
+        """
+        start, stop = layout.shard_range(shard)
+        for first in range(start, stop, layout.chunk_rows):
+            with one_thread(), _seeded(layout.seed, first):
+                drawn = self.sample(min(layout.chunk_rows, stop - first))
+            yield drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundTruth(Truth):
+    """The parameters of the distribution of rows. `SyntheticModel` says how features are numbered."""
+
+    direction_TD: torch.Tensor
     probability_T: torch.Tensor
     """Probability that each feature fires on a row; for a child, that it fires together with its parent."""
     magnitude_std_T: torch.Tensor
     """Standard deviation of a firing feature's strength; the mean is 1, and negative strengths are cut to 0."""
     parent_T: torch.Tensor
-    """int64: each feature's parent, without which it never fires, or NO_PARENT."""
     pair_P2: torch.Tensor
-    """int64: the two features of each correlated pair."""
     correlation_P: torch.Tensor
     """Correlation of the two normal variables that decide whether the features of each pair fire."""
 
@@ -87,19 +113,10 @@ class GroundTruth:
         """Read the file that `save` wrote."""
         return cls(**safetensors.torch.load_file(path))
 
-    def draw(self, layout: Layout, shard: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The feature activations [B, T] and rows [B, D] of a shard, float32, in the store's order, chunk by chunk.
-
-        Extraction fills the store with these rows, rounded to the store's dtype; calling this again gives the features
-        behind them. The result depends only on the arguments, not on other shards, the caller's random state or the number
-        of cores.
-        """
-        start, stop = layout.shard_range(shard)
-        for first in range(start, stop, layout.chunk_rows):
-            with one_thread(), _seeded(layout.seed, first):
-                f_BT = self._generator.sample(min(layout.chunk_rows, stop - first))
-                x_BD = f_BT @ self.direction_TD
-            yield f_BT, x_BD
+    def sample(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Feature activations [B, T] and the rows [B, D] made of them, float32, drawn from torch's global generator."""
+        f_BT = self._generator.sample(rows)
+        return f_BT, f_BT @ self.direction_TD
 
     @cached_property
     def _generator(self) -> "ActivationGenerator":

@@ -10,7 +10,7 @@ import pipeline
 from pipeline.artefacts.manifest import Artefact, Manifest
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError, MissingArtefactError, PipelineError, in_one_line
-from pipeline.models.model_section import HuggingFaceModel, SyntheticModel, TinyModel
+from pipeline.models.model_section import HuggingFaceModel, KnownFeatures, TinyModel
 from pipeline.report.differences import differences
 from pipeline.report.latents import ExamplesOf
 from pipeline.report.results import Arm, Cost, Curve, Model, Results, Row, StoreFacts, Task, Training, levels_of, middle
@@ -69,7 +69,7 @@ def _results(plan: Plan, workspace: Workspace, seen: "_Seen", evaluated: list[Pl
         version=pipeline.__version__,
         made_of=made_of(plan, workspace),
         is_demo=isinstance(experiment.model, TinyModel),
-        is_synthetic=isinstance(experiment.model, SyntheticModel),
+        is_synthetic=isinstance(experiment.model, KnownFeatures),
         model=_model(plan, workspace),
         reported_llm_probing=REPORTED_LLM_PROBING if experiment.model.name == GEMMA else None,
         store=_store(plan, workspace),

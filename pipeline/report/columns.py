@@ -19,6 +19,7 @@ class Group(StrEnum):
     reconstruction = "reconstruction"
     latents = "latents"
     fidelity = "fidelity"
+    bench = "bench"
     truth = "truth"
     geometry = "geometry"
     pairs = "pairs"
@@ -33,6 +34,7 @@ HEADINGS: dict[Group, str] = {
     Group.reconstruction: "Reconstruction",
     Group.latents: "Latents",
     Group.probing: "Sparse probing accuracy with k latents",
+    Group.bench: "SynthSAEBench",
     Group.truth: "True features",
     Group.pairs: "Similar latents",
     Group.capture: "Pair capture",

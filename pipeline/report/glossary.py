@@ -40,6 +40,14 @@ FOUND = Term(
     "stand for two features. From 0 to 1, higher is better. Cosine to truth is the mean cosine of a feature to its best "
     "latent.",
 )
+BENCH = Term(
+    "synth-sae-bench",
+    "MCC, uniqueness, F1",
+    "SAELens’ metrics of latents against true features, all latents counted, dead ones too. MCC: mean absolute cosine when "
+    "each latent has a feature of its own (the best assignment). Uniqueness: true features that are nearest to some latent, "
+    "over the number of latents. Precision, recall and F1: of each latent’s firing as a detector of the feature nearest to "
+    "it. From 0 to 1, higher is better. Shrinkage: mean norm of a reconstruction over that of its row; 1 is none.",
+)
 SILENT = Term(
     "silent",
     "Silent",

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pipeline.report.capture_metrics import CAPTURE
 from pipeline.report.columns import Brief, Caveat, Column, Family, Group, Metric, Planned, Term
-from pipeline.report.glossary import FOUND, INTERFERENCE, PLANTED, PROBING, RECOVERED, SILENT, STABILITY
+from pipeline.report.glossary import BENCH, FOUND, INTERFERENCE, PLANTED, PROBING, RECOVERED, SILENT, STABILITY
 from pipeline.report.results import Results
 from pipeline.report.suite_metrics import SUITE
 from pipeline.report.text import count, one, percent, three
@@ -253,6 +253,37 @@ METRICS: list[Column | Family] = [
     *(Column(("interference", "both", name)) for name in ("pairs", "interference", "baseline")),
     SAME_DIRECTION,
     *CAPTURE,
+    Metric(
+        ("synth_sae_bench", "mcc"),
+        "MCC",
+        BENCH,
+        three,
+        Group.bench,
+        better="higher",
+        planned=Planned("MCC with the true features", "true_features"),
+        pareto="MCC with the true features",
+        brief=Brief("MCC"),
+    ),
+    Metric(
+        ("synth_sae_bench", "f1_score"),
+        "F1 of latents",
+        BENCH,
+        three,
+        Group.bench,
+        better="higher",
+        planned=Planned("F1 of latents as detectors of true features", "true_features"),
+        pareto="F1 of latents",
+        brief=Brief("F1"),
+    ),
+    *(
+        Metric(("synth_sae_bench", name), name, BENCH, three, Group.bench, better="higher")
+        for name in ("precision", "recall", "uniqueness")
+    ),
+    # Of the next three the first two repeat FVU and dead, in the words of the published table.
+    Metric(("synth_sae_bench", "explained_variance"), "EV", BENCH, three, Group.bench, compared=False),
+    Metric(("synth_sae_bench", "dead_latents"), "dead latents", BENCH, count, Group.bench, compared=False),
+    Metric(("synth_sae_bench", "shrinkage"), "shrinkage", BENCH, three, Group.bench),
+    *(Column(("synth_sae_bench", name)) for name in ("sae_l0", "true_l0", "accuracy")),
     Metric(("ground_truth", "features", "all", "recovered"), "found", FOUND, three, Group.truth, better="higher"),
     Metric(
         ("ground_truth", "features", "all", "one_to_one"),
@@ -329,7 +360,7 @@ def columns(results: Results) -> list[Column]:
     """The columns of a study's results.csv, also those that none of its SAEs has a value for."""
     ks, tasks = results.probe_sizes, [task.name for task in results.tasks]
     found = [column for entry in METRICS for column in ([entry] if isinstance(entry, Column) else entry(ks, tasks))]
-    return [column for column in found if results.is_synthetic or column.path[0] != "ground_truth"]
+    return [column for column in found if results.is_synthetic or column.path[0] not in ("ground_truth", "synth_sae_bench")]
 
 
 def measured(results: Results) -> list[Metric]:

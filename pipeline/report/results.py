@@ -144,6 +144,7 @@ class Row(Frozen, extra="allow"):
     """By task and number of latents what each test text adds to the accuracy, as text (docs/evaluation-files.md)."""
     bpcr: Capture | None = None
     ground_truth: Recovered | None = None
+    synth_sae_bench: Numbers | None = None
     examples: Examples | None = Field(default=None, exclude=True)
     """Shown of a few SAEs only, under `Results.examples`."""
     browsing: Browsing | None = Field(default=None, exclude=True)

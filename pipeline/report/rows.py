@@ -25,6 +25,12 @@ def ground_truth(file: File) -> Fields:
     return {"ground_truth": file}
 
 
+def synth_sae_bench(file: File) -> Fields:
+    """The numbers of SAELens, those of latents as detectors among them."""
+    numbers = {name: value for name, value in file.items() if name not in ("rows", "classification")}
+    return {"synth_sae_bench": numbers | file["classification"]}
+
+
 def capture(file: File) -> Fields:
     """The rates with both nulls, at the K and q of the study and along both curves."""
     nulls: Sequence[File] = file["null"]

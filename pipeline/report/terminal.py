@@ -55,11 +55,16 @@ def _at(results: Results) -> str:
 
 
 def brief_metrics(results: Results) -> list[Metric]:
-    """The metrics of the table. In a synthetic study true features take the place of probing and pair capture."""
+    """The metrics of the table. In a synthetic study true features take the place of probing and pair capture.
+
+    Where SAELens built the model, its metrics take the place of ours.
+    """
     found = [metric for metric in columns(results) if isinstance(metric, Metric) and metric.brief]
     left_out = {Group.capture, Group.rates} if results.is_synthetic else set[Group]()
     if not results.tasks:
         left_out.add(Group.probing)
+    by_saelens = any(row.synth_sae_bench for row in results.rows)
+    left_out |= {Group.truth, Group.planted} if by_saelens else {Group.bench}
     return [metric for metric in found if metric.group not in left_out]
 
 
@@ -76,6 +81,11 @@ def _caption(results: Results, probing: Sequence[Metric]) -> str:
 
 
 def _explanation(results: Results, probing: Sequence[Metric]) -> str:
+    if any(row.synth_sae_bench for row in results.rows):
+        return (
+            "FVU: variance unexplained. MCC: mean cosine of latents to true features, one to one. F1: of each latent's "
+            "firing as a detector of the true feature nearest to it. Both over all latents, as SAELens computes them."
+        )
     if results.is_synthetic:
         return (
             "FVU: variance unexplained. found: true features that have a latent of their own, cosine > 0.8. F1: of the "

@@ -16,6 +16,8 @@ class Need(StrEnum):
     """A language model, with its tokenizer and the tokens behind the rows."""
     truth = "truth"
     """The features of a synthetic model."""
+    saelens = "saelens"
+    """A synthetic model that SAELens built."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,7 @@ EVALUATIONS: dict[str, Evaluation] = {
     for entry in (
         _entry("reconstruction", "reconstruction"),
         _entry("ground_truth", "recovery", Need.truth),
+        _entry("synth_sae_bench", "synth_sae_bench", Need.saelens),
         _entry("capture", "capture"),
         _entry("interference", "interference"),
         _entry("loss", "loss"),  # without a model, these two write a file that says why it is empty

@@ -14,7 +14,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError, model_validator
 
 from pipeline.errors import BadInputError
-from pipeline.models.model_section import ModelConfig, SyntheticModel
+from pipeline.models.model_section import KnownFeatures, ModelConfig
 from pipeline.section import Section
 from pipeline.store.limits import FEWEST_HELDOUT
 from pipeline.study.arms import Recipes, check
@@ -29,7 +29,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 def _default_probes(validated: dict[str, Any]) -> ProbesConfig:
-    return ProbesConfig(datasets=()) if isinstance(validated.get("model"), SyntheticModel) else ProbesConfig()
+    return ProbesConfig(datasets=()) if isinstance(validated.get("model"), KnownFeatures) else ProbesConfig()
 
 
 class Experiment(Section):
@@ -103,7 +103,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _rows_and_texts_from_one_kind_of_model(self) -> Self:
-        synthetic = isinstance(self.model, SyntheticModel)
+        synthetic = isinstance(self.model, KnownFeatures)
         if synthetic != isinstance(self.corpus, SyntheticCorpus):
             raise ValueError(
                 f'model.source "{self.model.source}" and corpus.source "{self.corpus.source}" do not go together: '

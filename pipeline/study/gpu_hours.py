@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.filesize import decimal
 
-from pipeline.models.model_section import SyntheticModel
+from pipeline.models.model_section import KnownFeatures
 from pipeline.sae.activation import ClosedForm
 from pipeline.sae.activations import ACTIVATIONS
 from pipeline.study.penalties import Contrast
@@ -37,6 +37,8 @@ WEIGHTS_PER_LAYER = 12
 STORED = 1e9
 """Bytes a second and core that extraction writes, and that evaluation reads and pads, after benchmarks/reading.py."""
 WRITERS = 3
+DRAWN = 1.3e7
+"""Features of a synthetic model that are drawn a second on one core, whether they fire or not: measured at 16,384."""
 MOST_CLASSES = 5
 """Classes of the largest probe data set."""
 PROBE_SECONDS, PROBE_SECONDS_A_LATENT, PROBE_TEXTS = 8.7, 0.0049, 90_000
@@ -105,10 +107,14 @@ def predict(plan: Plan) -> Prediction:
     R = experiment.train.heldout_shards * store.shard_rows
     texts = len(plan.probes) * MOST_CLASSES * (experiment.probes.train_size + experiment.probes.test_size) // 2
     P = texts * (experiment.probes.context - 1)
-    flop = 0 if isinstance(experiment.model, SyntheticModel) else 2 * WEIGHTS_PER_LAYER * D**2 * (max(store.layers) + 1)
+    if isinstance(experiment.model, KnownFeatures):
+        made = store.tokens * experiment.model.features / (DRAWN * CORES)
+    else:
+        flop = 2 * WEIGHTS_PER_LAYER * D**2 * (max(store.layers) + 1)
+        made = (store.tokens + P) * flop / (RATES["bfloat16"] * FORWARD)
     row_bytes = 2 * D * len(store.layers)
     stored = (store.tokens + P) * row_bytes
-    extract = max((store.tokens + P) * flop / (RATES["bfloat16"] * FORWARD), stored / (STORED * WRITERS))
+    extract = max(made, stored / (STORED * WRITERS))
     trainings = [(TRIES if sae.matched_to else 1) * sae.recipe.steps * step_seconds(sae.recipe, D) for sae in saes]
     # Encoded by itself and by its random null, decoded once; pairs of both, whether and how strongly they fire together.
     products = 3 * 2 * R * D * F + 2 * 2 * UPPER * 2 * R * F**2 + 2 * P * D * F

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError
-from pipeline.models.model_section import SyntheticModel
+from pipeline.models.model_section import KnownFeatures
 from pipeline.study.arms import NAME
 from pipeline.study.evaluations import EVALUATIONS, Need
 from pipeline.study.experiment import Experiment
@@ -132,7 +132,7 @@ class Basis:
                 continue
             if evaluation.asked and name not in self.asked:
                 continue
-            if Need.model in evaluation.needs and isinstance(self.experiment.model, SyntheticModel):
+            if Need.model in evaluation.needs and isinstance(self.experiment.model, KnownFeatures):
                 continue
             inputs: dict[str, Any] = {"format": evaluation.apart, "evaluation": name, "sae": sae.key}
             if evaluation.rows:

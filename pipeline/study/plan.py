@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pipeline.artefacts.identity import fingerprint
 from pipeline.artefacts.manifest import Artefact
 from pipeline.errors import BadInputError
-from pipeline.models.model_section import HuggingFaceModel, SyntheticModel
+from pipeline.models.model_section import HuggingFaceModel, KnownFeatures
 from pipeline.study.experiment import Experiment
 from pipeline.study.origins import EVALUATION_FORMAT, Basis, planned
 from pipeline.study.planned import PlannedSAE, TrainedSAE
@@ -135,7 +135,7 @@ def _model(experiment: Experiment) -> Artefact | None:
     if isinstance(model, HuggingFaceModel):
         return None
     inputs: dict[str, Any] = {"format": MODEL_FORMAT, "model": model.canonical()}
-    if not isinstance(model, SyntheticModel):
+    if not isinstance(model, KnownFeatures):
         inputs |= {"context": experiment.store.context, "corpus": _corpus(experiment)}
     return Artefact(kind="models", label=model.name, inputs=inputs)
 

@@ -88,7 +88,7 @@ class Worth(Section):
     interference: PositiveFloat = 0.02
     """On an SAE's own pairs, as a share of its reconstruction."""
     true_features: PositiveFloat = 0.01
-    """Share of a synthetic model's features."""
+    """Of a synthetic model: share of its features found, and MCC and F1 of latents."""
     absorption: PositiveFloat = 0.01
     """Share of a synthetic model's parents that are silent beside their child."""
 
@@ -145,6 +145,8 @@ class RunConfig(Section):
 
 TAGGED = ("model", "corpus")
 """Sections whose `source` says which class validates them. pydantic then puts the source into an error's location."""
+TAGGED_FIELDS = (*TAGGED, "firing_probability", "mean_firing_magnitudes", "std_firing_magnitudes", "branching_factor")
+"""These, and the fields in them that also have several forms."""
 
 
 def explain(error: ValidationError, where: str = "") -> str:
@@ -153,7 +155,9 @@ def explain(error: ValidationError, where: str = "") -> str:
     # A misspelt key also makes the right one missing; the misspelling is the error to report.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     # In ("model", "tiny", "steps"), "tiny" is the value of `source`, not a key of the TOML file.
-    path = [str(part) for index, part in enumerate(first["loc"]) if index != 1 or first["loc"][0] not in TAGGED]
+    place = first["loc"]
+    tagged = TAGGED_FIELDS if place and place[0] in TAGGED else ()
+    path = [str(part) for before, part in zip(("", *place), place, strict=False) if before not in tagged]
     field = ".".join([where, *path] if where else path)
     kind, given, context = first["type"], first["input"], first.get("ctx", {})
     # Python says tuple, JSON says array; in TOML it is a list.
@@ -163,7 +167,8 @@ def explain(error: ValidationError, where: str = "") -> str:
     elif kind == "union_tag_not_found":
         message = f"{context['discriminator']} is missing; it says which kind this is"
     elif kind == "union_tag_invalid":
-        message = "source should be one of " + context["expected_tags"]
-        given = given["source"]
+        tag = context["discriminator"].strip("'")
+        message = f"{tag} should be one of {context['expected_tags']}"
+        given = given[tag]
     shown = "" if kind in ("missing", "value_error", "extra_forbidden", "union_tag_not_found") else f", got {given!r}"
     return f"{field + ': ' if field else ''}{message[0].lower()}{message[1:]}{shown}"

@@ -4,8 +4,9 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
 from pipeline.models.access import check_available
 from pipeline.models.language import ResidualStream
-from pipeline.models.model_section import HuggingFaceModel, SyntheticModel
-from pipeline.models.synthetic import FEATURES, GroundTruth
+from pipeline.models.model_section import HuggingFaceModel, KnownFeatures, SAELensModel
+from pipeline.models.saelens_model import SAELensTruth
+from pipeline.models.synthetic import FEATURES, GroundTruth, Truth
 from pipeline.runtime.devices import best_device
 from pipeline.study.plan import Plan
 
@@ -20,7 +21,7 @@ def study_model(plan: Plan, workspace: Workspace) -> tuple[str, str | None]:
     if isinstance(experiment.model, HuggingFaceModel):
         check_available(experiment.model)
         return experiment.model.name, experiment.model.revision
-    if isinstance(experiment.model, SyntheticModel):
+    if isinstance(experiment.model, KnownFeatures):
         raise BadInputError(f"{experiment.name} has a synthetic model, which reads no text")
     assert plan.model is not None
     workspace.require(plan.model, f"dasae extract {experiment.argument}")
@@ -47,7 +48,9 @@ def open_study_model(plan: Plan, workspace: Workspace) -> ResidualStream:
     return model
 
 
-def open_synthetic_model(plan: Plan, workspace: Workspace) -> GroundTruth:
+def open_synthetic_model(plan: Plan, workspace: Workspace) -> Truth:
     """The synthetic model of a study: its true features."""
     assert plan.model is not None
+    if isinstance(plan.experiment.model, SAELensModel):
+        return SAELensTruth.load(workspace.fetched(plan.model))
     return GroundTruth.load(workspace.verified(plan.model, FEATURES))

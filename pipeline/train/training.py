@@ -14,7 +14,7 @@ import torch
 
 from pipeline.artefacts.storage import LocalStorage, write_atomically
 from pipeline.artefacts.workspace import Workspace
-from pipeline.models.model_section import SyntheticModel
+from pipeline.models.model_section import KnownFeatures
 from pipeline.runtime.devices import sae_device
 from pipeline.runtime.precision import slower_choice
 from pipeline.sae.finished import open_sae
@@ -206,7 +206,7 @@ class _Stage:
         }
         return {
             "model_name": experiment.model.name,
-            **({} if isinstance(experiment.model, SyntheticModel) else hook),
+            **({} if isinstance(experiment.model, KnownFeatures) else hook),
             "arm": sae.arm,
             "seed": sae.seed,
         }

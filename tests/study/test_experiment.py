@@ -259,7 +259,10 @@ def test_a_model_in_a_folder_counts_by_content(small_toml: Path, tmp_path: Path)
 
 
 def test_an_unknown_experiment_names_the_known_ones() -> None:
-    known = "demo, gemma-2-2b, gemma-2-2b-references, gemma-2-2b-rivals, gemma-2b, rivals, synthetic"
+    known = (
+        "demo, gemma-2-2b, gemma-2-2b-references, gemma-2-2b-rivals, gemma-2b, rivals, synth-sae-bench, "
+        "synth-sae-bench-small, synthetic"
+    )
     with pytest.raises(BadInputError, match=rf"no experiment 'dmeo' .*known experiments: {known}"):
         Experiment.load("dmeo")
 
