@@ -144,12 +144,19 @@ def _arms(plan: Plan) -> tuple[Arm, ...]:
     """The arms in the order of the plan, and the names of SAEs that others trained."""
     known = arms_of(plan.experiment.arms)
     trained = {sae.arm for sae in plan.to_train}
+    matched = {sae.arm for sae in plan.to_train if sae.matched_to}
 
     def described(name: str) -> Arm:
         if name not in trained:
             return Arm(arm=name, run=None, question=None, base=None)
         arm = known[name]
-        return Arm(arm=name, run=arm.run, question=arm.question, base=None if name == "full" else arm.against)
+        return Arm(
+            arm=name,
+            run=arm.run,
+            question=arm.question,
+            base=None if name == "full" else arm.against,
+            matched=name in matched,
+        )
 
     return tuple(described(name) for name in dict.fromkeys(sae.arm for sae in plan.saes))
 

@@ -5,7 +5,7 @@ Planned are the metrics that say so in their entry (`metrics.METRICS`), of every
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from scipy import stats
@@ -29,6 +29,7 @@ def differences(results: Results) -> list[Difference]:
     """One entry per layer, metric, reference and arm, in that order: arm minus reference, over the seeds both have."""
     found: list[Difference] = []
     bases = {arm.arm: arm.base for arm in results.arms if arm.question is not None}
+    matched = {arm.arm for arm in results.arms if arm.matched}
     references = [arm for arm in bases if arm in REFERENCES or arm in bases.values()]
     metrics = {metric.name: metric for metric in compared(results)}
     for layer in dict.fromkeys(row.layer for row in results.rows):
@@ -40,7 +41,7 @@ def differences(results: Results) -> list[Difference]:
                 for arm in bases
                 if arm != reference
             ]
-            found += map(_widened, _together(taken))
+            found += map(_widened, _together(taken, matched))
     return _judged(found, metrics)
 
 
@@ -94,11 +95,15 @@ def _tested_by(found: Paired | None) -> dict[str, Any]:
     return {name: found and getattr(found, name) for name in ("sd", "df", "low", "high", "p")}
 
 
-def _together(taken: Sequence[tuple[Difference, dict[int, float]]]) -> list[Difference]:
-    """The differences of one metric and layer; planned ones to the same reference share their variance, if they can."""
+def _together(taken: Sequence[tuple[Difference, dict[int, float]]], matched: Collection[str]) -> list[Difference]:
+    """The differences of one metric and layer; planned ones to the same reference share their variance, if they can.
+
+    An arm that is `matched` shares none: where its search for L0 ended is another source of differences between seeds.
+    """
     changed: dict[tuple[str, str], Difference] = {}
     for reference in dict.fromkeys(entry.reference for entry, _ in taken):
         planned = [(entry, by_seed) for entry, by_seed in taken if entry.planned and entry.reference == reference]
+        planned = [(entry, by_seed) for entry, by_seed in planned if entry.arm not in matched]
         seeds = max((set(by_seed) for _, by_seed in planned), key=len, default=set[int]())
         whole = [(entry, [by_seed[seed] for seed in seeds]) for entry, by_seed in planned if set(by_seed) == seeds]
         if min(len(whole), len(seeds)) < FEWEST_POOLED:

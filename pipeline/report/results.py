@@ -251,6 +251,8 @@ class Arm(Frozen):
     """The question that the arm's difference to `base` answers; None for SAEs that others trained, which are in none."""
     base: str | None
     """The arm that it is compared with."""
+    matched: bool = False
+    """Whether its L0 was searched for, by `match_l0`: its seeds also differ by where the search ended."""
 
 
 class Task(Frozen):

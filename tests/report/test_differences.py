@@ -204,3 +204,14 @@ def test_saes_that_others_trained_are_shown_and_not_compared() -> None:
     )
     names = {name for one in compared(found, arms=arms).differences for name in (one.arm, one.reference)}
     assert names == {"full", "magnitude"}
+
+
+def test_an_arm_whose_l0_was_searched_for_does_not_keep_the_others_from_sharing_their_variance() -> None:
+    values: Values = {arm: [0.70 + 0.001 * shift, 0.72, 0.74 - 0.001 * shift] for arm, shift in
+                      (("full", 0), ("a", 1), ("b", 2), ("c", -1), ("searched", 40))}  # fmt: skip
+    results = study(values)
+    arms = tuple(arm.model_copy(update={"matched": arm.arm == "searched"}) for arm in results.arms)
+    alone, marked = results.differences, compared(results, arms=arms).differences
+    assert entry(alone, "a").df == 2  # Cochran's test sees one arm that varies much more
+    assert (entry(marked, "a").df, entry(marked, "searched").df) == (6, 2)
+    assert entry(marked, "searched").spread_ratio is None
