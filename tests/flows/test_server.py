@@ -112,7 +112,7 @@ class Server:
 def server(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     logs = tmp_path_factory.mktemp("logs")
     api, port = free_address()
-    found = Server(environment | {"PREFECT_API_URL": api, "PREFECT_WORKER_QUERY_SECONDS": "1"}, logs)
+    found = Server(environment | {"PREFECT_API_URL": api}, logs)
     with running(
         [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", port], environment, logs / "server"
     ) as process:
