@@ -75,7 +75,7 @@ def serving(folder: str) -> Generator[dict[str, str]]:
 
 
 def last_run(user: dict[str, str]) -> tuple[float, float]:
-    """Seconds until the last run began, and from then to its end, by the server's clock. It must have found nothing to do."""
+    """Seconds until the last run began, and from then to its end, on the server. It must have found nothing to do."""
     body = json.dumps({"sort": "EXPECTED_START_TIME_DESC", "limit": 1}).encode()
     headers = {"Content-Type": "application/json"}
     with urlopen(Request(f"{user['PREFECT_API_URL']}/flow_runs/filter", body, headers), timeout=30) as answer:

@@ -290,7 +290,7 @@ def test_a_run_whose_worker_was_killed_is_marked_and_the_next_goes_on(
         os.kill(child, signal.SIGKILL)
     assert server.state(run)["name"] == "Running"
     marked = server.wait(run, "Crashed", seconds=300)
-    assert marked["message"] == "No heartbeat for 90 seconds. Run it again, it goes on from its last commit."
+    assert marked["message"] == "No sign of life for 90 seconds. Run it again, it goes on from its last commit."
     server.start_worker()
     assert server.run("train/demo", experiment=str(toml), workspace=str(workspace))["name"] == "Completed"
     assert weights(workspace) == expected
