@@ -1,7 +1,7 @@
 """Tells the server that a deployed run is alive, by which automations.yaml knows a lost run.
 
-Prefect's own heartbeats cannot be used for it. Events of a run reach the server by another way than its states: the first
-heartbeat of a short run may come after its end, and one may be sent while the end is recorded. A finished run would look lost.
+Prefect's own heartbeats do not serve. They reach the server by another way than the states of a run: the first one of a
+short run may arrive after its end, and one may be sent while the end is recorded. A finished run would then look lost.
 """
 
 import threading
