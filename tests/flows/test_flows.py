@@ -322,6 +322,16 @@ def test_a_run_leaves_its_results_on_prefect_s_pages(small_toml: Path, finished:
     assert by_key["small-train-3-saes"]["data"] == 100.0
 
 
+def test_the_report_is_linked_where_it_is_served(finished: str, monkeypatch: pytest.MonkeyPatch):
+    from prefect import flow
+
+    links: list[str] = []
+    monkeypatch.setattr(artifacts, "create_link_artifact", lambda link, **_: links.append(link))
+    monkeypatch.setenv("DASAE_REPORTS", "http://127.0.0.1:4300/")
+    flow(artifacts.show_report)("my-study", Workspace(finished).report("my-study"))
+    assert links == ["http://127.0.0.1:4300/my-study/"]
+
+
 def test_work_that_takes_long_to_begin_is_shown_too(
     study: Study, small_toml: Path, finished: str, monkeypatch: pytest.MonkeyPatch
 ):
