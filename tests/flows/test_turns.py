@@ -50,7 +50,9 @@ def test_two_studies_take_turns_on_the_gpu_and_others_do_not_wait(client: SyncPr
     flow = client.create_flow_from_name("ablation")
     chosen = {name: next(one for one in DEPLOYMENTS if one["name"] == name) for name in ("gemma-2-2b", "gemma-2b", "demo")}
     first, second, small = (
-        client.create_flow_run_from_deployment(deployed(client, flow, one), state=Scheduled(scheduled_time=datetime.now(UTC))).id
+        client.create_flow_run_from_deployment(
+            deployed(client, flow, one), state=Scheduled(scheduled_time=datetime.now(UTC))
+        ).id
         for one in chosen.values()
     )
     queue = client.request("GET", "/work_pools/local/queues/gpu").json()  # made by the deployments
