@@ -4,9 +4,11 @@ import errno
 import ipaddress
 import re
 import socket
+import sys
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from pipeline.artefacts.local_files import refuse_outside
@@ -48,6 +50,11 @@ class ReportServer(ThreadingTCPServer):
             raise BadInputError(f"port {port} of {host} {reason}; choose another with --port or --host") from None
         self.only_here = _is_loopback(str(self.server_address[0]))
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away is no error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
     @property
     def url(self) -> str:
         """The address for a browser."""
@@ -76,26 +83,34 @@ class _Request(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The list of reports at /, a page at /REPORT/, a file at /REPORT/FILE."""
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if self.server.only_here and not _is_loopback(host or ""):
-            return self.send_error(HTTPStatus.FORBIDDEN, "Use the address that dasae serve printed")
-        parts = [unquote(part) for part in urlsplit(self.path).path.removeprefix("/").split("/")]
+        self._answer()
+
+    def do_HEAD(self) -> None:
+        """The same without the content."""
+        self._answer()
+
+    def _answer(self) -> None:
         try:
-            if parts == [""]:
-                return self._send(_list_page(self.server.reports()), HTML)
-            if len(parts) == 1 and NAMES.fullmatch(parts[0]):
-                return self._redirect(f"/{parts[0]}/")
-            if len(parts) == 2:
+            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname or ""
+            parts = [unquote(part) for part in urlsplit(self.path).path.removeprefix("/").split("/")]
+            if self.server.only_here and not _is_loopback(host):
+                self.send_error(HTTPStatus.FORBIDDEN, "Use the address that dasae serve printed")
+            elif parts == [""]:
+                self._send(_list_page(self.server.reports()), HTML)
+            elif len(parts) == 1 and NAMES.fullmatch(parts[0]):
+                self._redirect(f"/{parts[0]}/")
+            elif len(parts) == 2:
                 name = parts[1] or PAGE
-                return self._send(self.server.file(parts[0], name), FILES[name])
+                self._send(self.server.file(parts[0], name), FILES[name])
+            else:
+                self.send_error(HTTPStatus.NOT_FOUND)
         except FileNotFoundError:
-            pass
+            self.send_error(HTTPStatus.NOT_FOUND)
         except PipelineError as error:
             self.log_error("%s", error)
-            return self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, "The report cannot be read; dasae serve says why")
-        return self.send_error(HTTPStatus.NOT_FOUND)
-
-    do_HEAD = do_GET
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, "The report cannot be read; dasae serve says why")
+        except ValueError:  # what urlsplit cannot read
+            self.send_error(HTTPStatus.BAD_REQUEST)
 
     def _send(self, content: bytes, kind: str) -> None:
         self.send_response(HTTPStatus.OK)

@@ -114,6 +114,18 @@ def test_a_page_of_the_web_cannot_read_them_under_its_own_name(server: ReportSer
         assert ask(server, "/study/", host=host)[0] == 200, host
 
 
+def test_what_is_no_address_gets_an_answer(server: ReportServer, capfd: pytest.CaptureFixture[str]) -> None:
+    for path, host in (
+        ("//[x/", "localhost"),
+        ("/", "["),
+        ("/", "[x]"),
+        ("study", "localhost"),
+        ("/" + "x" * 9000, "localhost"),
+    ):
+        assert ask(server, path, host=host)[0] in (301, 400, 403, 404), (path[:9], host)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_its_address_is_one_for_a_browser(server: ReportServer, tmp_path: Path) -> None:
     assert server.url == f"http://127.0.0.1:{server.server_address[1]}"
     with ReportServer(Workspace(tmp_path), "0.0.0.0", 0) as everywhere:
