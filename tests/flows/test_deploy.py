@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+
+from orchestration.process import interpreter
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = json.loads((ROOT / "deploy" / "kubernetes.json").read_text(encoding="utf-8"))
@@ -68,15 +71,16 @@ def unknown(value: Any, kind: str, models: Any, place: str) -> list[str]:
     return [] if isinstance(value, types[kind]) else [f"{place}: {value!r} is no {kind}"]
 
 
+@pytest.mark.usefixtures("temporary_server")
 def test_a_worker_makes_a_job_of_it_that_kubernetes_knows() -> None:
     (pool,) = {json.dumps(one["work_pool"]["job_variables"]) for one in deployments()}
-    job = declared(json.loads(pool) | {"command": "/opt/venv/bin/python -m prefect.engine"})
+    job = declared(json.loads(pool) | {"command": "/opt/venv/bin/python -m orchestration.process"})
     models = pytest.importorskip("kubernetes_asyncio.client.models")
     assert unknown(job, "V1Job", models, "job") == []
     assert unknown(job | {"spec": {"backofLimit": 0}}, "V1Job", models, "job") == ["job.spec.backofLimit"]
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
-    assert container["args"] == ["/opt/venv/bin/python", "-m", "prefect.engine"]
+    assert container["args"] == ["/opt/venv/bin/python", "-m", "orchestration.process"]
     assert {"name": "DO_NOT_TRACK", "value": "1"} in container["env"]
     assert container["envFrom"] == [{"secretRef": {"name": "dasae"}}]
 
@@ -164,3 +168,18 @@ def test_the_dockerfile_names_no_host_but_public_ones() -> None:
     assert set(re.findall(r"https://([a-z.]+)", text)) <= {"download.pytorch.org"}
     assert re.findall(r"ARG BASE=(\S+)", text) == ["docker.io/library/python:3.11-slim-bookworm"]
     assert "USER dasae" in text
+
+
+def test_a_run_is_started_by_the_python_that_deploys_and_leads_its_own_session(tmp_path: Path) -> None:
+    assert interpreter() == {"python": sys.executable}
+    (pool,) = {one["work_pool"]["job_variables"]["command"] for one in deployments()}
+    command = pool.replace("{{ interpreter.python }}", sys.executable).split()
+    (tmp_path / "prefect").mkdir()  # instead of Prefect's
+    (tmp_path / "prefect" / "__init__.py").touch()
+    (tmp_path / "prefect" / "engine.py").write_text("import os\nprint(__name__, os.getsid(0) == os.getpid())\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    for own_session in (False, True):
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, start_new_session=own_session
+        )
+        assert done.stdout == "__main__ True\n"
