@@ -183,3 +183,10 @@ def test_a_run_is_started_by_the_python_that_deploys_and_leads_its_own_session(t
             command, env=environment, capture_output=True, text=True, check=True, start_new_session=own_session
         )
         assert done.stdout == "__main__ True\n"
+
+
+def test_a_worker_of_this_folder_looks_for_runs_every_second() -> None:
+    asked = "from prefect.settings import get_current_settings; print(get_current_settings().worker.query_seconds)"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, env=kept, capture_output=True, text=True, check=True)
+    assert done.stdout == "1.0\n"
