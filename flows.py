@@ -12,6 +12,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from orchestration.alive import alive
 from orchestration.artifacts import show_results
 from orchestration.engine import engine
 from orchestration.parameters import ALL, Arm, ExperimentName, Layer, Seed, run_name
@@ -141,7 +142,7 @@ def _study(
     experiment: str, workspace: str, arms: list[str] = ALL, seeds: list[int] = ALL, layer: int | None = None
 ) -> Generator[Study]:
     plan = plan_of(experiment, arms or None, seeds or None, layer)
-    with engine(plan.experiment.run) as running:
+    with alive(), engine(plan.experiment.run) as running:
         yield Study(plan=plan, workspace=_anywhere(open_workspace(workspace or None)), engine=running)
 
 

@@ -4,13 +4,13 @@ A failure here never ends a run: training takes hours, and a server may be away 
 """
 
 import base64
+import os
 import re
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from logging import Logger, LoggerAdapter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
@@ -22,8 +22,10 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from pipeline.artefacts.storage import SCHEME
+from pipeline.artefacts.storage import Storage
+from pipeline.front import REPORTS_VARIABLE
 from pipeline.runtime.progress import Advance
+from pipeline.study.reports import PAGE
 
 if TYPE_CHECKING:
     from pipeline.report.results import Results
@@ -100,15 +102,19 @@ def show_results(results: "Results") -> None:
         quietly(log, partial(create_markdown_artifact, picture, key=key, description=caption))
 
 
-def show_report(experiment: str, page: str) -> None:
-    """Show a link to the report. It works in a browser on the machine that made the report, or one that shares its disk."""
-    link = page if page.startswith(SCHEME) else Path(page).resolve().as_uri()
-    description = f"The report of {experiment}, one self-contained page: `{page}`"
-    key = slug(experiment, "report")
-    quietly(
-        get_run_logger(),
-        lambda: create_link_artifact(link, link_text="open the report", key=key, description=description),
-    )
+def show_report(experiment: str, place: Storage) -> None:
+    """Link the report: at the address that DASAE_REPORTS names, where `dasae serve` shows it, or else where it is.
+
+    A report on an object store gets a presigned URL, which works for some days.
+    """
+
+    def show() -> None:
+        served = os.environ.get(REPORTS_VARIABLE)
+        link = f"{served.rstrip('/')}/{experiment}/" if served else place.link(PAGE)
+        description = f"The report of {experiment}, one self-contained page: `{place}/{PAGE}`"
+        create_link_artifact(link, link_text="open the report", key=slug(experiment, "report"), description=description)
+
+    quietly(get_run_logger(), show)
 
 
 def _table(results: "Results") -> list[dict[str, Any]]:

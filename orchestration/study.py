@@ -95,10 +95,10 @@ def write_page(plan: Plan, workspace: Workspace) -> None:
     from pipeline.report.collect import collect
     from pipeline.report.page import write_report
 
-    results = collect(plan, workspace)
-    page = write_report(results, workspace.report(plan.experiment.name))
+    results, place = collect(plan, workspace), workspace.report(plan.experiment.name)
+    write_report(results, place)
     show_results(results)
-    show_report(plan.experiment.name, page)
+    show_report(plan.experiment.name, place)
 
 
 @dataclass(kw_only=True)

@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.filesize import decimal
 from rich.text import Text
 
 from pipeline.errors import BadInputError
-from pipeline.front import DEFAULT_WORKSPACE, INTERRUPTED, WORKSPACE_VARIABLE, complain, open_workspace, plan_of, run
+from pipeline.front import DEFAULT_WORKSPACE, INTERRUPTED, complain, open_workspace, plan_of, run
+from pipeline.options import (
+    ArmsOption,
+    DeepOption,
+    DryRunOption,
+    ExperimentArgument,
+    ForceOption,
+    LayerOption,
+    SeedsOption,
+    WorkspaceOption,
+)
+from pipeline.serve import serve
+from pipeline.tidy import workspace_app
 from pipeline.train.track import Service
 
 if TYPE_CHECKING:
@@ -24,7 +35,6 @@ if TYPE_CHECKING:
     from pipeline.artefacts.manifest import Artefact
     from pipeline.artefacts.storage import Storage
     from pipeline.artefacts.workspace import Workspace
-    from pipeline.study.litter import Litter
     from pipeline.study.plan import Plan
 
 app = typer.Typer(
@@ -35,29 +45,10 @@ app = typer.Typer(
 )
 store_app = typer.Typer(no_args_is_help=True, help="Describe or verify an activation store.")
 app.add_typer(store_app, name="store")
-workspace_app = typer.Typer(no_args_is_help=True, help="Find and remove what belongs to nobody.")
 app.add_typer(workspace_app, name="workspace")
 console = Console(markup=False)
 """Paths and messages may hold brackets, which are no markup."""
 
-ExperimentArgument = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="A name in experiments/, or the path of a TOML file.")
-]
-WorkspaceOption = Annotated[
-    str, typer.Option("--workspace", envvar=WORKSPACE_VARIABLE, help="Folder or s3:// URL that holds all artefacts.")
-]
-ArmsOption = Annotated[str | None, typer.Option("--arms", help="Only these arms of the study, separated by commas.")]
-SeedsOption = Annotated[str | None, typer.Option("--seeds", help="Only these seeds, separated by commas.")]
-LayerOption = Annotated[int | None, typer.Option("--layer", help="Only this layer.")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Estimate disk and time; make nothing.")]
-DeepOption = Annotated[bool, typer.Option("--deep", help="Compare every checksum, not only sizes.")]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Discard what this stage made for the chosen part; make it again.")
-]
-ExperimentsOption = Annotated[
-    list[str] | None,
-    typer.Option("--experiment", help="Another experiment that is known, beside those in experiments/; may be repeated."),
-]
 StoreArgument = Annotated[str, typer.Argument(metavar="PATH", help="Folder or s3:// URL of a store.")]
 PROGRAM = "dasae"
 UsageError: Any = typer.BadParameter.__base__
@@ -171,6 +162,9 @@ def report(
         _report(plan, opened)
 
 
+app.command()(serve)
+
+
 @app.command()
 def status(experiment: ExperimentArgument, workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
     """Show what is done, partial or missing, and the next command."""
@@ -232,52 +226,6 @@ def convert(
     sae, metadata = from_dictionary_learning(source)
     place_sae(sae, folder, metadata)
     console.print(f"convert: {source} to {folder}, {sae.activation.architecture}", highlight=False, soft_wrap=True)
-
-
-@workspace_app.command()
-def check(experiments: ExperimentsOption = None, workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
-    """List what belongs to nobody: leftovers of killed processes, broken links, and artefacts of no known experiment."""
-    _litter(experiments or [], open_workspace(workspace))
-
-
-@workspace_app.command()
-def clean(
-    experiments: ExperimentsOption = None,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    orphans: Annotated[bool, typer.Option("--orphans", help="Also remove artefacts of no known experiment.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Remove leftovers and broken links, after showing them."""
-    from pipeline.study.litter import What, remove
-
-    opened = open_workspace(workspace)
-    chosen = [one for one in _litter(experiments or [], opened) if orphans or one.what != What.orphan]
-    if not chosen:
-        console.print("nothing to remove" + ("" if orphans else "; --orphans removes orphans, too"), highlight=False)
-    elif yes or typer.confirm(f"remove {len(chosen)} of these?"):
-        removed = list(remove(opened, chosen))
-        console.print(f"{len(removed)} removed, {len(chosen) - len(removed)} in use", highlight=False)
-
-
-def _litter(experiments: "Sequence[str]", workspace: "Workspace") -> "list[Litter]":
-    """What belongs to nobody, after showing it. The experiments in experiments/ are known, and those given."""
-    from pipeline.study.experiment import available
-    from pipeline.study.litter import litter
-
-    plans: list[Plan] = []
-    for name in dict.fromkeys([*available(), *experiments]):
-        try:
-            plans.append(plan_of(name))
-        except BadInputError as error:
-            if name in experiments:
-                raise
-            console.print(f"{name} is not known here, so its artefacts count as orphans: {error}", highlight=False)
-    found = litter(workspace, plans)
-    for one in found:
-        console.print(f"{one.what:12} {decimal(one.bytes):>10}  {one.path}", highlight=False, soft_wrap=True)
-    total = decimal(sum(one.bytes for one in found))
-    console.print(f"{len(found)} in {workspace.root} belong to nobody, {total}", highlight=False, soft_wrap=True)
-    return found
 
 
 def _point_out(word: str, message: str) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pipeline.study.plan import Plan
 
 WORKSPACE_VARIABLE = "DASAE_WORKSPACE"
+REPORTS_VARIABLE = "DASAE_REPORTS"
+"""Names the address at which `dasae serve` shows the reports."""
 DEFAULT_WORKSPACE = "workspace"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""

@@ -120,6 +120,10 @@ class LocalStorage:
                 refuse_dangling(path)
                 return None
 
+    def link(self, name: str) -> str:
+        """A file:// URL, for a browser on a machine that sees the file."""
+        return (self.root / name).resolve().as_uri()
+
     def zarr_store(self) -> Any:
         """The folder as a read-only store of zarr-python."""
         from zarr.storage import LocalStore

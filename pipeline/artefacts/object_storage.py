@@ -23,6 +23,9 @@ RETRIES: Any = {
     "retry_timeout": timedelta(seconds=60),
 }
 
+LINK_LASTS = timedelta(days=7)
+"""The longest that S3 allows."""
+
 CONFLICT_PAUSES = (0.2, 0.4, 0.8, 1.6, 3.2)
 """Seconds to wait after each conflict with another write."""
 
@@ -60,7 +63,7 @@ class ObjectStorage:
         if self.url == SCHEME:
             raise BadInputError(f"{url} names no bucket; give s3://bucket or s3://bucket/prefix")
         with self._explained():
-            self.store = obstore.store.from_url(self.url, retry_config=RETRIES)
+            self.store = obstore.store.S3Store.from_url(self.url, retry_config=RETRIES)
 
     def __str__(self) -> str:
         return self.url
@@ -114,8 +117,10 @@ class ObjectStorage:
         """PUT an object, in several parts when it is large. It appears when all parts have arrived."""
         import obstore
 
+        # A browser would offer the page of a report for saving.
+        attributes: Any = {"Content-Type": "text/html"} if name.endswith(".html") else None
         with self._explained():
-            self._until_settled(lambda: obstore.put(self.store, name, content), lambda: False)
+            self._until_settled(lambda: obstore.put(self.store, name, content, attributes=attributes), lambda: False)
 
     def create(self, name: str, content: bytes) -> bool:
         """PUT with `If-None-Match: *`: of two writers the first wins."""
@@ -151,6 +156,13 @@ class ObjectStorage:
                 return obstore.head(self.store, name)["size"]
             except FileNotFoundError:
                 return None
+
+    def link(self, name: str) -> str:
+        """A presigned URL, with which anybody can read the object for `LINK_LASTS`, if the credentials last as long."""
+        import obstore
+
+        with self._explained():
+            return obstore.sign(self.store, "GET", name, LINK_LASTS)
 
     def sweep(self) -> None:
         """Nothing to do: an unfinished upload leaves no object."""

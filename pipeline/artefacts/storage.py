@@ -72,6 +72,10 @@ class Storage(Protocol):
         """Bytes of one file, None when there is none."""
         ...
 
+    def link(self, name: str) -> str:
+        """A URL of a file for a browser."""
+        ...
+
     def sweep(self) -> None:
         """Remove temporary files of dead writers. Those of living ones stay."""
         ...

@@ -15,6 +15,8 @@ from pipeline.study.arms import arms_of
 from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.plan import Plan
 
+PAGE = "index.html"
+"""The file of a report for a browser."""
 UNREADABLE = (FileNotFoundError, CorruptArtefactError, ValueError, TypeError, RecursionError)
 """What reading and parsing a manifest raises if it is gone or damaged. ValidationError is a ValueError."""
 

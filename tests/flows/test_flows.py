@@ -322,6 +322,16 @@ def test_a_run_leaves_its_results_on_prefect_s_pages(small_toml: Path, finished:
     assert by_key["small-train-3-saes"]["data"] == 100.0
 
 
+def test_the_report_is_linked_where_it_is_served(finished: str, monkeypatch: pytest.MonkeyPatch):
+    from prefect import flow
+
+    links: list[str] = []
+    monkeypatch.setattr(artifacts, "create_link_artifact", lambda link, **_: links.append(link))
+    monkeypatch.setenv("DASAE_REPORTS", "http://127.0.0.1:4300/")
+    flow(lambda: artifacts.show_report("my-study", Workspace(finished).report("my-study")), name="linked")()
+    assert links == ["http://127.0.0.1:4300/my-study/"]
+
+
 def test_work_that_takes_long_to_begin_is_shown_too(
     study: Study, small_toml: Path, finished: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -363,3 +373,17 @@ def test_names_from_parameters_stay_in_the_workspace(small_toml: Path, tmp_path:
     state = run(flows.ablation, hidden, finished)
     assert state.is_failed()
     assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(finished)} == before | {hidden}
+
+
+def test_prefect_opens_sqlite_with_a_write_ahead_log_and_patience():
+    """No setting of Prefect's changes either; docs/operations.md says so."""
+    import asyncio
+
+    from prefect.server.database import provide_database_interface
+    from sqlalchemy import text
+
+    async def pragmas() -> list[Any]:
+        async with provide_database_interface().session_context() as session:
+            return [(await session.execute(text(f"PRAGMA {name}"))).scalar() for name in ("journal_mode", "busy_timeout")]
+
+    assert asyncio.run(pragmas()) == ["wal", 60_000]

@@ -284,3 +284,13 @@ def test_plain_http_is_explained(place: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("AWS_ALLOW_HTTP")
     with pytest.raises(PipelineError, match="set AWS_ALLOW_HTTP=true"):
         Workspace(place)
+
+
+def test_the_page_of_a_report_opens_in_a_browser_by_a_link_that_holds_no_secret(place: str) -> None:
+    report = Workspace(place).report("small")
+    report.write("index.html", b"<h1>a page</h1>")
+    link = report.link("index.html")
+    assert SECRET not in link
+    with urllib.request.urlopen(link, timeout=30) as answer:
+        assert answer.headers["Content-Type"] == "text/html"
+        assert answer.read() == b"<h1>a page</h1>"
