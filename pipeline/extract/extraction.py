@@ -14,15 +14,17 @@ from pipeline.errors import BadInputError
 from pipeline.extract import fill
 from pipeline.extract.estimate import describe
 from pipeline.extract.new_stores import check_rows, corpus_store, probe_store
-from pipeline.extract.shards import run_shard
+from pipeline.extract.relatives import Relatives
+from pipeline.extract.shards import row_fields, run_shard
 from pipeline.extract.synthetic_rows import synthetic_rows, synthetic_store
 from pipeline.models.access import check_available
 from pipeline.models.language import ResidualStream
 from pipeline.models.model_section import HuggingFaceModel, SyntheticModel, TinyModel
 from pipeline.models.synthetic import make_synthetic_model
 from pipeline.runtime.compatibility import keep_freed_memory
+from pipeline.runtime.devices import best_device
 from pipeline.store import format as fmt
-from pipeline.store.writer import ShardWriter
+from pipeline.store.writer import InPlace, ShardWriter
 from pipeline.study.plan import Plan
 from pipeline.study.study_model import open_study_model, open_synthetic_model
 from pipeline.texts import packing
@@ -93,7 +95,9 @@ class Extraction:
             with self.workspace.lock(artefact):
                 finished = fill.mend(artefact, self.workspace, deep=deep)
                 if not finished and not fmt.is_laid_out(storage):
-                    fmt.create(storage, self._new_store(path))
+                    new = self._new_store(path)
+                    fmt.create(storage, new)
+                    self._tell_of_relatives(artefact, new.layout)
             if not finished:
                 work[path] = ShardWriter(storage).missing()
             self.seconds[path] += time.monotonic() - started
@@ -142,18 +146,38 @@ class Extraction:
         _check_tokens(self.model, int(new.sequences.tokens_SL.max()))
         return new
 
+    def _tell_of_relatives(self, artefact: Artefact, layout: fmt.Layout) -> None:
+        heldout_within = self.plan.experiment.train.heldout_within
+        for remark in Relatives(artefact, self.workspace, layout).remarks(heldout_within):
+            print(f"{artefact.label}: {remark}", file=sys.stderr)
+
     def _fill(self, artefact: Artefact, shards: Collection[int]) -> None:
         writer = ShardWriter(self.workspace.storage(artefact))
         missing = [shard for shard in writer.missing() if shard in shards]
         if not missing:
             return
-        sequences = fmt.read_sequences(writer.storage)
-        make_rows = self.make_rows  # opens the model before the progress bar starts
+        sequences, relatives = fmt.read_sequences(writer.storage), Relatives(artefact, self.workspace, writer.layout)
+        if not relatives:
+            _ = self.make_rows  # opens the model before the progress bar starts; with relatives it may not be needed
+        experiment = self.plan.experiment
         # A GPU makes a shard faster than one thread writes it; the cores of a CPU are busy making the next one.
-        on_gpu = not isinstance(self.plan.experiment.model, SyntheticModel) and self.model.device.type != "cpu"
+        on_gpu = not isinstance(experiment.model, SyntheticModel) and best_device(experiment.run.device).type != "cpu"
         with fill.filling(artefact, self.workspace, writer, missing, GPU_WRITERS if on_gpu else 1) as filling:
             for shard in filling.claimed():
-                filling.commit(shard, make_rows(shard, writer.layout, sequences))
+                filling.commit(shard, *self._rows(shard, writer, sequences, relatives))
+
+    def _rows(
+        self, shard: int, writer: ShardWriter, sequences: fmt.Sequences, relatives: Relatives
+    ) -> tuple[fmt.ShardRows, dict[int, InPlace]]:
+        """The rows of a shard that no other store has, and the layers that one has, whose files are then in place."""
+        layout = writer.layout
+        if not relatives:
+            return self.make_rows(shard, layout, sequences), {}
+        fields, there = relatives.take_over(shard, row_fields(shard, layout, sequences), writer.storage)
+        missing = tuple(layer for layer in layout.layers if layer not in there)
+        if not missing:
+            return fmt.ShardRows(layers={}, fields=fields), there
+        return self.make_rows(shard, layout.model_copy(update={"layers": missing}), sequences), there
 
 
 def _check_tokens(model: ResidualStream, largest: int) -> None:

@@ -45,8 +45,9 @@ def corpus_store(plan: Plan, corpus: TextCorpus, tokenizer: Any) -> fmt.NewStore
 
 def check_rows(plan: Plan, rows: int) -> None:
     """Say so if an activation store of so many rows would hold out few. Raises BadInputError if it cannot be trained on."""
-    size, heldout = plan.experiment.store.shard_rows, plan.experiment.train.heldout_shards
-    held = check_heldout([min(size, rows - start) for start in range(0, rows, size)], size, heldout)
+    size, recipe = plan.experiment.store.shard_rows, plan.experiment.train
+    heldout = recipe.heldout_shards
+    held = check_heldout([min(size, rows - start) for start in range(0, rows, size)], size, heldout, recipe.heldout_within)
     if held < FEW_HELDOUT:
         print(
             f"{plan.store.label}: only {held:,} of {rows:,} rows are held out (train.heldout_shards {heldout}); "

@@ -1,6 +1,7 @@
 """Makes the rows of one shard: runs the model over their tokens and puts the rows in the store's order."""
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.models.language import ResidualStream
@@ -18,29 +19,13 @@ def run_shard(
     """
     start, stop = layout.shard_range(shard)
     offsets, tokens_SL = sequences.row_offsets, sequences.tokens_SL
-    first = int(np.searchsorted(offsets, start, side="right")) - 1
-    last = int(np.searchsorted(offsets, stop, side="left"))
+    first, last = _sequences(start, stop, offsets)
     real_SL = ~np.isin(tokens_SL[first:last], layout.special_ids)
-    order_R = np.arange(stop - start)
-    if layout.row_order == "shuffled":
-        order_R = np.random.default_rng((layout.seed, shard)).permutation(stop - start)
-
-    inside = slice(start - offsets[first], stop - offsets[first])
-    sequence_R, position_R = (indices[inside][order_R] for indices in np.nonzero(real_SL))
-    sequence_R = sequence_R + first
-    flat_R = sequence_R.astype(np.int64) * tokens_SL.shape[1] + position_R
-    fields = fmt.RowFields(
-        doc_id=np.searchsorted(sequences.doc_starts, flat_R, side="right") - 1,
-        sequence=sequence_R.astype(np.int32),
-        position=position_R.astype(np.int32),
-        token_id=tokens_SL[sequence_R, position_R],
-    )
-
     dtype = fmt.BITS[layout.dtype].torch_dtype
     # On the model's device, so that the host waits for it once a shard instead of once a batch and layer.
     layers = {layer: torch.empty(stop - start, layout.d_in, dtype=dtype, device=model.device) for layer in layout.layers}
     # The final place of each row, rows counted in the order of the text.
-    place_R = torch.from_numpy(np.argsort(order_R)).to(model.device)
+    place_R = torch.from_numpy(np.argsort(_order(shard, layout))).to(model.device)
     for batch in range(first, last, forward_batch):
         end = min(batch + forward_batch, last)
         outputs = model(torch.from_numpy(tokens_SL[batch:end]).long())
@@ -48,11 +33,43 @@ def run_shard(
         low, high = max(start, offsets[batch]), min(stop, offsets[end])
         wanted = real_SL[batch - first : end - first].ravel().nonzero()[0][low - offsets[batch] : high - offsets[batch]]
         wanted_R = torch.from_numpy(wanted).to(model.device)
-        for layer, hidden_SLD in outputs.items():
-            rows_RD = hidden_SLD.flatten(0, 1)[wanted_R].to(dtype)
-            layers[layer].index_copy_(0, place_R[low - start : high - start], rows_RD)
+        for layer, of_layer_RD in layers.items():
+            rows_RD = outputs[layer].flatten(0, 1)[wanted_R].to(dtype)
+            of_layer_RD.index_copy_(0, place_R[low - start : high - start], rows_RD)
+    fields = row_fields(shard, layout, sequences)
     rows = fmt.ShardRows(layers={layer: rows_RD.cpu() for layer, rows_RD in layers.items()}, fields=fields)
     return rows if layout.max_norm is None else _without_massive(rows, layout.max_norm)
+
+
+def row_fields(shard: int, layout: fmt.Layout, sequences: fmt.Sequences) -> fmt.RowFields:
+    """Which token each row of a shard belongs to, massive rows included. Needs no model."""
+    start, stop = layout.shard_range(shard)
+    offsets, tokens_SL = sequences.row_offsets, sequences.tokens_SL
+    first, last = _sequences(start, stop, offsets)
+    real_SL = ~np.isin(tokens_SL[first:last], layout.special_ids)
+    inside, order_R = slice(start - offsets[first], stop - offsets[first]), _order(shard, layout)
+    sequence_R, position_R = (indices[inside][order_R] for indices in np.nonzero(real_SL))
+    sequence_R = sequence_R + first
+    flat_R = sequence_R.astype(np.int64) * tokens_SL.shape[1] + position_R
+    return fmt.RowFields(
+        doc_id=np.searchsorted(sequences.doc_starts, flat_R, side="right") - 1,
+        sequence=sequence_R.astype(np.int32),
+        position=position_R.astype(np.int32),
+        token_id=tokens_SL[sequence_R, position_R],
+    )
+
+
+def _sequences(start: int, stop: int, offsets: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """The first sequence that has some of the rows `start` to `stop` - 1, and one past the last."""
+    return int(np.searchsorted(offsets, start, side="right")) - 1, int(np.searchsorted(offsets, stop, side="left"))
+
+
+def _order(shard: int, layout: fmt.Layout) -> npt.NDArray[np.int64]:
+    """The number, in the order of the text, of each row of a shard as it is stored."""
+    start, stop = layout.shard_range(shard)
+    if layout.row_order == "shuffled":
+        return np.random.default_rng((layout.seed, shard)).permutation(stop - start)
+    return np.arange(stop - start)
 
 
 def _without_massive(rows: fmt.ShardRows, max_norm: float) -> fmt.ShardRows:

@@ -43,6 +43,17 @@ def stored_checksums(content: npt.NDArray[Any], chunks: int) -> str:
     return "".join(f"{int.from_bytes(checksum, 'little'):08x}" for checksum in stored)
 
 
+def is_committed(content: bytes, check: FileCheck, chunks: int) -> bool:
+    """Whether the file of a shard of `chunks` chunks fits its own checksums, and those are the committed ones."""
+    values = np.frombuffer(content, np.uint8)
+    try:
+        stored = check.chunks and stored_checksums(values, chunks)
+    except ValueError:
+        return False
+    checksum = cast("int", google_crc32c.value(values))  # google_crc32c has no types
+    return checksum == check.crc32c and stored == check.chunks
+
+
 def raw_shard(values_RD: npt.NDArray[Any], shard_rows: int, chunk_rows: int, fill: int) -> npt.NDArray[np.uint8]:
     """The file of a shard of raw chunks, byte for byte as zarr-python writes it.
 

@@ -156,6 +156,11 @@ class RowFields:
     position: Integers
     token_id: Integers
 
+    def kept(self, kept_R: npt.NDArray[np.bool_]) -> "RowFields":
+        """Only the rows that a bool [R] names."""
+        arrays: dict[str, Integers] = vars(self)
+        return RowFields(**{name: values[kept_R] for name, values in arrays.items()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRows:
@@ -167,16 +172,18 @@ class ShardRows:
 
     def kept(self, kept_R: torch.Tensor) -> "ShardRows":
         """Only the rows that a bool [R] names."""
-        arrays: dict[str, Integers] = vars(self.fields)
-        return ShardRows(
-            layers={layer: rows_RD[kept_R] for layer, rows_RD in self.layers.items()},
-            fields=RowFields(**{name: values[kept_R.numpy()] for name, values in arrays.items()}),
-        )
+        layers = {layer: rows_RD[kept_R] for layer, rows_RD in self.layers.items()}
+        return ShardRows(layers=layers, fields=self.fields.kept(cast("npt.NDArray[np.bool_]", kept_R.numpy())))
 
 
 def layer_array(layer: int) -> str:
     """Name of the array that holds the rows of a layer."""
     return f"layer_{layer:02d}"
+
+
+def layer_file(layer: int, shard: int) -> str:
+    """Path, relative to the store, of the file that holds a shard's rows of a layer."""
+    return f"{layer_array(layer)}/c/{shard}/0"
 
 
 def create(storage: Storage, new: NewStore) -> None:
@@ -315,4 +322,4 @@ def text_arrays(layout: Layout) -> list[str]:
 
 def shard_files(layout: Layout, shard: int) -> list[str]:
     """Paths, relative to the store, of the files of one shard."""
-    return [f"{layer_array(layer)}/c/{shard}/0" for layer in layout.layers] + [f"{name}/c/{shard}" for name in ROW_FIELDS]
+    return [layer_file(layer, shard) for layer in layout.layers] + [f"{name}/c/{shard}" for name in ROW_FIELDS]

@@ -2,6 +2,8 @@
 
 import math
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import google_crc32c
@@ -27,6 +29,14 @@ def activation_norms(rows_RD: torch.Tensor) -> torch.Tensor:
     return norm_R
 
 
+@dataclass(frozen=True)
+class InPlace:
+    """A layer of a shard whose file is in place, and what the commit says of it."""
+
+    check: FileCheck
+    norms: LayerNorms
+
+
 class ShardWriter:
     """Writes shards into a laid-out store. Several processes may write different shards of it at the same time."""
 
@@ -47,8 +57,8 @@ class ShardWriter:
         """Whether a shard is committed, by whichever process."""
         return self.storage.size(commit_name(shard)) is not None
 
-    def write(self, shard: int, rows: ShardRows) -> Commit:
-        """Write all rows of a shard, then commit it.
+    def write(self, shard: int, rows: ShardRows, there: Mapping[int, InPlace] | None = None) -> Commit:
+        """Write all rows of a shard, then commit it. The layers in `there` have their files already.
 
         Raises TypeError for another dtype or shape than the store's, because Zarr would silently convert the bit patterns as
         if they were numbers. Raises PipelineError for values that are not finite and for a full disk, and
@@ -58,9 +68,9 @@ class ShardWriter:
         start, stop = layout.shard_range(shard)
         written = len(rows.fields.sequence)
         bits = fmt.BITS[layout.dtype]
-        norms: dict[int, LayerNorms] = {}
-        checks: dict[str, FileCheck] = {}
-        for layer in layout.layers:
+        norms = {layer: known.norms for layer, known in (there or {}).items()}
+        checks = {fmt.layer_file(layer, shard): known.check for layer, known in (there or {}).items()}
+        for layer in (layer for layer in layout.layers if layer not in norms):
             rows_RD = rows.layers[layer]
             if rows_RD.dtype != bits.torch_dtype or rows_RD.shape != (written, layout.d_in) or written > stop - start:
                 raise TypeError(f"layer {layer}: got {rows_RD.dtype} {tuple(rows_RD.shape)}, the store holds {layout.dtype}")

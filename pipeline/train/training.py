@@ -161,7 +161,7 @@ class _Stage:
         return matching.Search(sae=sae, folder=folder, target=target, parents=parents)
 
     def _heldout(self, sae: TrainedSAE) -> Iterator[torch.Tensor]:
-        _, heldout = split_shards(self.runner.store, sae.recipe.heldout_shards)
+        _, heldout = split_shards(self.runner.store, sae.recipe.heldout_shards, sae.recipe.heldout_within)
         return rows_in_order(self.runner.store, sae.layer, heldout)
 
     def _publish_trained(self, member: InTraining) -> None:
