@@ -13,9 +13,9 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
 from pipeline.extract import fill
 from pipeline.extract.estimate import describe
-from pipeline.extract.new_stores import check_rows, corpus_store, probe_store
+from pipeline.extract.new_stores import check_rows, probe_store, write_corpus_store
 from pipeline.extract.relatives import Relatives
-from pipeline.extract.shards import row_fields, run_shard
+from pipeline.extract.shards import Text, row_fields, run_shard
 from pipeline.extract.synthetic_rows import synthetic_rows, synthetic_store
 from pipeline.models.access import check_available
 from pipeline.models.language import ResidualStream
@@ -95,9 +95,7 @@ class Extraction:
             with self.workspace.lock(artefact):
                 finished = fill.mend(artefact, self.workspace, deep=deep)
                 if not finished and not fmt.is_laid_out(storage):
-                    new = self._new_store(path)
-                    fmt.create(storage, new)
-                    self._tell_of_relatives(artefact, new.layout)
+                    self._tell_of_relatives(artefact, self._lay_out(path))
             if not finished:
                 work[path] = ShardWriter(storage).missing()
             self.seconds[path] += time.monotonic() - started
@@ -126,25 +124,25 @@ class Extraction:
         return model
 
     @cached_property
-    def make_rows(self) -> Callable[[int, fmt.Layout, fmt.Sequences], fmt.ShardRows]:
+    def make_rows(self) -> Callable[[int, fmt.Layout, Text], fmt.ShardRows]:
         """Makes the rows of a shard, from the language model or from the synthetic model's features. Opens the model."""
         if isinstance(self.plan.experiment.model, SyntheticModel):
             return partial(synthetic_rows, truth=open_synthetic_model(self.plan, self.workspace))
         return partial(run_shard, model=self.model, forward_batch=self.plan.experiment.store.forward_batch)
 
-    def _new_store(self, path: str) -> fmt.NewStore:
-        corpus = self.plan.experiment.corpus
-        if isinstance(corpus, SyntheticCorpus):
-            return synthetic_store(self.plan)
+    def _lay_out(self, path: str) -> fmt.Layout:
+        corpus, storage = self.plan.experiment.corpus, self.workspace.storage(self.stores[path])
         datasets = {artefact.path: dataset for dataset, artefact in self.plan.probes.items()}
-        tokenizer = self.model.tokenizer
-        new = (
-            probe_store(self.plan, datasets[path], tokenizer)
-            if path in datasets
-            else corpus_store(self.plan, corpus, tokenizer)
-        )
-        _check_tokens(self.model, int(new.sequences.tokens_SL.max()))
-        return new
+        if path not in datasets and not isinstance(corpus, SyntheticCorpus):
+            check = partial(_check_tokens, self.model)
+            return write_corpus_store(self.plan, self.workspace, corpus, self.model.tokenizer, check)
+        if path in datasets:
+            new = probe_store(self.plan, datasets[path], self.model.tokenizer)
+            _check_tokens(self.model, int(new.sequences.tokens_SL.max()))
+        else:
+            new = synthetic_store(self.plan)
+        fmt.create(storage, new)
+        return new.layout
 
     def _tell_of_relatives(self, artefact: Artefact, layout: fmt.Layout) -> None:
         heldout_within = self.plan.experiment.train.heldout_within
@@ -156,7 +154,7 @@ class Extraction:
         missing = [shard for shard in writer.missing() if shard in shards]
         if not missing:
             return
-        sequences, relatives = fmt.read_sequences(writer.storage), Relatives(artefact, self.workspace, writer.layout)
+        sequences, relatives = fmt.StoredSequences(writer.storage), Relatives(artefact, self.workspace, writer.layout)
         if not relatives:
             _ = self.make_rows  # opens the model before the progress bar starts; with relatives it may not be needed
         experiment = self.plan.experiment
@@ -167,13 +165,14 @@ class Extraction:
                 filling.commit(shard, *self._rows(shard, writer, sequences, relatives))
 
     def _rows(
-        self, shard: int, writer: ShardWriter, sequences: fmt.Sequences, relatives: Relatives
+        self, shard: int, writer: ShardWriter, sequences: Text, relatives: Relatives
     ) -> tuple[fmt.ShardRows, dict[int, InPlace]]:
         """The rows of a shard that no other store has, and the layers that one has, whose files are then in place."""
         layout = writer.layout
         if not relatives:
             return self.make_rows(shard, layout, sequences), {}
-        fields, there = relatives.take_over(shard, row_fields(shard, layout, sequences), writer.storage)
+        passage = sequences.passage(*layout.shard_range(shard))
+        fields, there = relatives.take_over(shard, row_fields(shard, layout, passage), writer.storage)
         missing = tuple(layer for layer in layout.layers if layer not in there)
         if not missing:
             return fmt.ShardRows(layers={}, fields=fields), there

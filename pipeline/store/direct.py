@@ -17,6 +17,7 @@ from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError
 from pipeline.store import format as fmt
 from pipeline.store.commits import FileCheck
+from pipeline.store.text_arrays import REMEDY
 
 CRC_BYTES = 4
 ENTRY_BYTES = 16
@@ -101,7 +102,7 @@ class ShardedArray:
         try:
             return cls._parsed(storage, name, json.loads(storage.read(f"{name}/zarr.json")))
         except fmt.UNREADABLE as error:
-            raise CorruptArtefactError(f"{storage}/{name}/zarr.json cannot be read: {error!r}; {fmt.REMEDY}") from None
+            raise CorruptArtefactError(f"{storage}/{name}/zarr.json cannot be read: {error!r}; {REMEDY}") from None
 
     @classmethod
     def _parsed(cls, storage: Storage, name: str, metadata: dict[str, Any]) -> "ShardedArray | None":

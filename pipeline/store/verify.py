@@ -18,6 +18,7 @@ from pipeline.store import format as fmt
 from pipeline.store.commits import Commit, LayerNorms, commit_name, read_commit
 from pipeline.store.direct import ShardedArray, is_committed
 from pipeline.store.norms import store_facts
+from pipeline.store.text_arrays import REMEDY, read_whole
 from pipeline.store.writer import activation_norms, summed
 
 SAME_NORM = 1e-4
@@ -47,10 +48,10 @@ def recorded_files(storage: Storage) -> dict[str, FileRecord]:
 
 
 def _manifest(storage: Storage) -> Manifest | None:
-    manifest = read_manifest(storage, fmt.REMEDY)
+    manifest = read_manifest(storage, REMEDY)
     for path in map(PurePosixPath, manifest.files if manifest else ()):
         if path.is_absolute() or ".." in path.parts:
-            raise CorruptArtefactError(f"{storage}/{MANIFEST} names {path}, which is not in the store; {fmt.REMEDY}")
+            raise CorruptArtefactError(f"{storage}/{MANIFEST} names {path}, which is not in the store; {REMEDY}")
     return manifest
 
 
@@ -66,6 +67,16 @@ def damages(storage: Storage, *, deep: bool) -> list[Damage]:
     for damage in _Verification(storage, committed, sizes, deep).damages():
         found.setdefault(damage.file, damage)
     return list(found.values())
+
+
+def check_text(storage: Storage) -> None:
+    """Raise CorruptArtefactError if a file of an unfinished store's tokens is not as it was written."""
+    layout, text_files = fmt.read_root(storage)
+    for name in () if text_files else fmt.text_arrays(layout):  # stores of earlier versions
+        read_whole(storage, name)
+    for name, known in text_files.items():
+        if storage.size(name) is None or sha256(storage.read(name)) != known:
+            raise CorruptArtefactError(f"{storage}/{name} is not as it was written; {REMEDY}")
 
 
 @dataclass
@@ -123,7 +134,7 @@ class _Verification:
         """With `deep`, metadata, tokens and documents that cannot be read."""
         for name in fmt.text_arrays(layout) if self.deep else ():
             try:
-                fmt.read_whole(self.storage, name)
+                read_whole(self.storage, name)
             except CorruptArtefactError:
                 yield Damage(name, "cannot be read")
         for name in map(fmt.layer_array, layout.layers) if self.deep else ():

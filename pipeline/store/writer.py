@@ -18,6 +18,7 @@ from pipeline.store import format as fmt
 from pipeline.store.commits import MASSIVE, Commit, FileCheck, LayerNorms, commit_name
 from pipeline.store.direct import raw_shard, stored_checksums
 from pipeline.store.format import ShardRows
+from pipeline.store.text_arrays import REMEDY
 
 
 def activation_norms(rows_RD: torch.Tensor) -> torch.Tensor:
@@ -84,7 +85,7 @@ class ShardWriter:
         if not self.storage.create(commit_name(shard), record) and self.storage.read(commit_name(shard)) != record:
             self.storage.delete(commit_name(shard))  # it vouches for the other writer's files, which are now overwritten
             raise CorruptArtefactError(
-                f"{self.storage}: shard {shard} was written by two machines that compute different bytes; {fmt.REMEDY}"
+                f"{self.storage}: shard {shard} was written by two machines that compute different bytes; {REMEDY}"
             )
         return commit
 

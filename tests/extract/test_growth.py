@@ -18,7 +18,7 @@ from tiny_models import CONFIGS, save_model
 
 from pipeline.artefacts.storage import LocalStorage
 from pipeline.artefacts.workspace import Workspace
-from pipeline.extract.extraction import Extraction, extract
+from pipeline.extract.extraction import extract
 from pipeline.models.language import ResidualStream
 from pipeline.store import format as fmt
 from pipeline.store.batches import split_shards
@@ -196,11 +196,11 @@ def test_other_tokens_are_not_taken_over(grown: Grown, tmp_path: Path) -> None:
     """A store of the same name that another version of a tokenizer made."""
     workspace, (small, large) = Workspace(tmp_path / "ws"), (grown.plan(tokens, (1,)) for tokens in (800, 1100))
     extract(small, workspace)
-    extraction = Extraction(large, workspace)
-    new = extraction._new_store(large.store.path)
-    tokens_SL = new.sequences.tokens_SL.copy()
-    tokens_SL[5, 3] += 1
-    fmt.create(workspace.storage(large.store), replace(new, sequences=replace(new.sequences, tokens_SL=tokens_SL)))
+    fresh = Workspace(tmp_path / "fresh")
+    extract(large, fresh)
+    storage, text = fresh.storage(large.store), fmt.read_sequences(fresh.storage(large.store))
+    text.tokens_SL[5, 3] += 1
+    fmt.create(workspace.storage(large.store), fmt.NewStore(layout=fmt.read_layout(storage), sequences=text))
     with counted() as runs:
         extract(large, workspace)
     made = sequences_of(large, workspace, range(1)) + sequences_of(large, workspace, range(3, 5))
