@@ -78,14 +78,14 @@ def main() -> None:
     if args.one:
         one(args.one, args.tokens[0])
         return
-    rows: list[tuple[str, ...]] = []
+    rows: list[list[str]] = []
     for contestant in ("in memory", "streamed"):
         for tokens in args.tokens:
             command = [sys.executable, __file__, "--one", contestant, "--tokens", str(tokens)]
             done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             speed, megabytes = f"{tokens / done['seconds']:,.0f}", f"{done['megabytes']:,.0f}"
-            rows.append((contestant, f"{tokens:,}", speed, megabytes))
-    show(f"tokenizing, context {CONTEXT}", ("", "tokens", "tokens/s", "MB"), rows)
+            rows.append([contestant, f"{tokens:,}", speed, megabytes])
+    show(f"tokenizing, context {CONTEXT}", ["", "tokens", "tokens/s", "MB"], rows)
 
 
 if __name__ == "__main__":

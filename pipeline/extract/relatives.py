@@ -1,12 +1,10 @@
 """Takes over shards, whole or layer by layer, that other stores of the workspace have already.
 
-Two stores are related if they differ in nothing but how many tokens and which layers they have. A shard of both then has
-the same rows, and a file of both the same bytes. So a store that grows costs what is new, and shared files take no space.
+A store that grows costs what is new, and files that stores share take no space (`pipeline.study.related`).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +17,7 @@ from pipeline.store import format as fmt
 from pipeline.store.commits import Commit, commit_name, read_commit
 from pipeline.store.direct import ShardedArray, is_committed
 from pipeline.store.writer import InPlace
-
-GROWING = ("tokens", "layers")
-"""The store's settings in which relatives may differ."""
+from pipeline.study.related import related_stores
 
 
 class Relatives:
@@ -29,7 +25,7 @@ class Relatives:
 
     def __init__(self, artefact: Artefact, workspace: Workspace, layout: fmt.Layout):
         self.layout = layout
-        self.stores = list(_related(artefact, workspace, layout))
+        self.stores = [_Relative(storage, other) for storage, other in related_stores(artefact, workspace, layout)]
 
     def __bool__(self) -> bool:
         return bool(self.stores)
@@ -120,30 +116,6 @@ class _Relative:
         except FileNotFoundError:
             return False
         return True
-
-
-def _related(artefact: Artefact, workspace: Workspace, layout: fmt.Layout) -> Iterator[_Relative]:
-    for name in workspace.place(artefact.kind).folders():
-        if name == artefact.name:
-            continue
-        storage = workspace.place(f"{artefact.kind}/{name}")
-        try:
-            other = fmt.read_layout(storage)
-        except CorruptArtefactError:
-            continue
-        same_layers = set(other.layers) == set(layout.layers)
-        if _unlike_in_growth(other) == _unlike_in_growth(layout) and (layout.max_norm is None or same_layers):
-            yield _Relative(storage, other)
-
-
-def _unlike_in_growth(layout: fmt.Layout) -> dict[str, Any]:
-    """What determines the bytes of a file of a shard: all that a store says of itself but how far it has grown."""
-    traits = layout.model_dump(exclude={"rows", "layers"})
-    settings = layout.provenance.get("store")
-    if isinstance(settings, dict):
-        fixed = {name: value for name, value in cast("dict[str, Any]", settings).items() if name not in GROWING}
-        traits["provenance"] = {**layout.provenance, "store": fixed}
-    return traits
 
 
 def _same_rows(fields: fmt.RowFields, stored: fmt.RowFields | None, *, some: bool) -> npt.NDArray[np.bool_] | None:

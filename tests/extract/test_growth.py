@@ -4,17 +4,16 @@ import errno
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from faulty import files_of
+from grown_study import Grown
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_store import flipped
-from tiny_models import CONFIGS, save_model
 
 from pipeline.artefacts.storage import LocalStorage
 from pipeline.artefacts.workspace import Workspace
@@ -24,79 +23,15 @@ from pipeline.store import format as fmt
 from pipeline.store.batches import split_shards
 from pipeline.store.reader import ActivationStore
 from pipeline.store.verify import damages
-from pipeline.study.experiment import Experiment
 from pipeline.study.litter import litter, remove
-from pipeline.study.plan import Plan, make_plan
+from pipeline.study.plan import Plan
 
 SHARD, CONTEXT = 256, 16
-STUDY = """
-description = "A store that grows."
-
-[model]
-source = "huggingface"
-name = "{model}"
-d_in = 32
-depth = 4
-dtype = "float32"
-
-[corpus]
-source = "files"
-paths = ["{corpus}"]
-
-[store]
-layers = {layers}
-tokens = {tokens}
-context = 16
-shard_rows = 256
-chunk_rows = 64
-forward_batch = 8
-{more}
-
-[probes]
-datasets = ["python/docstring-of"]
-train_size = 8
-test_size = 8
-context = 16
-
-[train]
-d_sae = 32
-steps = 4
-heldout_shards = 2
-lr_warmup = 1
-l1_warmup = 1
-batch_size = 64
-learning_rate = 1e-3
-
-[study]
-layers = [{study_layer}]
-arms = ["baseline"]
-
-[evaluate]
-k_values = [1]
-"""
-
-
-@dataclass(frozen=True)
-class Grown:
-    """Where the studies of these tests have their model and their text."""
-
-    folder: Path
-
-    def plan(self, tokens: int, layers: tuple[int, ...], more: str = "") -> Plan:
-        """A study of so many tokens and these layers, without its probe texts."""
-        toml = self.folder / f"s{tokens}-{'-'.join(map(str, layers))}.toml"
-        parts = {"model": self.folder / "model", "corpus": self.folder / "text.jsonl", "layers": list(layers)}
-        toml.write_text(STUDY.format(**parts, tokens=tokens, more=more, study_layer=layers[0]))
-        return replace(make_plan(Experiment.load(str(toml))), probes={})
 
 
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> Grown:
-    folder = tmp_path_factory.mktemp("grown")
-    save_model(folder / "model", CONFIGS["gemma-2"])
-    lines = [f'{{"text": "{"".join(chr(97 + (n * k) % 26) for k in range(5 + n * 7 % 90))}"}}' for n in range(200)]
-    (folder / "text.jsonl").write_text("\n".join(lines))
-    return Grown(folder)
+    return Grown.made(tmp_path_factory.mktemp("grown"))
 
 
 @pytest.fixture(autouse=True)
