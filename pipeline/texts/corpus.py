@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from pipeline.errors import BadInputError
 from pipeline.runtime.compatibility import quiet_hub
 from pipeline.texts import files, python
-from pipeline.texts.text_sections import FilesCorpus, HuggingFaceCorpus, PythonCorpus, TextCorpus
+from pipeline.texts.text_sections import FilesCorpus, HuggingFaceCorpus, MixedCorpus, PythonCorpus, TextCorpus
 
 Place = Mapping[str, Any]
 """Where a document is in its corpus, as JSON."""
@@ -36,6 +36,8 @@ def documents(corpus: TextCorpus, place: Place | None = None) -> Documents:
         return _Counted(python.corpus_texts(), place)
     if isinstance(corpus, FilesCorpus):
         return _InFiles(corpus, place)
+    if isinstance(corpus, MixedCorpus):
+        return _Mixed(corpus, place)
     return _OnTheHub(corpus, place)
 
 
@@ -72,6 +74,31 @@ class _InFiles:
 
     def place(self) -> Place:
         return {"file": self.file, "row": self.row}
+
+
+class _Mixed:
+    """Documents of several corpora. The next one comes from the part that has least of its share of the characters."""
+
+    def __init__(self, corpus: MixedCorpus, place: Place | None):
+        self.weights = [part.weight for part in corpus.parts]
+        places: Any = place["parts"] if place else [None] * len(corpus.parts)
+        self.parts = [documents(part, known) for part, known in zip(corpus.parts, places, strict=True)]
+        self.characters: list[int] = list(place["characters"]) if place else [0] * len(corpus.parts)
+        """Read of each part so far."""
+
+    def __iter__(self) -> Iterator[str]:
+        texts = [iter(part) for part in self.parts]
+        while True:
+            share = [read / weight for read, weight in zip(self.characters, self.weights, strict=True)]
+            behind = share.index(min(share))
+            text = next(texts[behind], None)
+            if text is None:
+                return
+            self.characters[behind] += len(text) + 1  # an empty text counts, too, or its part would stay behind
+            yield text
+
+    def place(self) -> Place:
+        return {"parts": [dict(part.place()) for part in self.parts], "characters": list(self.characters)}
 
 
 class _OnTheHub:
