@@ -130,8 +130,8 @@ def explain(error: ValidationError, where: str = "") -> str:
     problems = error.errors(include_url=False)
     # A misspelt key also makes the right one missing; the misspelling is the error to report.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    # Values of `source` are no keys of the TOML file: "tiny" in ("model", "tiny", "steps"), "mixture" and "files" in ("corpus",
-    # "mixture", "parts", 0, "files", "paths").
+    # Values of `source` are no keys of the TOML file: "tiny" in ("model", "tiny", "steps"), "mixture" and "files" in
+    # ("corpus", "mixture", "parts", 0, "files", "paths").
     tags = (1, 4) if any(part in TAGGED for part in first["loc"][:1]) else ()
     path = [str(part) for index, part in enumerate(first["loc"]) if index not in tags]
     field = ".".join([where, *path] if where else path)
