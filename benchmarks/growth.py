@@ -66,8 +66,8 @@ def main() -> None:
         relatives = Relatives(artefact, workspace, longer.layout)
         started = perf_counter()
         for shard in range(count):
-            mine = row_fields(shard, longer.layout, text.passage(*longer.layout.shard_range(shard)))
-            kept, there = relatives.take_over(shard, mine, longer.storage)
+            passage = text.passage(*longer.layout.shard_range(shard))
+            kept, there = relatives.take_over(shard, passage, longer.storage)
             assert there
             longer.write(shard, fmt.ShardRows(layers={}, fields=kept), there)
         took = perf_counter() - started

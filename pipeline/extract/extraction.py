@@ -15,7 +15,7 @@ from pipeline.extract import fill
 from pipeline.extract.estimate import describe
 from pipeline.extract.new_stores import check_rows, probe_store, write_corpus_store
 from pipeline.extract.relatives import Relatives
-from pipeline.extract.shards import Text, row_fields, run_shard
+from pipeline.extract.shards import Text, run_shard
 from pipeline.extract.synthetic_rows import synthetic_rows, synthetic_store
 from pipeline.models.access import check_available
 from pipeline.models.language import ResidualStream
@@ -172,7 +172,7 @@ class Extraction:
         if not relatives:
             return self.make_rows(shard, layout, sequences), {}
         passage = sequences.passage(*layout.shard_range(shard))
-        fields, there = relatives.take_over(shard, row_fields(shard, layout, passage), writer.storage)
+        fields, there = relatives.take_over(shard, passage, writer.storage)
         missing = tuple(layer for layer in layout.layers if layer not in there)
         if not missing:
             return fmt.ShardRows(layers={}, fields=fields), there

@@ -5,6 +5,7 @@ A store that grows costs what is new, and files that stores share take no space 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.storage import Storage
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError
+from pipeline.extract.shards import row_fields
 from pipeline.store import format as fmt
 from pipeline.store.commits import Commit, commit_name, read_commit
 from pipeline.store.direct import ShardedArray, is_committed
@@ -42,17 +44,18 @@ class Relatives:
                 f"holds out the same shards again"
             )
 
-    def take_over(self, shard: int, fields: fmt.RowFields, into: Storage) -> tuple[fmt.RowFields, dict[int, InPlace]]:
+    def take_over(self, shard: int, passage: fmt.Passage, into: Storage) -> tuple[fmt.RowFields, dict[int, InPlace]]:
         """Put the files of a shard's layers that a relative has in place, after comparing their checksums.
 
-        `fields` are those of all rows of the shard, by our own tokens: what a relative made of other tokens is not taken.
-        Returns them without massive rows, and the layers whose files are in place.
+        `passage` has the shard's sequences: what a relative made of other tokens is not taken. Returns which token each row
+        belongs to, without massive rows, and the layers whose files are in place.
         """
+        fields = row_fields(shard, self.layout, passage)
         there: dict[int, InPlace] = {}
         rows = fields
         for store in self.stores:
             layers = [layer for layer in store.layers_of(self.layout) if layer not in there]
-            if not layers or not (commit := store.commit(shard, self.layout)):
+            if not layers or not (commit := store.commit(shard, self.layout)) or not store.reads(passage, shard):
                 continue
             kept_R = _same_rows(fields, store.fields(commit), some=self.layout.max_norm is not None)
             if kept_R is None:
@@ -87,6 +90,18 @@ class _Relative:
             return None
         # Records of earlier versions cannot tell one file from another.
         return commit if all(check.chunks for check in commit.files.values()) else None
+
+    def reads(self, passage: fmt.Passage, shard: int) -> bool:
+        """Whether the model read the same sequences for a shard."""
+        try:
+            own = self._text.passage(*self.layout.shard_range(shard))
+        except CorruptArtefactError:
+            return False
+        return own.first == passage.first and np.array_equal(own.tokens_SL, passage.tokens_SL)
+
+    @cached_property
+    def _text(self) -> fmt.StoredSequences:
+        return fmt.StoredSequences(self.storage)
 
     def fields(self, commit: Commit) -> fmt.RowFields | None:
         """Which token each row of a shard belongs to, None where that cannot be read."""
