@@ -184,6 +184,22 @@ def link(source: Path, final: Path) -> bool:
     return True
 
 
+def share(source: Path, final: Path) -> bool:
+    """Give a file a second name, replacing what has it. False where the file system cannot, and the file must be copied."""
+    _make_folder(final.parent)
+    while True:
+        try:
+            os.link(source.resolve(), final)
+        except FileExistsError:
+            final.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno not in (*NO_LINKS, errno.EXDEV):
+                raise
+            return False
+        else:
+            return True
+
+
 def _rename_unless_there(source: Path, final: Path) -> bool:
     """As exclusive as the file system's locks reach: all processes of one machine at least."""
     descriptor = os.open(final.parent, os.O_RDONLY | os.O_CLOEXEC)

@@ -12,6 +12,7 @@ from pipeline.artefacts.local_files import (
     opened,
     refuse_dangling,
     refuse_outside,
+    share,
     sweep,
     temporary,
 )
@@ -73,6 +74,17 @@ class LocalStorage:
             fsync(final.parent)
         return created
 
+    def share(self, name: str, source: object, source_name: str) -> bool:
+        """Give a file of another folder a second name here. False where the file system has no hard links to it."""
+        if not isinstance(source, LocalStorage):
+            return False
+        final = self.root / name
+        refuse_outside(final, self.within)
+        with explained(final):
+            shared = share(source.root / source_name, final)
+            fsync(final.parent)
+        return shared
+
     def delete(self, name: str) -> None:
         """Remove a file if it exists; of a link, the link."""
         path = self.root / name
@@ -109,6 +121,16 @@ class LocalStorage:
                 yield from self._listed(name, linked)
             elif not is_temporary(name) and (size := self.size(name)) is not None:
                 yield name, size
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Names of the folders in a folder, sorted; none if it does not exist."""
+        folder = self.root / prefix
+        with explained(folder, "read"):
+            try:
+                return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+            except (FileNotFoundError, NotADirectoryError):
+                refuse_dangling(folder)
+                return []
 
     def size(self, name: str) -> int | None:
         """Bytes of one file, None when there is none."""

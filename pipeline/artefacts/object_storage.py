@@ -132,6 +132,20 @@ class ObjectStorage:
                 lambda: self.size(name) is not None,
             )
 
+    def share(self, name: str, source: object, source_name: str) -> bool:
+        """Copy an object inside the object store. False where the source is in another bucket, or no object."""
+        import obstore
+        import obstore.store
+
+        bucket, _, prefix = self.url.removeprefix(SCHEME).partition("/")
+        if not isinstance(source, ObjectStorage) or not f"{source.url}/".startswith(f"{SCHEME}{bucket}/"):
+            return False
+        there = f"{source.url.removeprefix(f'{SCHEME}{bucket}')}/{source_name}".strip("/")
+        with self._explained():
+            whole = obstore.store.from_url(SCHEME + bucket, retry_config=RETRIES)
+            self._until_settled(lambda: obstore.copy(whole, there, f"{prefix}/{name}".strip("/")), lambda: False)
+        return True
+
     def delete(self, name: str) -> None:
         """Remove an object if it exists."""
         import obstore
@@ -146,6 +160,14 @@ class ObjectStorage:
         with self._explained():
             pages = obstore.list(self.store, prefix, chunk_size=1000)
             return {meta["path"]: meta["size"] for page in pages for meta in page if not is_temporary(meta["path"])}
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Names of the folders below a prefix."""
+        import obstore
+
+        with self._explained():
+            found = obstore.list_with_delimiter(self.store, prefix)["common_prefixes"]
+        return [folder.rstrip("/").rpartition("/")[2] for folder in found]
 
     def size(self, name: str) -> int | None:
         """Bytes of one object, None when there is none."""

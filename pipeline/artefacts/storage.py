@@ -60,8 +60,16 @@ class Storage(Protocol):
         """Write a file unless it exists; returns False when it does, and leaves it as it is."""
         ...
 
+    def share(self, name: str, source: "Storage", source_name: str) -> bool:
+        """Give a file of another folder a name here, replacing what was there. False where its bytes must be copied."""
+        ...
+
     def delete(self, name: str) -> None:
         """Remove a file if it exists."""
+        ...
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """Names of the folders in a folder."""
         ...
 
     def sizes(self, prefix: str = "") -> dict[str, int]:

@@ -56,7 +56,8 @@ class LayerBench(Shared):
         self.plan, self.layer, self.workspace = plan, layer, workspace
         self.experiment = plan.experiment
         self.store = ActivationStore(workspace.storage(plan.store))
-        _, self.heldout_shards = split_shards(self.store, self.experiment.train.heldout_shards)
+        recipe = self.experiment.train
+        _, self.heldout_shards = split_shards(self.store, recipe.heldout_shards, recipe.heldout_within)
         self.device = sae_device(self.experiment.run.device)
         """Where SAEs are evaluated."""
         self.rows = HeldoutRows(self.store, layer, self.heldout_shards, self.device)

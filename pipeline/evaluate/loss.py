@@ -18,7 +18,7 @@ SEQUENCES_AT_ONCE = 4
 
 
 def heldout_sequences(store: ActivationStore, shards: list[int], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first sequences all of whose rows are in `shards`, the last of the store: enough sequences to hold `tokens` rows.
+    """The first sequences all of whose rows are in `shards`, a run of shards: enough sequences to hold `tokens` rows.
 
     Returns their tokens, int64 [S, L], and which of them are rows of the store, bool [S, L]: special tokens are not, nor
     those that `store.max_norm` left out.
@@ -26,7 +26,7 @@ def heldout_sequences(store: ActivationStore, shards: list[int], tokens: int) ->
     offsets = store.whole("row_offsets")
     start = int(np.searchsorted(offsets, store.row_range(shards[0])[0]))
     enough = int(np.searchsorted(offsets, int(offsets[start]) + tokens))
-    complete = int(np.searchsorted(offsets, store.layout.rows, side="right")) - 1
+    complete = int(np.searchsorted(offsets, store.layout.shard_range(shards[-1])[1], side="right")) - 1
     stop = min(enough, complete)
     tokens_SL = torch.from_numpy(store.whole("tokens")[start:stop]).long()
     rows_SL = torch.zeros(tokens_SL.shape, dtype=torch.bool)

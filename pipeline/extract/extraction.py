@@ -13,8 +13,9 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
 from pipeline.extract import fill
 from pipeline.extract.estimate import describe
-from pipeline.extract.new_stores import check_rows, corpus_store, probe_store
-from pipeline.extract.shards import run_shard
+from pipeline.extract.new_stores import check_rows, probe_store, write_corpus_store
+from pipeline.extract.relatives import Relatives
+from pipeline.extract.shards import Text, run_shard
 from pipeline.extract.synthetic_rows import synthetic_rows, synthetic_store
 from pipeline.models.access import check_available
 from pipeline.models.language import ResidualStream
@@ -22,8 +23,9 @@ from pipeline.models.model_section import HuggingFaceModel, KnownFeatures, SAELe
 from pipeline.models.saelens_model import make_saelens_model
 from pipeline.models.synthetic import make_synthetic_model
 from pipeline.runtime.compatibility import keep_freed_memory
+from pipeline.runtime.devices import best_device
 from pipeline.store import format as fmt
-from pipeline.store.writer import ShardWriter
+from pipeline.store.writer import InPlace, ShardWriter
 from pipeline.study.plan import Plan
 from pipeline.study.study_model import open_study_model, open_synthetic_model
 from pipeline.texts import packing
@@ -94,7 +96,7 @@ class Extraction:
             with self.workspace.lock(artefact):
                 finished = fill.mend(artefact, self.workspace, deep=deep)
                 if not finished and not fmt.is_laid_out(storage):
-                    fmt.create(storage, self._new_store(path))
+                    self._tell_of_relatives(artefact, self._lay_out(path))
             if not finished:
                 work[path] = ShardWriter(storage).missing()
             self.seconds[path] += time.monotonic() - started
@@ -123,38 +125,59 @@ class Extraction:
         return model
 
     @cached_property
-    def make_rows(self) -> Callable[[int, fmt.Layout, fmt.Sequences], fmt.ShardRows]:
+    def make_rows(self) -> Callable[[int, fmt.Layout, Text], fmt.ShardRows]:
         """Makes the rows of a shard, from the language model or from the synthetic model's features. Opens the model."""
         if isinstance(self.plan.experiment.model, KnownFeatures):
             return partial(synthetic_rows, truth=open_synthetic_model(self.plan, self.workspace))
         return partial(run_shard, model=self.model, forward_batch=self.plan.experiment.store.forward_batch)
 
-    def _new_store(self, path: str) -> fmt.NewStore:
-        corpus = self.plan.experiment.corpus
-        if isinstance(corpus, SyntheticCorpus):
-            return synthetic_store(self.plan)
+    def _lay_out(self, path: str) -> fmt.Layout:
+        corpus, storage = self.plan.experiment.corpus, self.workspace.storage(self.stores[path])
         datasets = {artefact.path: dataset for dataset, artefact in self.plan.probes.items()}
-        tokenizer = self.model.tokenizer
-        new = (
-            probe_store(self.plan, datasets[path], tokenizer)
-            if path in datasets
-            else corpus_store(self.plan, corpus, tokenizer)
-        )
-        _check_tokens(self.model, int(new.sequences.tokens_SL.max()))
-        return new
+        if path not in datasets and not isinstance(corpus, SyntheticCorpus):
+            check = partial(_check_tokens, self.model)
+            return write_corpus_store(self.plan, self.workspace, corpus, self.model.tokenizer, check)
+        if path in datasets:
+            new = probe_store(self.plan, datasets[path], self.model.tokenizer)
+            _check_tokens(self.model, int(new.sequences.tokens_SL.max()))
+        else:
+            new = synthetic_store(self.plan)
+        fmt.create(storage, new)
+        return new.layout
+
+    def _tell_of_relatives(self, artefact: Artefact, layout: fmt.Layout) -> None:
+        heldout_within = self.plan.experiment.train.heldout_within
+        for remark in Relatives(artefact, self.workspace, layout).remarks(heldout_within):
+            print(f"{artefact.label}: {remark}", file=sys.stderr)
 
     def _fill(self, artefact: Artefact, shards: Collection[int]) -> None:
         writer = ShardWriter(self.workspace.storage(artefact))
         missing = [shard for shard in writer.missing() if shard in shards]
         if not missing:
             return
-        sequences = fmt.read_sequences(writer.storage)
-        make_rows = self.make_rows  # opens the model before the progress bar starts
+        sequences, relatives = fmt.StoredSequences(writer.storage), Relatives(artefact, self.workspace, writer.layout)
+        if not relatives:
+            _ = self.make_rows  # opens the model before the progress bar starts; with relatives it may not be needed
+        experiment = self.plan.experiment
         # A GPU makes a shard faster than one thread writes it; the cores of a CPU are busy making the next one.
-        on_gpu = not isinstance(self.plan.experiment.model, KnownFeatures) and self.model.device.type != "cpu"
+        on_gpu = not isinstance(experiment.model, KnownFeatures) and best_device(experiment.run.device).type != "cpu"
         with fill.filling(artefact, self.workspace, writer, missing, GPU_WRITERS if on_gpu else 1) as filling:
             for shard in filling.claimed():
-                filling.commit(shard, make_rows(shard, writer.layout, sequences))
+                filling.commit(shard, *self._rows(shard, writer, sequences, relatives))
+
+    def _rows(
+        self, shard: int, writer: ShardWriter, sequences: Text, relatives: Relatives
+    ) -> tuple[fmt.ShardRows, dict[int, InPlace]]:
+        """The rows of a shard that no other store has, and the layers that one has, whose files are then in place."""
+        layout = writer.layout
+        if not relatives:
+            return self.make_rows(shard, layout, sequences), {}
+        passage = sequences.passage(*layout.shard_range(shard))
+        fields, there = relatives.take_over(shard, passage, writer.storage)
+        missing = tuple(layer for layer in layout.layers if layer not in there)
+        if not missing:
+            return fmt.ShardRows(layers={}, fields=fields), there
+        return self.make_rows(shard, layout.model_copy(update={"layers": missing}), sequences), there
 
 
 def _check_tokens(model: ResidualStream, largest: int) -> None:

@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Generator, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -22,8 +22,8 @@ from pipeline.store.commits import commit_name
 from pipeline.store.format import ShardRows
 from pipeline.store.norms import massive_rows, store_facts
 from pipeline.store.reader import ActivationStore
-from pipeline.store.verify import damages
-from pipeline.store.writer import ShardWriter
+from pipeline.store.verify import check_text, damages
+from pipeline.store.writer import InPlace, ShardWriter
 
 SECONDS_BETWEEN_LOOKS = 0.5
 """Pause between checks whether other processes have finished their shards."""
@@ -99,10 +99,10 @@ class Filling:
             if missing and not found_one:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
 
-    def commit(self, shard: int, rows: ShardRows) -> None:
+    def commit(self, shard: int, rows: ShardRows, there: Mapping[int, InPlace] | None = None) -> None:
         """Write and commit a claimed shard in the background, while the model computes the next ones."""
         self._wait_until_written(but=self.writers - 1)
-        self.writing.append(self.pool.submit(self._write, shard, rows, self.claim.pop_all()))
+        self.writing.append(self.pool.submit(self._write, self.claim.pop_all(), shard, rows, there))
         self.advance(self.writer.layout.shard_rows)
 
     def _missing(self) -> list[int]:
@@ -117,9 +117,9 @@ class Filling:
         claimed = self.claim.enter_context(self.workspace.claim(self.artefact, str(shard)))
         return claimed and not self.writer.committed(shard)
 
-    def _write(self, shard: int, rows: ShardRows, claim: ExitStack) -> None:
+    def _write(self, claim: ExitStack, shard: int, rows: ShardRows, there: Mapping[int, InPlace] | None) -> None:
         with claim:
-            self.writer.write(shard, rows)
+            self.writer.write(shard, rows, there)
 
     def _wait_until_written(self, but: int = 0) -> None:
         """Wait for the shards handed over, `but` the last so many."""
@@ -171,7 +171,7 @@ def _publish(artefact: Artefact, workspace: Workspace, seconds: float) -> None:
     storage = workspace.storage(artefact)
     storage.sweep()
     store = ActivationStore(storage)
-    fmt.read_sequences(storage)  # raises if the tokens are damaged: the manifest would record the damaged bytes as right
+    check_text(storage)  # the manifest would record damaged bytes as right
     shard_data = {name for commit in store.commits.values() for name in commit.files}
     facts = store_facts(store.layout, store.commits)
     workspace.publish(

@@ -1,19 +1,21 @@
 """Prepares new stores of text: reads and tokenizes the texts, and fixes the layout, before any forward pass."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
+from pipeline.extract.new_text import NewText
+from pipeline.extract.relatives import Relatives
 from pipeline.store import format as fmt
 from pipeline.store.batches import check_heldout
 from pipeline.store.documents import SPLITS
 from pipeline.study.plan import Plan
 from pipeline.study.sections import StoreConfig
 from pipeline.texts import packing
-from pipeline.texts.corpus import corpus_texts
 from pipeline.texts.labelled import load_texts
 from pipeline.texts.text_sections import TextCorpus
 
@@ -21,32 +23,42 @@ FEW_HELDOUT = 1000
 """Held-out rows below which extraction says that there are few."""
 
 
-def corpus_store(plan: Plan, corpus: TextCorpus, tokenizer: Any) -> fmt.NewStore:
-    """The activation store: documents packed until they hold `store.tokens` rows. Raises BadInputError for unusable text."""
-    config = plan.experiment.store
-    sequences = packing.pack(corpus_texts(corpus), tokenizer, context=config.context, rows=config.tokens)
+def write_corpus_store(
+    plan: Plan, workspace: Workspace, corpus: TextCorpus, tokenizer: Any, check: Callable[[int], None]
+) -> fmt.Layout:
+    """Lay out the activation store: documents packed until they hold `store.tokens` rows.
+
+    `check` is told the largest token of what is packed. Raises what it does, and BadInputError for unusable text.
+    """
+    config, storage = plan.experiment.store, workspace.storage(plan.store)
     layout = store_layout(
         config,
-        rows=min(sequences.rows, config.tokens),
+        rows=config.tokens,
         d_in=plan.experiment.model.d_in,
         row_order="shuffled",
         seed=config.seed,
         special_ids=packing.special_ids(tokenizer),
         provenance=plan.store.inputs,
     )
+    text = NewText(storage, Relatives(plan.store, workspace, layout), tokenizer, config.context, config.tokens)
+    for new in text.pack(corpus):
+        check(int(new.tokens_SL.max(initial=0)))
+    layout = layout.model_copy(update={"rows": min(text.packer.rows, config.tokens)})
     if layout.rows < config.tokens:
         print(
             f"{plan.store.label}: the corpus holds {layout.rows:,} rows of the {config.tokens:,} asked for (store.tokens)",
             file=sys.stderr,
         )
     check_rows(plan, layout.rows)
-    return fmt.NewStore(layout=layout, sequences=sequences)
+    text.lay_out(layout)
+    return layout
 
 
 def check_rows(plan: Plan, rows: int) -> None:
     """Say so if an activation store of so many rows would hold out few. Raises BadInputError if it cannot be trained on."""
-    size, heldout = plan.experiment.store.shard_rows, plan.experiment.train.heldout_shards
-    held = check_heldout([min(size, rows - start) for start in range(0, rows, size)], size, heldout)
+    size, recipe = plan.experiment.store.shard_rows, plan.experiment.train
+    heldout = recipe.heldout_shards
+    held = check_heldout([min(size, rows - start) for start in range(0, rows, size)], size, heldout, recipe.heldout_within)
     if held < FEW_HELDOUT:
         print(
             f"{plan.store.label}: only {held:,} of {rows:,} rows are held out (train.heldout_shards {heldout}); "

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.extract.new_stores import store_layout
+from pipeline.extract.shards import Text
 from pipeline.models.synthetic import Truth
 from pipeline.store import format as fmt
 from pipeline.study.plan import Plan
@@ -40,11 +41,11 @@ def synthetic_store(plan: Plan) -> fmt.NewStore:
     )
 
 
-def synthetic_rows(shard: int, layout: fmt.Layout, sequences: fmt.Sequences, truth: Truth) -> fmt.ShardRows:
+def synthetic_rows(shard: int, layout: fmt.Layout, sequences: Text, truth: Truth) -> fmt.ShardRows:
     """Draw the rows of one shard. They depend only on the arguments (`Truth.draw`)."""
     dtype = fmt.BITS[layout.dtype].torch_dtype
     rows_RD = torch.cat([x_BD.to(dtype) for _, x_BD in truth.draw(layout, shard)])
-    sequence_R, place_R = np.divmod(np.arange(*layout.shard_range(shard)), sequences.tokens_SL.shape[1] - 1)
+    sequence_R, place_R = np.divmod(np.arange(*layout.shard_range(shard)), sequences.context - 1)
     fields = fmt.RowFields(
         doc_id=sequence_R, sequence=sequence_R, position=place_R + 1, token_id=np.full(len(rows_RD), DRAWN)
     )

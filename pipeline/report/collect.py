@@ -22,7 +22,7 @@ from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
 from pipeline.study.reports import made_of
 from pipeline.study.stage_code import imported
-from pipeline.texts.text_sections import CorpusConfig, FilesCorpus
+from pipeline.texts.text_sections import CorpusConfig, FilesCorpus, MixedCorpus
 
 TRAINING_FACTS = ("steps", "tokens", "resets", "seconds")
 """Fields of a row that come from the manifest of an SAE trained here."""
@@ -115,6 +115,8 @@ def _store(plan: Plan, workspace: Workspace) -> StoreFacts:
 
 
 def _corpus_name(corpus: CorpusConfig) -> str:
+    if isinstance(corpus, MixedCorpus):
+        return " and ".join(f"{part.weight:g} x {_corpus_name(part)}" for part in corpus.parts)
     return ", ".join(corpus.paths) if isinstance(corpus, FilesCorpus) else getattr(corpus, "name", corpus.source)
 
 

@@ -32,29 +32,36 @@ Bounds = tuple[int, int]
 """First row of a chunk and one past its last."""
 
 
-def split_shards(store: ActivationStore, heldout: int) -> tuple[list[int], list[int]]:
-    """Shards to train on, and the last `heldout` shards, which are held out.
+def split_shards(store: ActivationStore, heldout: int, within: int | None = None) -> tuple[list[int], list[int]]:
+    """Shards to train on, and the last `heldout` shards of the first `within` rows, by default of all, which are held out.
 
     Raises BadInputError when nothing is left to train on, and for fewer than FEWEST_HELDOUT held-out rows.
     """
-    shards = store.shards
-    check_heldout([store.commits[shard].rows for shard in shards], store.layout.shard_rows, heldout)
-    return shards[:-heldout], shards[-heldout:]
+    shards, size = store.shards, store.layout.shard_rows
+    check_heldout([store.commits[shard].rows for shard in shards], size, heldout, within)
+    stop = _held_until(len(shards), size, within)
+    return [*shards[: stop - heldout], *shards[stop:]], shards[stop - heldout : stop]
 
 
-def check_heldout(rows: Sequence[int], shard_rows: int, heldout: int) -> int:
-    """Rows of the last `heldout` shards, given the rows of each shard. Raises what `split_shards` does."""
-    if heldout >= len(rows):
+def check_heldout(rows: Sequence[int], shard_rows: int, heldout: int, within: int | None = None) -> int:
+    """Rows of the shards that `split_shards` holds out, given the rows of each shard. Raises what that does."""
+    stop = _held_until(len(rows), shard_rows, within)
+    if heldout >= len(rows) or heldout > stop:
         raise BadInputError(
             f"train.heldout_shards {heldout} leaves nothing to train on: the store has {len(rows)} shards of "
             f"{shard_rows} rows; extract more tokens or use smaller shards"
         )
-    if (held := sum(rows[-heldout:])) < FEWEST_HELDOUT:
+    if (held := sum(rows[stop - heldout : stop])) < FEWEST_HELDOUT:
         raise BadInputError(
             f"train.heldout_shards {heldout} holds out {held} rows, and fewer than {FEWEST_HELDOUT} measure nothing: "
             f"set it to {heldout + 1}, or store.tokens to a multiple of store.shard_rows {shard_rows}"
         )
     return held
+
+
+def _held_until(shards: int, shard_rows: int, within: int | None) -> int:
+    """One past the last held-out shard."""
+    return shards if within is None else min(shards, -(-within // shard_rows))
 
 
 def shuffled_batches(

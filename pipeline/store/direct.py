@@ -17,6 +17,7 @@ from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError
 from pipeline.store import format as fmt
 from pipeline.store.commits import FileCheck
+from pipeline.store.text_arrays import REMEDY
 
 CRC_BYTES = 4
 ENTRY_BYTES = 16
@@ -41,6 +42,17 @@ def stored_checksums(content: npt.NDArray[Any], chunks: int) -> str:
     ends.append(len(content))
     stored = [content[end - CRC_BYTES : end].tobytes() if end else bytes(CRC_BYTES) for end in ends]
     return "".join(f"{int.from_bytes(checksum, 'little'):08x}" for checksum in stored)
+
+
+def is_committed(content: bytes, check: FileCheck, chunks: int) -> bool:
+    """Whether the file of a shard of `chunks` chunks fits its own checksums, and those are the committed ones."""
+    values = np.frombuffer(content, np.uint8)
+    try:
+        stored = check.chunks and stored_checksums(values, chunks)
+    except ValueError:
+        return False
+    checksum = cast("int", google_crc32c.value(values))  # google_crc32c has no types
+    return checksum == check.crc32c and stored == check.chunks
 
 
 def raw_shard(values_RD: npt.NDArray[Any], shard_rows: int, chunk_rows: int, fill: int) -> npt.NDArray[np.uint8]:
@@ -90,7 +102,7 @@ class ShardedArray:
         try:
             return cls._parsed(storage, name, json.loads(storage.read(f"{name}/zarr.json")))
         except fmt.UNREADABLE as error:
-            raise CorruptArtefactError(f"{storage}/{name}/zarr.json cannot be read: {error!r}; {fmt.REMEDY}") from None
+            raise CorruptArtefactError(f"{storage}/{name}/zarr.json cannot be read: {error!r}; {REMEDY}") from None
 
     @classmethod
     def _parsed(cls, storage: Storage, name: str, metadata: dict[str, Any]) -> "ShardedArray | None":

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 from pipeline.errors import CorruptArtefactError
-from pipeline.store.format import REMEDY
 from pipeline.store.reader import ActivationStore
+from pipeline.store.text_arrays import REMEDY
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")

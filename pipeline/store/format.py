@@ -1,8 +1,7 @@
 """Defines the layout of an activation store on disk and creates empty stores. docs/store-format.md is the specification."""
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -12,31 +11,27 @@ import torch
 import zarr
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from zarr.codecs import Crc32cCodec, ZstdCodec
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
-from pipeline.artefacts.identity import SEAL, is_sealed, sealed, sha256
-from pipeline.artefacts.storage import Storage, read_many
+from pipeline.artefacts.identity import SEAL, is_sealed, sealed
+from pipeline.artefacts.storage import Storage
 from pipeline.errors import CorruptArtefactError
 from pipeline.section import Dtype
 from pipeline.store.codecs import CODECS, Codec
 from pipeline.store.limits import MOST_SHARDS
+from pipeline.store.text_arrays import UNREADABLE, GrowingArray, StoredArray, read_whole
 
 MOST_SPECIAL_IDS, MOST_LAYERS = 2**16, 2**12
 MOST_NUMBER = 2**40
 """Bounds on what a store may say of itself, far above any real store: nobody counts to 1e15 because a file says so."""
 LARGEST_METADATA = 2**24
 """Bytes of a zarr.json, which is parsed whole; a real one has some thousands."""
-LARGEST_CHUNK = 2**32
-"""Bytes of a chunk of tokens or documents in memory."""
 
 Number = Annotated[int, Field(ge=1, le=MOST_NUMBER)]
 Integers = npt.NDArray[np.integer[Any]]
 
 FORMAT = "dasae-activations/2"
-REMEDY = "repair it with the command that made it, `dasae extract EXPERIMENT --deep`"
-UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, FileNotFoundError)
-"""What zarr and the parsers raise for damaged metadata, checksums and compressed bytes."""
 COMMITS = "commits"
 ROOT = "zarr.json"
 TEXT_FILES = "text_files"
@@ -126,6 +121,63 @@ class Sequences:
         """Rows of all sequences together."""
         return int(self.row_offsets[-1])
 
+    @property
+    def context(self) -> int:
+        """Tokens of a sequence."""
+        return self.tokens_SL.shape[1]
+
+    def passage(self, start: int, stop: int) -> "Passage":
+        """The sequences that have the rows `start` to `stop` - 1."""
+        first = int(np.searchsorted(self.row_offsets, start, side="right")) - 1
+        last = int(np.searchsorted(self.row_offsets, stop, side="left"))
+        before = int(np.searchsorted(self.doc_starts, first * self.context, side="right")) - 1
+        document = max(0, before)
+        return Passage(
+            first=first,
+            tokens_SL=self.tokens_SL[first:last],
+            row_offsets=self.row_offsets[first : last + 1],
+            document=document,
+            doc_starts=self.doc_starts[document : int(np.searchsorted(self.doc_starts, last * self.context))],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """Neighbouring sequences of a store, and the documents in them."""
+
+    first: int
+    """Number of the first sequence."""
+    tokens_SL: npt.NDArray[np.int32]
+    row_offsets: npt.NDArray[np.int64]
+    """[S + 1]: the entries of these sequences in `Sequences.row_offsets`."""
+    document: int
+    """Number of the first document."""
+    doc_starts: npt.NDArray[np.int64]
+    """Where these documents start in all tokens; the first may start before the passage."""
+
+
+class StoredSequences:
+    """The tokens of a laid-out store, read where they are needed. Raises CorruptArtefactError."""
+
+    def __init__(self, storage: Storage):
+        self._tokens, self._offsets, self._doc_starts = (
+            StoredArray(storage, name) for name in ("tokens", "row_offsets", "doc_starts")
+        )
+        self.context: int = self._tokens.shape[1]
+        """Tokens of a sequence."""
+
+    def passage(self, start: int, stop: int) -> Passage:
+        """The sequences that have the rows `start` to `stop` - 1."""
+        first, last = self._offsets.searchsorted(start, "right") - 1, self._offsets.searchsorted(stop)
+        document = max(0, self._doc_starts.searchsorted(first * self.context, "right") - 1)
+        return Passage(
+            first=first,
+            tokens_SL=self._tokens.read(first, last),
+            row_offsets=self._offsets.read(first, last + 1),
+            document=document,
+            doc_starts=self._doc_starts.read(document, self._doc_starts.searchsorted(last * self.context)),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
@@ -156,6 +208,11 @@ class RowFields:
     position: Integers
     token_id: Integers
 
+    def kept(self, kept_R: npt.NDArray[np.bool_]) -> "RowFields":
+        """Only the rows that a bool [R] names."""
+        arrays: dict[str, Integers] = vars(self)
+        return RowFields(**{name: values[kept_R] for name, values in arrays.items()})
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRows:
@@ -167,11 +224,8 @@ class ShardRows:
 
     def kept(self, kept_R: torch.Tensor) -> "ShardRows":
         """Only the rows that a bool [R] names."""
-        arrays: dict[str, Integers] = vars(self.fields)
-        return ShardRows(
-            layers={layer: rows_RD[kept_R] for layer, rows_RD in self.layers.items()},
-            fields=RowFields(**{name: values[kept_R.numpy()] for name, values in arrays.items()}),
-        )
+        layers = {layer: rows_RD[kept_R] for layer, rows_RD in self.layers.items()}
+        return ShardRows(layers=layers, fields=self.fields.kept(cast("npt.NDArray[np.bool_]", kept_R.numpy())))
 
 
 def layer_array(layer: int) -> str:
@@ -179,13 +233,16 @@ def layer_array(layer: int) -> str:
     return f"layer_{layer:02d}"
 
 
+def layer_file(layer: int, shard: int) -> str:
+    """Path, relative to the store, of the file that holds a shard's rows of a layer."""
+    return f"{layer_array(layer)}/c/{shard}/0"
+
+
 def create(storage: Storage, new: NewStore) -> None:
     """Write an empty store: its metadata and all its tokens. Its shards can then be filled in any order.
 
-    The root's `zarr.json` is written last: a folder without it is not laid out yet. Equal arguments write equal files, so
-    several processes may do this at once.
+    Equal arguments write equal files, so several processes may do this at once.
     """
-    group, files = skeleton(new.layout)
     text = new.sequences
     whole: dict[str, Integers] = {
         "tokens": text.tokens_SL,
@@ -193,21 +250,21 @@ def create(storage: Storage, new: NewStore) -> None:
         "doc_starts": text.doc_starts,
         **(vars(new.labels) if new.labels else {}),
     }
+    hashes: dict[str, str] = {}
     for name, values in whole.items():
-        chunks = (min(len(values), 8192), *values.shape[1:])
-        group.create_array(
-            name,
-            data=values,
-            chunks=chunks,
-            compressors=[ZstdCodec(level=1), Crc32cCodec()],
-            # By default a chunk of zeros is not written, and would look like a lost one.
-            config={"write_empty_chunks": True},
-        )
-    rows = [f"{name}/" for name in (*map(layer_array, new.layout.layers), *ROW_FIELDS)]
-    text_files = sorted(name for name in files if name != ROOT and not name.startswith(tuple(rows)))
-    hashes = {name: sha256(files[name].to_bytes()) for name in text_files}
-    # Until there is a manifest, nothing else says what was written here.
-    files[ROOT] = skeleton(new.layout, hashes)[1][ROOT]
+        array = GrowingArray(storage, name)
+        array.append(values)
+        hashes |= array.finish()
+    lay_out(storage, new.layout, hashes)
+
+
+def lay_out(storage: Storage, layout: Layout, text_files: Mapping[str, str]) -> None:
+    """Write the metadata of a store whose text is written; `text_files` has the SHA-256 of each file of it.
+
+    The root's `zarr.json` is written last: a folder without it is not laid out yet. Until there is a manifest, nothing else
+    says what was written here.
+    """
+    files = skeleton(layout, dict(sorted(text_files.items())))[1]
     for name in sorted(files, key=lambda name: (name == ROOT, name)):
         storage.write(name, files[name].as_numpy_array().data)
 
@@ -251,32 +308,12 @@ def skeleton(layout: Layout, text_files: Mapping[str, str] | None = None) -> tup
 
 
 def read_sequences(storage: Storage) -> Sequences:
-    """The tokens of a laid-out store. Raises CorruptArtefactError."""
+    """The tokens of a laid-out store, all of them. Raises CorruptArtefactError."""
     return Sequences(
         tokens_SL=read_whole(storage, "tokens"),
         row_offsets=read_whole(storage, "row_offsets"),
         doc_starts=read_whole(storage, "doc_starts"),
     )
-
-
-def read_whole(storage: Storage, name: str, compare: Callable[[str, bytes], None] = lambda _, __: None) -> npt.NDArray[Any]:
-    """One of the `text_arrays`, all of it. Raises CorruptArtefactError, and what `compare` raises for a file's content."""
-    names = list(storage.sizes(name))
-    as_buffer = default_buffer_prototype().buffer.from_bytes
-    contents = dict(zip(names, read_many(storage, names), strict=True))
-    for file, content in contents.items():
-        compare(file, content)
-    try:
-        files = {file: as_buffer(content) for file, content in contents.items()}
-        whole = zarr.open_array(MemoryStore(files), path=name, mode="r")
-        # Before zarr counts chunks that no file holds, or asks for their memory. It would fill a missing one with zeros.
-        if whole.nchunks > len(files) or whole.nchunks_initialized < whole.nchunks:
-            raise ValueError("a chunk is missing")
-        if math.prod(whole.chunks) * whole.dtype.itemsize > LARGEST_CHUNK:
-            raise ValueError(f"a chunk has shape {whole.chunks}")
-        return np.asarray(whole[:])
-    except (*UNREADABLE, MemoryError) as error:
-        raise CorruptArtefactError(f"{storage}/{name} cannot be read: {error}; {REMEDY}") from None
 
 
 def is_laid_out(storage: Storage) -> bool:
@@ -315,4 +352,4 @@ def text_arrays(layout: Layout) -> list[str]:
 
 def shard_files(layout: Layout, shard: int) -> list[str]:
     """Paths, relative to the store, of the files of one shard."""
-    return [f"{layer_array(layer)}/c/{shard}/0" for layer in layout.layers] + [f"{name}/c/{shard}" for name in ROW_FIELDS]
+    return [layer_file(layer, shard) for layer in layout.layers] + [f"{name}/c/{shard}" for name in ROW_FIELDS]

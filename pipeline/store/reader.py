@@ -17,6 +17,7 @@ from pipeline.store import format as fmt
 from pipeline.store.commits import Commit, commit_name, read_commit
 from pipeline.store.direct import ShardedArray
 from pipeline.store.norms import scale
+from pipeline.store.text_arrays import REMEDY, read_whole
 from pipeline.store.verify import recorded_files
 
 
@@ -49,21 +50,21 @@ class ActivationStore:
 
     def _compare(self, name: str, content: bytes) -> None:
         if name in self._recorded and sha256(content) != self._recorded[name].sha256:
-            raise CorruptArtefactError(f"{self.storage}/{name} does not match its checksum; {fmt.REMEDY}")
+            raise CorruptArtefactError(f"{self.storage}/{name} does not match its checksum; {REMEDY}")
 
     def _commits(self, records: Mapping[str, int], sizes: Mapping[str, int], partial: bool) -> dict[int, Commit]:
         names = {shard: commit_name(shard) for shard in range(self.layout.shards)}
         there = {shard: name for shard, name in names.items() if name in records}
         if not partial and len(there) < len(names):
             lost = sorted(names.keys() - there.keys())
-            raise CorruptArtefactError(f"{self.storage}: shards {_few(lost)} are not committed; {fmt.REMEDY}")
+            raise CorruptArtefactError(f"{self.storage}: shards {_few(lost)} are not committed; {REMEDY}")
         commits: dict[int, Commit] = {}
         for (shard, name), content in zip(there.items(), read_many(self.storage, there.values()), strict=True):
             self._compare(name, content)
             try:
                 commits[shard] = read_commit(content, shard, self.layout)
             except ValueError as error:
-                raise CorruptArtefactError(f"{self.storage}/{name} {error}; {fmt.REMEDY}") from None
+                raise CorruptArtefactError(f"{self.storage}/{name} {error}; {REMEDY}") from None
             for file, check in commits[shard].files.items():
                 if sizes.get(file) != check.bytes:
                     raise CorruptArtefactError(f"{self.storage}/{file} {_unlike(file, check.bytes, sizes)}")
@@ -124,7 +125,7 @@ class ActivationStore:
 
     def whole(self, name: str) -> npt.NDArray[Any]:
         """One of the arrays with an entry per sequence or document, all of it. Raises CorruptArtefactError."""
-        return fmt.read_whole(self.storage, name, self._compare)
+        return read_whole(self.storage, name, self._compare)
 
     def _check(self, layer: int) -> None:
         if layer not in self.layout.layers:
@@ -144,7 +145,7 @@ class ActivationStore:
                 try:
                     direct.read(position, part, self.commits[shard].files[direct.file(shard)])
                 except CorruptArtefactError as error:
-                    raise CorruptArtefactError(f"{error}; {fmt.REMEDY}") from None
+                    raise CorruptArtefactError(f"{error}; {REMEDY}") from None
             else:
                 part[:] = self._by_zarr(name, position, end)
             position = end
@@ -152,19 +153,19 @@ class ActivationStore:
     def _opened(self, name: str) -> ShardedArray | None:
         direct = ShardedArray.open(self.storage, name)
         if direct and not direct.fits(self.layout, layer=name not in fmt.ROW_FIELDS):
-            raise CorruptArtefactError(f"{self.storage}/{name}/{fmt.ROOT} is of another layout than the store; {fmt.REMEDY}")
+            raise CorruptArtefactError(f"{self.storage}/{name}/{fmt.ROOT} is of another layout than the store; {REMEDY}")
         return direct
 
     def _by_zarr(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         try:
             return np.asarray(zarr.open_array(self.storage.zarr_store(), path=name, mode="r")[start:stop])
         except (*fmt.UNREADABLE, MemoryError) as error:
-            raise CorruptArtefactError(f"{self.storage}/{name} cannot be read: {error}; {fmt.REMEDY}") from None
+            raise CorruptArtefactError(f"{self.storage}/{name} cannot be read: {error}; {REMEDY}") from None
 
 
 def _unlike(file: str, known: int, sizes: Mapping[str, int]) -> str:
     found = f"has {sizes[file]} bytes instead of {known}" if file in sizes else "is missing"
-    return f"{found}; {fmt.REMEDY}"
+    return f"{found}; {REMEDY}"
 
 
 def _few(numbers: list[int]) -> str:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, cast
 
-import google_crc32c
-import numpy as np
 import torch
 
 from pipeline.artefacts.identity import sha256
@@ -17,9 +15,10 @@ from pipeline.artefacts.storage import Storage, read_many
 from pipeline.errors import CorruptArtefactError
 from pipeline.runtime.progress import progress
 from pipeline.store import format as fmt
-from pipeline.store.commits import Commit, FileCheck, LayerNorms, commit_name, read_commit
-from pipeline.store.direct import ShardedArray, stored_checksums
+from pipeline.store.commits import Commit, LayerNorms, commit_name, read_commit
+from pipeline.store.direct import ShardedArray, is_committed
 from pipeline.store.norms import store_facts
+from pipeline.store.text_arrays import REMEDY, read_whole
 from pipeline.store.writer import activation_norms, summed
 
 SAME_NORM = 1e-4
@@ -49,10 +48,10 @@ def recorded_files(storage: Storage) -> dict[str, FileRecord]:
 
 
 def _manifest(storage: Storage) -> Manifest | None:
-    manifest = read_manifest(storage, fmt.REMEDY)
+    manifest = read_manifest(storage, REMEDY)
     for path in map(PurePosixPath, manifest.files if manifest else ()):
         if path.is_absolute() or ".." in path.parts:
-            raise CorruptArtefactError(f"{storage}/{MANIFEST} names {path}, which is not in the store; {fmt.REMEDY}")
+            raise CorruptArtefactError(f"{storage}/{MANIFEST} names {path}, which is not in the store; {REMEDY}")
     return manifest
 
 
@@ -68,6 +67,16 @@ def damages(storage: Storage, *, deep: bool) -> list[Damage]:
     for damage in _Verification(storage, committed, sizes, deep).damages():
         found.setdefault(damage.file, damage)
     return list(found.values())
+
+
+def check_text(storage: Storage) -> None:
+    """Raise CorruptArtefactError if a file of an unfinished store's tokens is not as it was written."""
+    layout, text_files = fmt.read_root(storage)
+    for name in () if text_files else fmt.text_arrays(layout):  # stores of earlier versions
+        read_whole(storage, name)
+    for name, known in text_files.items():
+        if storage.size(name) is None or sha256(storage.read(name)) != known:
+            raise CorruptArtefactError(f"{storage}/{name} is not as it was written; {REMEDY}")
 
 
 @dataclass
@@ -125,7 +134,7 @@ class _Verification:
         """With `deep`, metadata, tokens and documents that cannot be read."""
         for name in fmt.text_arrays(layout) if self.deep else ():
             try:
-                fmt.read_whole(self.storage, name)
+                read_whole(self.storage, name)
             except CorruptArtefactError:
                 yield Damage(name, "cannot be read")
         for name in map(fmt.layer_array, layout.layers) if self.deep else ():
@@ -142,6 +151,7 @@ class _Verification:
     def _in_shards(self, layout: fmt.Layout, commits: dict[int, Commit]) -> Iterator[Damage]:
         """Commits that cannot be believed, and files that differ from them. Fills `commits` with those that can."""
         shards = [shard for shard in range(layout.shards) if commit_name(shard) in self.committed]
+        chunks = layout.shard_rows // layout.chunk_rows
         total = sum(self.sizes.get(file, 0) for shard in shards for file in fmt.shard_files(layout, shard))
         records = read_many(self.storage, map(commit_name, shards))
         with progress("verify", total if self.deep else len(shards), "bytes" if self.deep else "shards") as advance:
@@ -153,7 +163,7 @@ class _Verification:
                     continue
                 for file, check in commits[shard].files.items():
                     what = self._size_damage(file, check.bytes)
-                    if not what and self.deep and not self._matches(layout, file, check):
+                    if not what and self.deep and not is_committed(self.storage.read(file), check, chunks):
                         what = "does not match its checksum"
                     if what:
                         yield Damage(file, what, shard)
@@ -161,16 +171,6 @@ class _Verification:
                         yield from self._unlike_rows(layout, file, commits[shard])
                     advance(self.sizes.get(file, 0) if self.deep else 0)
                 advance(0 if self.deep else 1)
-
-    def _matches(self, layout: fmt.Layout, file: str, check: FileCheck) -> bool:
-        """Whether a file fits its own checksums, and those are the committed ones."""
-        content = np.frombuffer(self.storage.read(file), np.uint8)
-        try:
-            chunks = check.chunks and stored_checksums(content, layout.shard_rows // layout.chunk_rows)
-        except ValueError:
-            return False
-        checksum = cast("int", google_crc32c.value(content))  # google_crc32c has no types
-        return checksum == check.crc32c and chunks == check.chunks
 
     def _unlike_rows(self, layout: fmt.Layout, file: str, commit: Commit) -> Iterator[Damage]:
         """A commit with other norms than the rows of one of its layers, whose file has the right checksums."""

@@ -2,6 +2,8 @@
 
 import math
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import google_crc32c
@@ -16,6 +18,7 @@ from pipeline.store import format as fmt
 from pipeline.store.commits import MASSIVE, Commit, FileCheck, LayerNorms, commit_name
 from pipeline.store.direct import raw_shard, stored_checksums
 from pipeline.store.format import ShardRows
+from pipeline.store.text_arrays import REMEDY
 
 
 def activation_norms(rows_RD: torch.Tensor) -> torch.Tensor:
@@ -25,6 +28,14 @@ def activation_norms(rows_RD: torch.Tensor) -> torch.Tensor:
     overflown = (~norm_R.isfinite()).nonzero().squeeze(1)  # norms above 1.8e19, and rows that are not finite
     norm_R[overflown] = vector_norm(rows_RD[overflown].double(), dim=1)
     return norm_R
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """A layer of a shard whose file is in place, and what the commit says of it."""
+
+    check: FileCheck
+    norms: LayerNorms
 
 
 class ShardWriter:
@@ -47,8 +58,8 @@ class ShardWriter:
         """Whether a shard is committed, by whichever process."""
         return self.storage.size(commit_name(shard)) is not None
 
-    def write(self, shard: int, rows: ShardRows) -> Commit:
-        """Write all rows of a shard, then commit it.
+    def write(self, shard: int, rows: ShardRows, there: Mapping[int, InPlace] | None = None) -> Commit:
+        """Write all rows of a shard, then commit it. The layers in `there` have their files already.
 
         Raises TypeError for another dtype or shape than the store's, because Zarr would silently convert the bit patterns as
         if they were numbers. Raises PipelineError for values that are not finite and for a full disk, and
@@ -58,9 +69,9 @@ class ShardWriter:
         start, stop = layout.shard_range(shard)
         written = len(rows.fields.sequence)
         bits = fmt.BITS[layout.dtype]
-        norms: dict[int, LayerNorms] = {}
-        checks: dict[str, FileCheck] = {}
-        for layer in layout.layers:
+        norms = {layer: known.norms for layer, known in (there or {}).items()}
+        checks = {fmt.layer_file(layer, shard): known.check for layer, known in (there or {}).items()}
+        for layer in (layer for layer in layout.layers if layer not in norms):
             rows_RD = rows.layers[layer]
             if rows_RD.dtype != bits.torch_dtype or rows_RD.shape != (written, layout.d_in) or written > stop - start:
                 raise TypeError(f"layer {layer}: got {rows_RD.dtype} {tuple(rows_RD.shape)}, the store holds {layout.dtype}")
@@ -74,7 +85,7 @@ class ShardWriter:
         if not self.storage.create(commit_name(shard), record) and self.storage.read(commit_name(shard)) != record:
             self.storage.delete(commit_name(shard))  # it vouches for the other writer's files, which are now overwritten
             raise CorruptArtefactError(
-                f"{self.storage}: shard {shard} was written by two machines that compute different bytes; {fmt.REMEDY}"
+                f"{self.storage}: shard {shard} was written by two machines that compute different bytes; {REMEDY}"
             )
         return commit
 

@@ -128,20 +128,24 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _rows_to_train_on(self) -> Self:
-        shards = -(-self.store.tokens // self.store.shard_rows)
-        if self.train.heldout_shards >= shards:
+        tokens, size, heldout = self.store.tokens, self.store.shard_rows, self.train.heldout_shards
+        shards, within = -(-tokens // size), self.train.heldout_within or tokens
+        if within > tokens:
+            raise ValueError(f"train.heldout_within {within:,} is more than store.tokens {tokens:,}; lower it")
+        held_until = -(-within // size)
+        if heldout >= shards or heldout > held_until:
             raise ValueError(
-                f"train.heldout_shards {self.train.heldout_shards} leaves nothing to train on: {self.store.tokens:,} tokens "
-                f"fill {shards} shards of {self.store.shard_rows:,} rows; use more tokens or smaller shards"
+                f"train.heldout_shards {heldout} leaves nothing to train on: {within:,} tokens "
+                f"fill {held_until} shards of {size:,} rows; use more tokens or smaller shards"
             )
-        heldout = self.store.tokens - (shards - self.train.heldout_shards) * self.store.shard_rows
-        if heldout < FEWEST_HELDOUT:
+        held = min(tokens, held_until * size) - (held_until - heldout) * size
+        if held < FEWEST_HELDOUT:
             raise ValueError(
-                f"train.heldout_shards {self.train.heldout_shards} holds out {heldout:,} of {self.store.tokens:,} tokens, "
+                f"train.heldout_shards {heldout} holds out {held:,} of {tokens:,} tokens, "
                 f"and L0 and FVU need at least {FEWEST_HELDOUT}; hold out one shard more, or change store.tokens"
             )
         # An upper bound: a corpus may be shorter, and max_norm leaves rows out.
-        rows = (shards - self.train.heldout_shards) * self.store.shard_rows
+        rows = (shards - heldout) * size
         if self.train.batch_size > rows:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size:,} is more than the {rows:,} rows to train on; lower it"

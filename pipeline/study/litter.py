@@ -34,6 +34,7 @@ class Litter:
     path: str
     """Inside the workspace."""
     bytes: int
+    """That its removal frees: files that stores share stay until the last of them is removed."""
 
 
 def litter(workspace: Workspace, plans: Sequence[Plan]) -> list[Litter]:
@@ -108,4 +109,5 @@ def _beside(workspace: Workspace, path: str) -> Iterator[Litter]:
 
 def _bytes(path: Path) -> int:
     files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
-    return sum(file.lstat().st_size for file in files if file.is_file())
+    found = (file.lstat() for file in files if file.is_file())
+    return sum(stat.st_size for stat in found if stat.st_nlink == 1)

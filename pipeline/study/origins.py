@@ -58,7 +58,8 @@ class Basis:
             inputs={"format": SAE_FORMAT, "origin": origin, "layer": layer, "content": content},
         )
         # The key of an SAE that is trained here covers which rows are held out; the key of this one does not.
-        rows = {"store": self.store.key, "heldout_shards": self.experiment.train.heldout_shards}
+        heldout = self.experiment.train.canonical(only=("heldout_shards", "heldout_within"))
+        rows = {"store": self.store.key, **heldout}
         evaluation = self.evaluation(name, sae, None, rows)
         apart = self.evaluated_apart(name, sae, evaluation)
         return PlannedSAE(origin=origin, arm=name, seed=0, layer=layer, artefact=sae, evaluation=evaluation, apart=apart)

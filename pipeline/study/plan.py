@@ -18,7 +18,15 @@ from pipeline.study.experiment import Experiment
 from pipeline.study.origins import EVALUATION_FORMAT, Basis, planned
 from pipeline.study.planned import PlannedSAE, TrainedSAE
 from pipeline.texts import files, python
-from pipeline.texts.text_sections import SAE_BENCH_DATASETS, FilesCorpus, HuggingFaceCorpus, PythonCorpus, is_probe_folder
+from pipeline.texts.text_sections import (
+    SAE_BENCH_DATASETS,
+    CorpusConfig,
+    FilesCorpus,
+    HuggingFaceCorpus,
+    MixedCorpus,
+    PythonCorpus,
+    is_probe_folder,
+)
 
 T = TypeVar("T")
 
@@ -136,7 +144,7 @@ def _model(experiment: Experiment) -> Artefact | None:
         return None
     inputs: dict[str, Any] = {"format": MODEL_FORMAT, "model": model.canonical()}
     if not isinstance(model, KnownFeatures):
-        inputs |= {"context": experiment.store.context, "corpus": _corpus(experiment)}
+        inputs |= {"context": experiment.store.context, "corpus": _corpus(experiment.corpus)}
     return Artefact(kind="models", label=model.name, inputs=inputs)
 
 
@@ -153,8 +161,9 @@ def _external_model(experiment: Experiment) -> dict[str, Any]:
     return model.canonical(only=("name", "revision", "dtype"))
 
 
-def _corpus(experiment: Experiment) -> dict[str, Any]:
-    corpus = experiment.corpus
+def _corpus(corpus: CorpusConfig) -> dict[str, Any]:
+    if isinstance(corpus, MixedCorpus):
+        return {"source": corpus.source, "parts": [{**_corpus(part), "weight": part.weight} for part in corpus.parts]}
     if isinstance(corpus, PythonCorpus):
         return {"source": "python", "content": python.fingerprint()}
     if isinstance(corpus, FilesCorpus):
@@ -173,7 +182,7 @@ def _store(experiment: Experiment, model: dict[str, Any]) -> Artefact:
     inputs = {
         "format": STORE_FORMAT,
         "model": model,
-        "corpus": _corpus(experiment),
+        "corpus": _corpus(experiment.corpus),
         "store": experiment.store.canonical(),
     }
     label = "-".join(dict.fromkeys((_model_label(experiment), corpus_label)))  # "synthetic" names both; once is enough

@@ -110,6 +110,9 @@ class TrainConfig(Section):
     resets: Annotated[Resets | None, BeforeValidator(none_if_false)] = Resets()
     heldout_shards: PositiveInt = 1
     """The last shards of the store are never trained on; evaluation reads them."""
+    heldout_within: Annotated[PositiveInt | None, Before(None)] = None
+    """Tokens that the store had before it grew. The held-out shards are the last of these, as they were, and all that came
+    later is trained on."""
     data_seed: Seed = 0
     """Seed of the batch order. All arms and seeds share it, so they are compared on the same batches."""
     buffer_chunks: PositiveInt = 32

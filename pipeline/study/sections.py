@@ -154,10 +154,12 @@ def explain(error: ValidationError, where: str = "") -> str:
     problems = error.errors(include_url=False)
     # A misspelt key also makes the right one missing; the misspelling is the error to report.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
-    # In ("model", "tiny", "steps"), "tiny" is the value of `source`, not a key of the TOML file.
+    # Values of `source` are no keys of the TOML file: "tiny" in ("model", "tiny", "steps"), "mixture" and "files" in
+    # ("corpus", "mixture", "parts", 0, "files", "paths").
     place = first["loc"]
     tagged = TAGGED_FIELDS if place and place[0] in TAGGED else ()
-    path = [str(part) for before, part in zip(("", *place), place, strict=False) if before not in tagged]
+    pairs = zip(("", *place), place, strict=False)
+    path = [str(part) for before, part in pairs if before not in tagged and not (tagged and isinstance(before, int))]
     field = ".".join([where, *path] if where else path)
     kind, given, context = first["type"], first["input"], first.get("ctx", {})
     # Python says tuple, JSON says array; in TOML it is a list.

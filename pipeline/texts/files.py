@@ -55,8 +55,13 @@ def corpus_texts(corpus: FilesCorpus) -> Iterator[str]:
     Raises BadInputError for what is not text, naming the file and its line or row.
     """
     for path in corpus_files(corpus):
-        with reading(path):
-            yield from READERS[path.suffix](path, corpus.text_column)
+        yield from texts_of_file(path, corpus.text_column)
+
+
+def texts_of_file(path: Path, column: str) -> Iterator[str]:
+    """The documents of one file of a corpus. Raises what `corpus_texts` does."""
+    with reading(path):
+        yield from READERS[path.suffix](path, column)
 
 
 def probe_fingerprint(folder: Path) -> str:

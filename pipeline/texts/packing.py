@@ -2,10 +2,12 @@
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import BadInputError
 from pipeline.runtime.progress import progress
@@ -24,34 +26,95 @@ def pack(documents: Iterable[str], tokenizer: Any, *, context: int, rows: int) -
     sequence is dropped. Takes four bytes of memory per token and eight per document. Raises BadInputError for a corpus
     without text or shorter than one sequence.
     """
-    separator, special = separator_id(tokenizer), special_ids(tokenizer)
-    packed = array("i", [separator])
-    doc_starts, row_counts = array("q"), array("q")
-    done = 0
+    packer = Packer(tokenizer, context)
+    tokens, counts, doc_starts = array("i"), array("q"), array("q")
     with progress("tokens", rows, "tokens") as advance:
         for ids in _encoded(documents, tokenizer):
-            if len(packed) % context > 1:
-                _append([separator], packed, context, separator)
-            doc_starts.append(len(packed))
-            _append(ids, packed, context, separator)
-            complete = packed[len(row_counts) * context : len(packed) // context * context]
-            counts = _count_rows(np.array(complete, dtype=np.int32).reshape(-1, context), special)
-            row_counts.extend(counts.tolist())
-            advance(int(counts.sum()))
-            done += int(counts.sum())
-            if done >= rows:
+            new = packer.add(ids)
+            tokens.frombytes(new.tokens_SL.tobytes())
+            counts.frombytes(new.rows_S.tobytes())
+            doc_starts.frombytes(new.doc_starts.tobytes())
+            advance(int(new.rows_S.sum()))
+            if packer.rows >= rows:
                 break
-    if not doc_starts:
-        raise BadInputError("the corpus holds no text: name other files, or another text_column")
-    if not row_counts:
-        raise BadInputError(
-            f"the corpus has {len(packed) - 1} tokens, which is less than one context of {context}: give more text"
-        )
-    tokens_SL = np.frombuffer(packed, dtype=np.int32, count=len(row_counts) * context).reshape(-1, context)
-    # A document that begins in the dropped sequence has no token in the store.
-    starts = np.array(doc_starts, dtype=np.int64)
-    starts = starts[starts < tokens_SL.size]
-    return Sequences(tokens_SL=tokens_SL, row_offsets=_row_offsets(np.array(row_counts)), doc_starts=starts)
+    packer.check()
+    return Sequences(
+        tokens_SL=np.frombuffer(tokens, dtype=np.int32).reshape(-1, context),
+        row_offsets=_row_offsets(np.frombuffer(counts, dtype=np.int64)),
+        doc_starts=np.frombuffer(doc_starts, dtype=np.int64),
+    )
+
+
+class Packed(BaseModel):
+    """How far a packing has come: all that is needed to go on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tail: tuple[int, ...]
+    """Tokens after the last complete sequence, from its separator on."""
+    waiting: tuple[int, ...]
+    """Where documents start that begin in the tail."""
+    sequences: Annotated[int, Field(ge=0)]
+    rows: Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSequences:
+    """The sequences that one document completed: none, one, or many."""
+
+    tokens_SL: npt.NDArray[np.int32]
+    rows_S: npt.NDArray[np.int64]
+    """Rows of each sequence."""
+    doc_starts: npt.NDArray[np.int64]
+    """Where documents start that begin in these sequences, or before them in an incomplete one."""
+
+
+class Packer:
+    """Packs one document after the other, as `pack` says.
+
+    Raises BadInputError for a tokenizer without BOS and EOS.
+    """
+
+    def __init__(self, tokenizer: Any, context: int, place: Packed | None = None):
+        self.separator, self.special = separator_id(tokenizer), special_ids(tokenizer)
+        self.context = context
+        self.sequences, self.rows = (place.sequences, place.rows) if place else (0, 0)
+        """Complete so far."""
+        self._tail = array("i", place.tail if place else [self.separator])
+        self._waiting = list(place.waiting) if place else []
+
+    @property
+    def place(self) -> Packed:
+        """How far it has come."""
+        return Packed(tail=tuple(self._tail), waiting=tuple(self._waiting), sequences=self.sequences, rows=self.rows)
+
+    def add(self, ids: list[int]) -> NewSequences:
+        """Append the tokens of a document, which must have some; returns the sequences that are complete now."""
+        tail, context = self._tail, self.context
+        if len(tail) > 1:
+            _append([self.separator], tail, context, self.separator)
+        starts = [*self._waiting, self.sequences * context + len(tail)]
+        _append(ids, tail, context, self.separator)
+        complete = len(tail) // context * context
+        tokens_SL = np.array(tail[:complete], dtype=np.int32).reshape(-1, context)
+        del tail[:complete]
+        rows_S = _count_rows(tokens_SL, self.special)
+        self.sequences += len(tokens_SL)
+        self.rows += int(rows_S.sum())
+        # A document that begins in a sequence that never completes has no token in the store.
+        inside = sum(start < self.sequences * context for start in starts)
+        self._waiting = starts[inside:]
+        return NewSequences(tokens_SL=tokens_SL, rows_S=rows_S, doc_starts=np.array(starts[:inside], dtype=np.int64))
+
+    def check(self) -> None:
+        """Raise BadInputError for a corpus without text or shorter than one sequence."""
+        if not self.sequences and not self._waiting:
+            raise BadInputError("the corpus holds no text: name other files, or another text_column")
+        if not self.sequences:
+            raise BadInputError(
+                f"the corpus has {len(self._tail) - 1} tokens, which is less than one context of {self.context}: "
+                f"give more text"
+            )
 
 
 def _append(ids: list[int], packed: "array[int]", context: int, separator: int) -> None:
@@ -67,11 +130,17 @@ def _append(ids: list[int], packed: "array[int]", context: int, separator: int) 
 
 def _encoded(documents: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
     """Token ids of every document that has any tokens."""
-    for group in _groups(documents):
-        yield from (ids for ids in tokenizer(group, add_special_tokens=False)["input_ids"] if ids)
+    for group in groups(documents):
+        yield from (ids for ids in encode(group, tokenizer) if ids)
 
 
-def _groups(documents: Iterable[str]) -> Iterator[list[str]]:
+def encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
+    """The token ids of texts, without special tokens but those that a text names."""
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def groups(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in groups that a tokenizer takes in one call. A group is read when it is asked for."""
     group: list[str] = []
     characters = 0
     for text in documents:

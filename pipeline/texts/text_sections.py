@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from pipeline.section import COMMIT, Section, Seed, needs_commit
 
@@ -45,13 +45,43 @@ class HuggingFaceCorpus(Section):
         return self
 
 
+class _Part(Section):
+    weight: PositiveFloat
+    """Share of the characters of the mixture, beside the other parts' weights."""
+
+
+class PythonPart(PythonCorpus, _Part):
+    """Text of the Python installation, as a part of a mixture."""
+
+
+class FilesPart(FilesCorpus, _Part):
+    """Texts in files, as a part of a mixture."""
+
+
+class HuggingFacePart(HuggingFaceCorpus, _Part):
+    """A streamed data set, as a part of a mixture."""
+
+
+Part = Annotated[PythonPart | FilesPart | HuggingFacePart, Field(discriminator="source")]
+
+
+class MixedCorpus(Section):
+    """Several corpora, interleaved document by document so that each has its share of the characters at every place.
+
+    The mixture ends where one of its parts ends.
+    """
+
+    source: Literal["mixture"]
+    parts: Annotated[tuple[Part, ...], Field(min_length=2)]
+
+
 class SyntheticCorpus(Section):
     """No text: rows are drawn from the synthetic model, and [model] has all parameters."""
 
     source: Literal["synthetic"]
 
 
-TextCorpus = PythonCorpus | FilesCorpus | HuggingFaceCorpus
+TextCorpus = PythonCorpus | FilesCorpus | HuggingFaceCorpus | MixedCorpus
 CorpusConfig = Annotated[TextCorpus | SyntheticCorpus, Field(discriminator="source")]
 
 SAE_BENCH_DATASETS = (

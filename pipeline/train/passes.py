@@ -15,7 +15,7 @@ def check_rows(store: ActivationStore, experiment: Experiment) -> None:
     Raises what `split_shards` does.
     """
     recipe = experiment.train
-    training = _rows(store, split_shards(store, recipe.heldout_shards)[0])
+    training = _rows(store, split_shards(store, recipe.heldout_shards, recipe.heldout_within)[0])
     passes = recipe.steps * recipe.batch_size / training
     if passes > 1:
         asked = f" of the {experiment.store.tokens:,} asked for" if store.rows < experiment.store.tokens else ""

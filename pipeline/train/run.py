@@ -96,7 +96,7 @@ class _Run:
 
     def train(self, title: str) -> list[InTraining]:
         store, layer, recipe = self.runner.store, self.jobs[0].sae.layer, self.jobs[0].recipe
-        training, _ = split_shards(store, recipe.heldout_shards)
+        training, _ = split_shards(store, recipe.heldout_shards, recipe.heldout_within)
         with ExitStack() as stack:
             with memory_needed(f"for {len(self.jobs)} SAEs"):
                 members = [self._member(job, stack) for job in self.jobs]

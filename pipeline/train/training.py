@@ -27,6 +27,7 @@ from pipeline.study.planned import PlannedSAE, TrainedSAE
 from pipeline.train import checkpoint, cohort_size, matching
 from pipeline.train.passes import check_rows, tell_of_no_resets
 from pipeline.train.run import InTraining, Job, Runner
+from pipeline.train.same_rows import take_over
 from pipeline.train.track import Service, connect, not_tracked
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
@@ -73,6 +74,7 @@ def train(
         workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
         store = ActivationStore(workspace.storage(plan.store))
         check_rows(store, plan.experiment)
+        missing = _without_known(missing, plan, workspace, store, result)
         device = sae_device(plan.experiment.run.device)
         recipe, d_in = plan.experiment.train, plan.experiment.model.d_in
         if slower := slower_choice(recipe.precision, recipe.batch_size, d_in, recipe.d_sae, device):
@@ -83,6 +85,17 @@ def train(
             stage.make(cohort)
     sweep(plan, workspace)
     return result
+
+
+def _without_known(
+    missing: list[list[TrainedSAE]], plan: Plan, workspace: Workspace, store: ActivationStore, result: Trained
+) -> list[list[TrainedSAE]]:
+    """The cohorts without the SAEs that were trained on the same rows before, which are published."""
+    known = list(take_over([sae for cohort in missing for sae in cohort], plan.store, store, workspace))
+    for sae in known:
+        print(f"{sae}: taken over from a store with other layers and the same rows", file=sys.stderr)
+    result.made += known
+    return cohorts(plan, workspace) if known else missing
 
 
 def sweep(plan: Plan, workspace: Workspace) -> None:
@@ -162,7 +175,7 @@ class _Stage:
         return matching.Search(sae=sae, folder=folder, target=target, parents=parents)
 
     def _heldout(self, sae: TrainedSAE) -> Iterator[torch.Tensor]:
-        _, heldout = split_shards(self.runner.store, sae.recipe.heldout_shards)
+        _, heldout = split_shards(self.runner.store, sae.recipe.heldout_shards, sae.recipe.heldout_within)
         return rows_in_order(self.runner.store, sae.layer, heldout)
 
     def _publish_trained(self, member: InTraining) -> None:

@@ -19,7 +19,7 @@ from pipeline.errors import BadInputError
 from pipeline.extract import fill
 from pipeline.extract.estimate import describe
 from pipeline.extract.extraction import Extraction
-from pipeline.extract.new_stores import corpus_store
+from pipeline.extract.new_stores import write_corpus_store
 from pipeline.models.model_section import HuggingFaceModel
 from pipeline.runtime.progress import Advance, progress, watched_by
 from pipeline.store.batches import split_shards
@@ -77,7 +77,7 @@ def test_a_corpus_too_short_to_train_on_is_refused_before_the_forward_pass(
     tokenizer = transformers.AutoTokenizer.from_pretrained(study.workspace.folder(study.plan.model))
     corpus = short_corpus(tmp_path, 5_000)
     with pytest.raises(BadInputError, match="heldout_shards 1 leaves nothing to train on: the store has 1 shards of 4096"):
-        corpus_store(shorter(study, corpus), corpus, tokenizer)
+        write_corpus_store(shorter(study, corpus), Workspace(tmp_path / "ws"), corpus, tokenizer, lambda _: None)
     assert "rows of the 20,000 asked for (store.tokens)" in capsys.readouterr().err
 
 

@@ -25,6 +25,7 @@ from pipeline.extract import fill
 from pipeline.store import format as fmt
 from pipeline.store.norms import massive_rows, store_facts
 from pipeline.store.reader import ActivationStore
+from pipeline.store.text_arrays import read_whole
 from pipeline.store.verify import damages
 from pipeline.store.writer import ShardWriter
 
@@ -222,6 +223,6 @@ def test_an_edited_array_with_right_checksums_is_refused(tmp_path: Path, name: s
     edited[0] += 1
     content = zstd.encode(bytes(edited))
     path.write_bytes(content + int(google_crc32c.value(content)).to_bytes(4, "little"))
-    assert (fmt.read_whole(LocalStorage(folder), name) != before).any()  # nothing but the manifest knows
+    assert (read_whole(LocalStorage(folder), name) != before).any()  # nothing but the manifest knows
     with pytest.raises(CorruptArtefactError, match=f"{name}/c/.* (does not match its checksum|bytes instead of)"):
         ActivationStore(folder).whole(name)

@@ -17,7 +17,7 @@ from small_study import SMALL, Study
 from typer.testing import CliRunner
 
 from pipeline.artefacts.manifest import MANIFEST
-from pipeline.artefacts.storage import ObjectStorage, open_storage
+from pipeline.artefacts.storage import LocalStorage, ObjectStorage, open_storage
 from pipeline.artefacts.workspace import Workspace
 from pipeline.cli import app
 from pipeline.errors import BadInputError, CorruptArtefactError, PipelineError, StorageError
@@ -294,3 +294,13 @@ def test_the_page_of_a_report_opens_in_a_browser_by_a_link_that_holds_no_secret(
     with urllib.request.urlopen(link, timeout=30) as answer:
         assert answer.headers["Content-Type"] == "text/html"
         assert answer.read() == b"<h1>a page</h1>"
+
+
+def test_an_object_is_shared_by_a_copy_that_the_server_makes(place: str) -> None:
+    one, other = open_storage(f"{place}/stores/one"), open_storage(f"{place}/stores/other")
+    one.write("layer_03/c/0/0", b"rows")
+    other.write("layer_03/c/0/0", b"of a killed attempt")
+    assert other.share("layer_03/c/0/0", one, "layer_03/c/0/0")
+    assert other.read("layer_03/c/0/0") == b"rows"
+    assert not other.share("x", LocalStorage(Path("/")), "x")
+    assert sorted(open_storage(place).folders("stores")) == ["one", "other"]
