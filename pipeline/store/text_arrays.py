@@ -11,7 +11,6 @@ import numcodecs
 import numpy as np
 import numpy.typing as npt
 import zarr
-from numcodecs.abc import Codec
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from zarr.storage import MemoryStore
@@ -23,7 +22,7 @@ from pipeline.errors import CorruptArtefactError
 ENTRIES = 8192
 """Entries of a chunk, at most; an array with fewer has one chunk."""
 CRC_BYTES = 4
-ZSTD: Codec = numcodecs.Zstd(level=1)
+ZSTD: Any = numcodecs.Zstd(level=1)  # pyright: ignore[reportUnknownVariableType]  # untyped
 LARGEST_CHUNK = 2**32
 """Bytes of a chunk in memory."""
 REMEDY = "repair it with the command that made it, `dasae extract EXPERIMENT --deep`"
