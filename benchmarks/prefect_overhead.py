@@ -111,7 +111,8 @@ def main() -> None:
             idle.append((*times, times[1] - times[0], *last_run(user)))
     columns = ["", "dasae ablate, s", "prefect deployment run, s", "difference, s"]
     rows = [["the whole study", *(f"{value:.1f}" for value in (*pair, pair[1] - pair[0]))] for pair in whole]
-    show(f"the experiment {args.experiment}", columns, rows)
+    if rows:
+        show(f"the experiment {args.experiment}", columns, rows)
     columns += ["asked for to start, s", "start to end, s"]
     shown = {"median": statistics.median, "maximum": max}
     rows = [[name, *(f"{of(values):.1f}" for values in zip(*idle, strict=True))] for name, of in shown.items()]
