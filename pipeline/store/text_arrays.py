@@ -22,7 +22,7 @@ from pipeline.errors import CorruptArtefactError
 ENTRIES = 8192
 """Entries of a chunk, at most; an array with fewer has one chunk."""
 CRC_BYTES = 4
-ZSTD: Any = numcodecs.Zstd(level=1)  # pyright: ignore[reportUnknownVariableType]  # untyped
+ZSTD = cast("Any", numcodecs.Zstd(level=1))  # numcodecs has no types
 LARGEST_CHUNK = 2**32
 """Bytes of a chunk in memory."""
 REMEDY = "repair it with the command that made it, `dasae extract EXPERIMENT --deep`"
