@@ -48,9 +48,15 @@ def answers(results: Results, entries: Sequence[Difference]) -> AnswerTable | No
     if not planned:
         return None
     found = {(entry.arm, entry.reference, entry.metric): entry for entry in planned}
-    pairs = dict.fromkeys((entry.arm, entry.reference) for entry in planned)
+    pairs = compared_arms(results, planned)
     lines = [Line(arm, to, [_answer(found.get((arm, to, metric.name)), metric) for metric in metrics]) for arm, to in pairs]
     return AnswerTable(metrics, lines, [_least(planned, metric) for metric in metrics])
+
+
+def compared_arms(results: Results, planned: Sequence[Difference]) -> list[tuple[str, str]]:
+    """Each arm and the one that it is compared with, in the order of the study."""
+    order = [arm.arm for arm in results.arms]
+    return sorted(dict.fromkeys((entry.arm, entry.reference) for entry in planned), key=lambda pair: order.index(pair[0]))
 
 
 def _answer(entry: Difference | None, metric: Metric) -> Answer | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pipeline.report.answers import summary
+from pipeline.report.answers import compared_arms, summary
 from pipeline.report.columns import Metric
 from pipeline.report.metrics import compared
 from pipeline.report.results import Difference, Results
@@ -15,12 +15,12 @@ def findings(results: Results) -> str:
     metrics = {metric.name: metric for metric in compared(results)}
     for layer in results.layers:
         planned = [entry for entry in results.differences if entry.planned and entry.layer == layer]
-        lines += ["", *([f"Layer {layer}:", ""] if len(results.layers) > 1 else []), *_arms(planned, metrics)]
+        lines += ["", *([f"Layer {layer}:", ""] if len(results.layers) > 1 else []), *_arms(results, planned, metrics)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _arms(planned: list[Difference], metrics: dict[str, Metric]) -> Iterator[str]:
-    for arm, reference in dict.fromkeys((entry.arm, entry.reference) for entry in planned):
+def _arms(results: Results, planned: list[Difference], metrics: dict[str, Metric]) -> Iterator[str]:
+    for arm, reference in compared_arms(results, planned):
         parts = [
             _part(entry, metrics[entry.metric]) for entry in planned if (entry.arm, entry.reference) == (arm, reference)
         ]
