@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
 from prefect.events import emit_event
@@ -22,9 +22,15 @@ from pipeline.study.plan import Plan
 from pipeline.study.planned import PlannedSAE
 from pipeline.study.reports import is_current
 
+if TYPE_CHECKING:
+    from pipeline.extract.extraction import Extraction
+
 ACTIVATIONS_READY = "activations.ready"
 """Event: an activation store was filled. `prefect.yaml` starts training on it."""
 
+_OPEN: "dict[str, Extraction]" = {}
+"""What this process extracts, if it does, by what it makes. Parts are small, and opening the model takes long; the other
+stages close it, because they need the memory."""
 Failures = dict[str, str]
 """The reason of each failure, by the name of what failed."""
 
@@ -38,10 +44,8 @@ def _on_the_page(plan: Plan, stop: str | None, part: str = "") -> Generator[None
 @stage_task("prepare {plan.experiment.name}")
 def prepare(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], dict[str, list[int]]]:
     """Make the study's model and lay out its stores; returns the paths made, and the missing shards of each store."""
-    from pipeline.extract.extraction import Extraction
-
     with _on_the_page(plan, stop):
-        extraction = Extraction(plan, workspace)
+        extraction = _kept_open(plan, workspace)
         return _paths(extraction.make_model()), extraction.prepare()
 
 
@@ -50,12 +54,22 @@ def write_shards(
     plan: Plan, workspace: Workspace, work: dict[str, list[int]], part: int, stop: str | None = None
 ) -> dict[str, float]:
     """Make some shards of some stores; returns the seconds spent on each store."""
-    from pipeline.extract.extraction import Extraction
-
     with _on_the_page(plan, stop, f"part {part}"):
-        extraction = Extraction(plan, workspace)
+        extraction = _kept_open(plan, workspace)
+        extraction.seconds.clear()
         extraction.write(work)
         return dict(extraction.seconds)
+
+
+def _kept_open(plan: Plan, workspace: Workspace) -> "Extraction":
+    """The extraction of these stores, with the model that this process opened for the part before."""
+    from pipeline.extract.extraction import Extraction
+
+    name = " ".join([str(workspace.root), *(artefact.path for artefact in plan.extracted)])
+    if name not in _OPEN:
+        _OPEN.clear()
+        _OPEN[name] = Extraction(plan, workspace)
+    return _OPEN[name]
 
 
 @stage_task("publish {plan.experiment.name}")
@@ -63,6 +77,7 @@ def publish_stores(plan: Plan, workspace: Workspace, seconds: dict[str, float], 
     """Publish the stores that have all their shards; returns their paths."""
     from pipeline.extract.extraction import Extraction
 
+    _OPEN.clear()
     with _on_the_page(plan, stop):
         return _paths(Extraction(plan, workspace).finish(list(seconds), seconds))
 
@@ -72,6 +87,7 @@ def train_cohort(plan: Plan, workspace: Workspace, stop: str | None = None) -> t
     """Train SAEs that share their batches, or bring in SAEs from outside; returns the paths made, and the failures."""
     from pipeline.train.training import train
 
+    _OPEN.clear()
     with _on_the_page(plan, stop):
         trained = train(plan, workspace)
         return [sae.artefact.path for sae in trained.made], trained.failed
@@ -82,6 +98,7 @@ def evaluate_saes(plan: Plan, workspace: Workspace, stop: str | None = None) -> 
     """Evaluate SAEs of one layer; returns the paths made, and the failures."""
     from pipeline.evaluate.evaluation import evaluate
 
+    _OPEN.clear()
     with _on_the_page(plan, stop):
         evaluated = evaluate(plan, workspace)
         for sae, why in evaluated.degenerate.items():
@@ -129,7 +146,7 @@ class Study:
         from pipeline.extract.extraction import shares
 
         ((made, work),) = self._values(prepare, [{}])
-        parts = [{"work": share, "part": part + 1} for part, share in enumerate(shares(work, self.engine.workers))]
+        parts = [{"work": share, "part": part + 1} for part, share in enumerate(shares(work, self.engine.pieces))]
         seconds = Counter(dict.fromkeys(work, 0.0))
         for spent in self._values(write_shards, parts):
             seconds.update(spent)
@@ -160,7 +177,10 @@ class Study:
         # An SAE that is matched to another needs that one first.
         for matched in (False, True):
             part = replace(self.plan, saes=tuple(sae for sae in self.plan.to_train if bool(sae.matched_to) == matched))
-            self._each(train_cohort, [piece for cohort in cohorts(part, self.workspace) for piece in self._pieces(cohort)])
+            self._each(
+                train_cohort,
+                [piece for cohort in cohorts(part, self.workspace) for piece in self._pieces(cohort)],
+            )
 
     def evaluate(self) -> None:
         """Evaluate every SAE that exists and is not evaluated. A failure is recorded; the other SAEs go on."""
@@ -183,7 +203,7 @@ class Study:
             self.failed["report"] = reason(value)
 
     def _pieces(self, saes: Sequence[PlannedSAE]) -> list[list[PlannedSAE]]:
-        """The SAEs in at most as many pieces as there are workers."""
+        """The SAEs in at most as many pieces as there are workers: in a piece they share the rows that are read."""
         size = max(1, -(-len(saes) // self.engine.workers))
         return [list(saes[start : start + size]) for start in range(0, len(saes), size)]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import files_of
 from prefect import Flow
 from prefect.client.schemas.objects import State
 from small_study import Study
@@ -387,3 +388,24 @@ def test_prefect_opens_sqlite_with_a_write_ahead_log_and_patience():
             return [(await session.execute(text(f"PRAGMA {name}"))).scalar() for name in ("journal_mode", "busy_timeout")]
 
     assert asyncio.run(pragmas()) == ["wal", 60_000]
+
+
+def test_extraction_in_many_small_tasks_opens_the_model_once_and_makes_the_same_bytes(
+    study: Study, small_toml: Path, finished: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestration.engine import Local
+    from pipeline.extract import extraction
+    from pipeline.extract.extraction import Extraction
+
+    store = study.plan.store
+    shutil.rmtree(Path(finished) / store.path)
+    monkeypatch.setattr(Local, "pieces", 4)
+    opened, written = [], []
+    open_model, write = extraction.open_study_model, Extraction.write
+    monkeypatch.setattr(extraction, "open_study_model", lambda *given: opened.append(given) or open_model(*given))
+    monkeypatch.setattr(Extraction, "write", lambda self, work: written.append(work) or write(self, work))
+    assert flows.extract(str(small_toml), finished) == [store.path]
+    assert len(opened) == 1
+    assert [len(work[store.path]) for work in written] == [1, 1, 1, 2]
+    assert files_of(Path(finished) / store.path) == files_of(study.workspace.local / store.path)
+    assert not study_module._OPEN  # pyright: ignore[reportPrivateUsage] - training needs the memory
