@@ -129,7 +129,7 @@ def test_the_same_on_an_object_store(study: Study, cluster: Cluster, tmp_path: P
 
 def test_a_killed_worker_costs_only_its_unfinished_shards(study: Study, cluster: Cluster, tmp_path: Path) -> None:
     many = (
-        ("tokens = 20_000", "tokens = 40_000"),
+        ("tokens = 20_000", "tokens = 40_960"),
         ("shard_rows = 4096\nchunk_rows = 256", "shard_rows = 512\nchunk_rows = 128"),
     )
     toml = with_run(tmp_path / "small.toml", *many, engine="dask", address=cluster.address)
