@@ -24,8 +24,8 @@ PROBING = EVALUATIONS["sparse_probing"]
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, Evaluation]:
-    """The table without sparse probing, for a test to change."""
-    changed = {name: evaluation for name, evaluation in EVALUATIONS.items() if name != PROBING.name}
+    """The table without what needs probe scores, for a test to change."""
+    changed = {name: evaluation for name, evaluation in EVALUATIONS.items() if Need.probes not in evaluation.needs}
     monkeypatch.setattr("pipeline.evaluate.evaluation.EVALUATIONS", changed)
     return changed
 
@@ -58,7 +58,7 @@ def encoded_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(("block_bytes", "kept_bytes", "loops"), [(2**26, 2**30, 1), (96 * 4 * 40, 2**30, 1), (2**26, 0, 3)])
-def test_held_out_rows_are_encoded_once_by_the_sae_and_once_by_the_random_one(
+def test_held_out_rows_are_encoded_once_by_each_of_the_sae_its_baseline_and_the_random_ones(
     study: Study, bench: Callable[[], Bench], table: dict[str, Evaluation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     block_bytes: int, kept_bytes: int, loops: int,
 ) -> None:  # fmt: skip
@@ -67,8 +67,10 @@ def test_held_out_rows_are_encoded_once_by_the_sae_and_once_by_the_random_one(
     counts, on = encoded_rows(monkeypatch), bench()
     write_evaluations(on, tmp_path, [])
     rows = on.once(measure_reconstruction).rows
-    # Of the SAE: its sums, its pairs, its examples. Of the random one: its firings, its pairs.
-    assert sum(counts) == rows * (2 if loops == 1 else 3 + 2)
+    draws = on.config.null_draws
+    # Of the SAE: its sums, its pairs, its examples. Of the baseline: its sums, its pairs. Of each random one: its firings, its
+    # pairs.
+    assert sum(counts) == rows * (2 + draws if loops == 1 else 3 + 2 + 2 * draws)
     if block_bytes == 2**26:  # sums over other blocks are the same only up to rounding
         published = study.workspace.folder(on.planned.evaluation)
         for path in tmp_path.iterdir():
