@@ -68,8 +68,8 @@ def test_held_out_rows_are_encoded_once_by_each_of_the_sae_its_baseline_and_the_
     write_evaluations(on, tmp_path, [])
     rows = on.once(measure_reconstruction).rows
     draws = on.config.null_draws
-    # Of the SAE: its sums, its pairs, its examples. Of the baseline: its sums, its pairs. Of each random one: its firings, its
-    # pairs.
+    # Of the SAE: its sums, its pairs, its examples. Of the baseline: its sums, its pairs. Of each random one: its firings,
+    # its pairs.
     assert sum(counts) == rows * (2 + draws if loops == 1 else 3 + 2 + 2 * draws)
     if block_bytes == 2**26:  # sums over other blocks are the same only up to rounding
         published = study.workspace.folder(on.planned.evaluation)
