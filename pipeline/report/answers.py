@@ -43,7 +43,7 @@ class AnswerTable:
 def answers(results: Results, entries: Sequence[Difference]) -> AnswerTable | None:
     """The table of a layer; None where nothing was planned."""
     planned = [entry for entry in entries if entry.planned]
-    names = {entry.metric for entry in planned}
+    names = {entry.metric for entry in planned if entry.seeds}
     metrics = [metric for metric in compared(results) if metric.name in names]
     if not planned:
         return None
@@ -75,6 +75,7 @@ def summary(entries: Sequence[Difference]) -> str:
     planned = [entry for entry in entries if entry.planned]
     if not planned:
         return "No comparison was planned of the arms in this study."
+    planned = [entry for entry in planned if entry.seeds] or planned  # not what this study cannot measure
     number = f"{count(len(planned))} planned comparisons" if len(planned) > 1 else "one planned comparison"
     seeds = max(entry.seeds for entry in planned)
     if seeds < 2:

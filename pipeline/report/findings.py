@@ -14,7 +14,7 @@ def findings(results: Results) -> str:
     lines = [f"{results.experiment}: {summary(results.differences)} In brackets stands the 95 % interval of each alone."]
     metrics = {metric.name: metric for metric in compared(results)}
     for layer in results.layers:
-        planned = [entry for entry in results.differences if entry.planned and entry.layer == layer]
+        planned = [entry for entry in results.differences if entry.planned and entry.layer == layer and entry.seeds]
         lines += ["", *([f"Layer {layer}:", ""] if len(results.layers) > 1 else []), *_arms(results, planned, metrics)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -32,4 +32,4 @@ def _part(entry: Difference, metric: Metric) -> str:
     found, within = metric.difference(entry.difference), interval(metric, entry.low, entry.high)
     verdict = (entry.verdict or "").split(". ")[0].rstrip(".")
     said = "undecided" if entry.outcome == "undecided" else verdict[:1].lower() + verdict[1:]
-    return f"{metric.planned.heading} {found or 'unknown'}{f' ({within})' if within else ''}, {said}"
+    return f"{metric.planned.heading} {found}{f' ({within})' if within else ''}, {said}"

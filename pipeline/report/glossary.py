@@ -18,7 +18,8 @@ PROBING = Term(
     "probing",
     "Sparse probing accuracy",
     "Share of held-out texts that a logistic regression on the k most telling latents (or on all) classifies correctly, "
-    "mean over tasks; from 0 to 1, chance is 0.5, higher means that few latents carry more information.",
+    "mean over tasks and over draws of the texts that a class is told from, which are the same for every SAE; from 0 to 1, "
+    "chance is 0.5, higher means that few latents carry more information.",
 )
 INTERFERENCE = Term(
     "interference",

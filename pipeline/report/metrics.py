@@ -253,27 +253,22 @@ METRICS: list[Column | Family] = [
     *(Column(("interference", "both", name)) for name in ("pairs", "interference", "baseline")),
     SAME_DIRECTION,
     *CAPTURE,
-    Metric(
-        ("synth_sae_bench", "mcc"),
-        "MCC",
-        BENCH,
-        three,
-        Group.bench,
-        better="higher",
-        planned=Planned("MCC with the true features", "true_features"),
-        pareto="MCC with the true features",
-        brief=Brief("MCC"),
-    ),
-    Metric(
-        ("synth_sae_bench", "f1_score"),
-        "F1 of latents",
-        BENCH,
-        three,
-        Group.bench,
-        better="higher",
-        planned=Planned("F1 of latents as detectors of true features", "true_features"),
-        pareto="F1 of latents",
-        brief=Brief("F1"),
+    *(
+        Metric(
+            ("synth_sae_bench", name),
+            heading,
+            BENCH,
+            three,
+            Group.bench,
+            better="higher",
+            planned=Planned(asked, "true_features"),
+            pareto=asked,
+            brief=Brief(brief),
+        )
+        for name, heading, asked, brief in (
+            ("mcc", "MCC", "MCC with the true features", "MCC"),
+            ("f1_score", "F1 of latents", "F1 of latents as detectors of true features", "F1"),
+        )
     ),
     *(
         Metric(("synth_sae_bench", name), name, BENCH, three, Group.bench, better="higher")

@@ -26,7 +26,7 @@ from pipeline.report.metrics import FVU, columns, measured
 from pipeline.report.pareto import against_l0
 from pipeline.report.results import Difference, Results
 from pipeline.study.penalties import PENALTIES
-from pipeline.study.reports import publish_report
+from pipeline.study.reports import PAGE, publish_report
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -47,10 +47,10 @@ def write_report(results: Results, place: Path | Storage) -> str:
         "results.csv": as_csv([one.name for one in shown], ([one.of(row) for one in shown] for row in results.rows)),
         "differences.csv": as_csv(list(Difference.model_fields), differences),
         "findings.md": findings(results).encode(),
-        "index.html": _html(results).encode(),
+        PAGE: _html(results).encode(),
     }
     publish_report(storage, files, results.made_of)
-    return f"{storage}/index.html"
+    return f"{storage}/{PAGE}"
 
 
 def environment() -> Environment:

@@ -74,13 +74,13 @@ def unknown(value: Any, kind: str, models: Any, place: str) -> list[str]:
 @pytest.mark.usefixtures("temporary_server")
 def test_a_worker_makes_a_job_of_it_that_kubernetes_knows() -> None:
     (pool,) = {json.dumps(one["work_pool"]["job_variables"]) for one in deployments()}
-    job = declared(json.loads(pool) | {"command": "/opt/venv/bin/python -m orchestration.process"})
+    job = declared(json.loads(pool) | {"command": "python -m orchestration.process"})
     models = pytest.importorskip("kubernetes_asyncio.client.models")
     assert unknown(job, "V1Job", models, "job") == []
     assert unknown(job | {"spec": {"backofLimit": 0}}, "V1Job", models, "job") == ["job.spec.backofLimit"]
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
-    assert container["args"] == ["/opt/venv/bin/python", "-m", "orchestration.process"]
+    assert container["args"] == ["python", "-m", "orchestration.process"]
     assert {"name": "DO_NOT_TRACK", "value": "1"} in container["env"]
     assert container["envFrom"] == [{"secretRef": {"name": "dasae"}}]
 

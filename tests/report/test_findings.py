@@ -35,3 +35,13 @@ def test_what_is_undecided_or_unknown_is_said() -> None:
     alone = findings(results_of([row("full", 0, fvu=0.1, l0=20.0), row("a", 0, fvu=0.2, l0=20.0)]))
     assert "FVU +0.100, one seed: nothing can be told." in alone
     assert "No comparison was planned" in findings(results_of([row("full", 0, fvu=0.1, l0=20.0)]))
+
+
+def test_what_a_study_cannot_measure_is_neither_counted_nor_listed() -> None:
+    """A metric of one arm alone has no comparison."""
+    rows = [row(arm, seed, fvu=0.1 + 0.01 * seed, l0=20.0) for arm in ("full", "a") for seed in range(3)]
+    lone = [one.model_copy(update={"sparse_probing": {"1": 0.7}}) if one.arm == "a" else one for one in rows]
+    assert any(entry.planned and not entry.seeds for entry in results_of(lone).differences)
+    page = findings(results_of(lone))
+    assert page.startswith("some: None of the one planned comparison") or "Of the one planned comparison" in page
+    assert "Sparse probing" not in page
