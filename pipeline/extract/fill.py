@@ -9,6 +9,7 @@ from collections.abc import Collection, Generator, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from pipeline.artefacts.identity import key_of
 from pipeline.artefacts.manifest import MANIFEST, Artefact
@@ -108,7 +109,7 @@ class Filling:
     def _missing(self) -> list[int]:
         missing = [shard for shard in self.writer.missing() if shard in self.wanted]
         if missing and self.workspace.remote:
-            # Claims hold on one machine only. Other machines begin at other shards, so that two seldom make the same one.
+            # Other machines begin at other shards, so that few requests go to shards that others have.
             turn = secrets.randbelow(len(missing))
             return missing[turn:] + missing[:turn]
         return missing
@@ -119,7 +120,8 @@ class Filling:
 
     def _write(self, claim: ExitStack, shard: int, rows: ShardRows, there: Mapping[int, InPlace] | None) -> None:
         with claim:
-            self.writer.write(shard, rows, there)
+            assured = partial(self.workspace.assure_claim, self.artefact, str(shard))
+            self.writer.write(shard, rows, there, assured=assured)
 
     def _wait_until_written(self, but: int = 0) -> None:
         """Wait for the shards handed over, `but` the last so many."""
