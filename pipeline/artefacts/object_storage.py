@@ -52,6 +52,14 @@ REMEDIES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object in a listing."""
+
+    bytes: int
+    e_tag: str
+
+
 @dataclass(frozen=True)
 class Seen:
     """An object as it was at one time."""
@@ -83,8 +91,8 @@ class ObjectStorage:
     def __str__(self) -> str:
         return self.url
 
-    def check(self) -> None:
-        """Raise PipelineError unless the place can be listed and a conditional write never replaces an object.
+    def check(self, *, only_read: bool = False) -> None:
+        """Raise PipelineError unless the place can be listed and, but for `only_read`, conditional writes replace nothing.
 
         Two processes that write one store depend on it. Who may only read passes.
         """
@@ -92,6 +100,8 @@ class ObjectStorage:
         from obstore.exceptions import PermissionDeniedError
 
         self.sizes("none")
+        if only_read:
+            return
         name = f".check.{uuid4().hex}.partial"
         try:
             with suppress(PermissionDeniedError), self._explained(passing=PermissionDeniedError):
@@ -213,11 +223,16 @@ class ObjectStorage:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of every object below a prefix, by name."""
+        return {name: there.bytes for name, there in self.listed(prefix).items()}
+
+    def listed(self, prefix: str = "") -> "dict[str, Listed]":
+        """Every object below a prefix, by name. A request returns a thousand."""
         import obstore
 
         with self._explained():
             pages = obstore.list(self.store, prefix, chunk_size=1000)
-            return {meta["path"]: meta["size"] for page in pages for meta in page if not is_temporary(meta["path"])}
+            every = (meta for page in pages for meta in page if not is_temporary(meta["path"]))
+            return {meta["path"]: Listed(meta["size"], meta["e_tag"] or "") for meta in every}
 
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders below a prefix."""

@@ -45,7 +45,7 @@ LOCKS, REPORTS = ".locks", "reports"
 class Workspace:
     """A folder or `s3://` prefix of artefacts. Several processes may call every method at the same time."""
 
-    def __init__(self, root: Path | str):
+    def __init__(self, root: Path | str, *, only_read: bool = False):
         self.remote = str(root).startswith(SCHEME)
         # A mistyped URL is no folder, and neither is what a shell made of an empty variable.
         if not self.remote and re.match(r"[a-z0-9]*:|\s*$|.*\0", str(root)):
@@ -58,7 +58,8 @@ class Workspace:
             if any(os.path.lexists(path) and not path.is_dir() for path in (self.local, *self.local.parents)):
                 raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
         if self.remote:
-            ObjectStorage(str(root)).check()  # a wrong bucket fails now, not after hours of work
+            # A wrong bucket fails now, not after hours of work.
+            ObjectStorage(str(root)).check(only_read=only_read)
             self._locks = Leases(ObjectStorage(f"{root}/{LOCKS}"), self._locks)
         self._unfinished: dict[str, Unfinished] = {}
 
