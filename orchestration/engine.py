@@ -13,17 +13,15 @@ from pipeline.runtime.interrupt import stop_when
 from pipeline.study.sections import RunConfig
 
 SECONDS_BETWEEN_LOOKS = 1.0
-TASKS_PER_WORKER = 8
 
 
 class Engine(Protocol):
     """Where tasks run."""
 
     workers: int
-    """Number of tasks that run at the same time."""
-    pieces: int
-    """Number of tasks that extraction is cut into. More than workers, so that each takes as many as it can do: one that is
-    slow fewer, and one that joins late those that are left."""
+    """Number of tasks that run at the same time, when the flow begins."""
+    shared: bool
+    """Whether workers come and go, so that work is cut into more tasks than there are workers."""
 
     def run(self, task: Task[..., Any], calls: Sequence[dict[str, Any]]) -> list[State[Any]]:
         """Call a task with each of several sets of parameters and wait for all. An error is in the state of its call."""
@@ -33,7 +31,7 @@ class Engine(Protocol):
 class Local:
     """The flow's own process. Its main thread receives SIGTERM, so a stage can save its state and stop."""
 
-    workers = pieces = 1
+    workers, shared = 1, False
 
     def run(self, task: Task[..., Any], calls: Sequence[dict[str, Any]]) -> list[State[Any]]:
         """One call after the other."""
@@ -43,11 +41,12 @@ class Local:
 class Dask:
     """Dask's workers. They must see the same workspace, experiments and texts as the flow."""
 
+    shared = True
+
     def __init__(self, runner: Any):
         self.runner = runner
         self.stop = f"stop-{runner.client.id}"
         self.workers = max(1, len(runner.client.scheduler_info(n_workers=-1)["workers"]))
-        self.pieces = TASKS_PER_WORKER * self.workers
 
     def run(self, task: Task[..., Any], calls: Sequence[dict[str, Any]]) -> list[State[Any]]:
         """As many calls at a time as there are workers. If a worker is lost, another one repeats its call."""

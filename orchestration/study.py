@@ -146,9 +146,9 @@ class Study:
         from pipeline.extract.extraction import shares
 
         ((made, work),) = self._values(prepare, [{}])
-        parts = [{"work": share, "part": part + 1} for part, share in enumerate(shares(work, self.engine.pieces))]
+        parts = shares(work, self.engine.workers) if self.engine.shared else [work]
         seconds = Counter(dict.fromkeys(work, 0.0))
-        for spent in self._values(write_shards, parts):
+        for spent in self._values(write_shards, [{"work": part, "part": number} for number, part in enumerate(parts, 1)]):
             seconds.update(spent)
         (published,) = self._values(publish_stores, [{"seconds": dict(seconds)}])
         self.made += [*made, *published]
