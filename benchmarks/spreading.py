@@ -1,6 +1,6 @@
 """How well a study's work spreads: the same study on 1, 2, 4 and 8 worker processes, with a model that sleeps.
 
-    python benchmarks/spreading.py [--workers 1 2 4 8] [--shards 96] [--saes 16]
+    python benchmarks/spreading.py [--workers 1 2 4 8] [--shards 192] [--saes 24]
 
 Every batch, step and encoding sleeps for a while in place of arithmetic, so that two cores can stand for eight devices.
 Everything else is the product's: claims, commits, locks, tasks, publishing. Extraction is also measured without Dask, by
@@ -25,8 +25,8 @@ from typing import Any
 
 PAUSE = "DASAE_BENCHMARK_PAUSE"
 """Environment variable with the seconds that a batch takes."""
-STEPS_A_BATCH = 10
-"""A training step takes this part of it."""
+STEP, ENCODING = 0.1, 0.5
+"""What a training step and an encoding take, in batches of extraction."""
 IMPORTED = ("extract.extraction", "train.training", "evaluate.evaluation", "evaluate.capture", "evaluate.recovery")
 STAGES = ("extract", "train", "evaluate")
 STUDY = """
@@ -90,8 +90,8 @@ def pretend() -> None:
         return slow
 
     Truth.draw = drawn
-    Trainer.step = slowly(Trainer.step, pause / STEPS_A_BATCH)
-    SAE.encode = slowly(SAE.encode, pause)
+    Trainer.step = slowly(Trainer.step, STEP * pause)
+    SAE.encode = slowly(SAE.encode, ENCODING * pause)
     # A device takes the steps of a cohort one after the other, and so does one core.
     os.cpu_count = lambda: 1
 
@@ -171,6 +171,8 @@ def by_flow(toml: Path, workspace: Path) -> dict[str, float]:
     from pipeline.artefacts.workspace import Workspace
     from pipeline.front import plan_of
 
+    for name in IMPORTED:
+        import_module(f"pipeline.{name}")
     seconds: dict[str, float] = {}
     plan, place = plan_of(str(toml)), Workspace(workspace)
 
@@ -193,11 +195,10 @@ def main() -> None:
     """Measure all, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--shards", type=int, default=96)
-    parser.add_argument("--saes", type=int, default=16)
-    parser.add_argument("--pause", type=float, default=0.5, help="seconds that a batch takes")
+    parser.add_argument("--shards", type=int, default=192)
+    parser.add_argument("--saes", type=int, default=24)
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds that a batch takes")
     args = parser.parse_args()
-    os.environ[PAUSE] = str(args.pause)
     from measure import show
 
     found: dict[str, dict[int, float]] = {}
@@ -210,7 +211,9 @@ def main() -> None:
                 toml.write_text(STUDY.format(rows=rows, seeds=seeds, run=run))
                 return toml
 
+            os.environ[PAUSE] = str(args.pause / 4)  # processes that only claim shards cost less
             found.setdefault("extract, by claims", {})[workers] = by_claims(study(""), folder / "claims", workers)
+            os.environ[PAUSE] = str(args.pause)
             with cluster(folder, workers) as address:
                 run = f'[run]\nengine = "dask"\naddress = "{address}"'
                 for stage, took in by_flow(study(run), folder / "flow").items():

@@ -42,18 +42,23 @@ class Trained:
     """Each SAE that could not be made, and why. It has no artefact."""
 
 
-def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
-    """The missing SAEs, in groups that share one stream of batches and fit into memory together.
+def groups(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
+    """The missing SAEs, in groups that can share one stream of batches.
 
     SAEs that are matched to others come last, in groups of their own.
     """
-    groups: dict[tuple[bool, int, int], list[TrainedSAE]] = defaultdict(list)
+    found: dict[tuple[bool, int, int], list[TrainedSAE]] = defaultdict(list)
     for sae in sorted(plan.to_train, key=lambda sae: sae.matched_to is not None):
         if workspace.manifest(sae.artefact) is None:
             # Beside the order of batches, no arm changes them (`arms.SHARED`).
-            groups[(sae.matched_to is not None, sae.layer, sae.recipe.data_seed)].append(sae)
+            found[(sae.matched_to is not None, sae.layer, sae.recipe.data_seed)].append(sae)
+    return list(found.values())
+
+
+def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
+    """Those groups, in parts that fit together into the memory of the device of this process."""
     fitting = cohort_size.cohort_size(plan.experiment)
-    return [group[start : start + fitting] for group in groups.values() for start in range(0, len(group), fitting)]
+    return [group[start : start + fitting] for group in groups(plan, workspace) for start in range(0, len(group), fitting)]
 
 
 def train(
