@@ -76,8 +76,8 @@ def pretend() -> None:
     pause = float(os.environ[PAUSE])
     draw = Truth.draw
 
-    def drawn(*given: Any) -> Iterator[Any]:
-        for batch in draw(*given):
+    def drawn(self: Truth, layout: Any, shard: int) -> Iterator[Any]:
+        for batch in draw(self, layout, shard):
             time.sleep(pause)
             yield batch
 

@@ -14,12 +14,12 @@ from prefect.tasks import Task
 
 from orchestration.artifacts import ProgressPage, show_report, show_results
 from orchestration.engine import Engine, stop_on_request
-from orchestration.pieces import pieces
 from orchestration.states import reason, stage_task, value_or_error
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, MissingArtefactError
 from pipeline.runtime.progress import watched_by
+from pipeline.study.cutting import pieces
 from pipeline.study.plan import Plan
 from pipeline.study.planned import PlannedSAE
 from pipeline.study.reports import is_current

@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.runtime.compatibility import keep_freed_memory
 from pipeline.runtime.devices import best_device
 from pipeline.store import format as fmt
 from pipeline.store.writer import InPlace, ShardWriter
+from pipeline.study.cutting import part_sizes
 from pipeline.study.plan import Plan
 from pipeline.study.study_model import open_study_model, open_synthetic_model
 from pipeline.texts import packing
@@ -53,19 +55,13 @@ Work = dict[str, list[int]]
 
 
 def shares(work: Work, workers: int) -> list[Work]:
-    """The same work in parts, which so many workers take when they are free: each 1 / (2 workers) of what is then left.
-
-    The first parts are large, since every part costs some time; the last are single shards, so that no worker is left with
-    much when the others have ended (Polychronopoulos and Kuck 1987, "Guided Self-Scheduling").
-    """
-    every = [(path, shard) for path, shards in work.items() for shard in shards]
+    """The same work in parts, which so many workers take when they are free; at the end, single shards."""
+    every = iter([(path, shard) for path, shards in work.items() for shard in shards])
     parts: list[Work] = []
-    first = 0
-    while first < len(every):
+    for size in part_sizes(sum(map(len, work.values())), workers):
         part: Work = {}
-        for path, shard in every[first : first + max(1, (len(every) - first) // (2 * workers))]:
+        for path, shard in islice(every, size):
             part.setdefault(path, []).append(shard)
-            first += 1
         parts.append(part)
     return parts
 

@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from pipeline.models.model_section import KnownFeatures
 from pipeline.sae.activation import ClosedForm
 from pipeline.sae.activations import ACTIVATIONS
+from pipeline.study.cutting import streams
 from pipeline.study.penalties import Contrast
 from pipeline.study.plan import Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
@@ -121,6 +122,8 @@ class Evaluating:
 
     heldout: float
     """To read the held-out rows, once for all SAEs."""
+    rows: int
+    """Rows that are read: held out, and of probe texts."""
     texts: float
     """To read the probe texts, once for PROBED_TOGETHER SAEs."""
     each: float
@@ -133,13 +136,14 @@ class Evaluating:
         """What SAEs of this study take."""
         experiment = plan.experiment
         D, F, nulls = experiment.model.d_in, experiment.train.d_sae, experiment.evaluate.null_draws
-        R, (texts, P) = experiment.train.heldout_shards * experiment.store.shard_rows, _probe_texts(plan)
+        R, (texts, P) = experiment.train.heldout_shards * experiment.store.shard_rows, probe_texts(plan)
         encode, pairs = 2 * R * D * F, 2 * UPPER * 2 * R * F**2  # whether and how strongly latents fire together
         # A random SAE's rows are encoded to find its threshold, and again with it. Latents are moved as they are encoded.
         own = 2 * encode + pairs + nulls * (2 * encode + pairs) + 2 * P * D * F
         moved = 24 * R * F * (1 + 2 * nulls) + 48 * P * F
         probes = PROBE_SECONDS * max(1, experiment.evaluate.probe_draws) + PROBE_SECONDS_A_LATENT * F
         return cls(
+            rows=R + P,
             heldout=R * 2 * D / STORED,
             texts=P * 2 * D / STORED,
             each=own / EXACT + moved / BANDWIDTH + probes * texts / PROBE_TEXTS / CORES,
@@ -153,18 +157,23 @@ class Evaluating:
         return reading + len(saes) * self.each + len(baselines) * self.baseline
 
 
-def _probe_texts(plan: Plan) -> tuple[int, int]:
+def probe_texts(plan: Plan) -> tuple[int, int]:
     """Texts of all probe data sets, and their rows, at most."""
     probes = plan.experiment.probes
     texts = len(plan.probes) * MOST_CLASSES * (probes.train_size + probes.test_size) // 2
     return texts, texts * (probes.context - 1)
 
 
+def step_bytes(d_in: int, d_sae: int) -> int:
+    """Bytes of a card's memory that the steps of all SAEs share: gradients, and four matrices of pairs."""
+    return 2 * 4 * 2 * d_in * d_sae + 4 * 4 * d_sae**2
+
+
 def predict(plan: Plan) -> Prediction:
     """What the study takes on one H100 from nothing to its report."""
-    experiment, saes = plan.experiment, plan.to_train
+    experiment = plan.experiment
     store, D, F = experiment.store, experiment.model.d_in, experiment.train.d_sae
-    _, P = _probe_texts(plan)
+    _, P = probe_texts(plan)
     if isinstance(experiment.model, KnownFeatures):
         made = store.tokens * experiment.model.features / (DRAWN * CORES)
     else:
@@ -172,13 +181,13 @@ def predict(plan: Plan) -> Prediction:
         made = (store.tokens + P) * flop / (RATES["bfloat16"] * FORWARD)
     stored = (store.tokens + P) * 2 * D * len(store.layers)
     layers = [[sae for sae in plan.saes if sae.layer == layer] for layer in experiment.study.layers]
-    trained = [[sae for sae in saes if sae.layer == layer] for layer in experiment.study.layers]
+    trained = streams(plan.to_train)
     sae_bytes = 4 * 2 * D * F
     return Prediction(
         extract=max(made, stored / (STORED * WRITERS)),
-        train=sum(training_seconds(layer, D) for layer in trained if layer),
+        train=sum(training_seconds(together, D) for together in trained),
         evaluate=sum(Evaluating.of(plan).seconds(layer) for layer in layers),
-        memory=max(map(len, trained), default=0) * 3 * sae_bytes + 2 * sae_bytes + 4 * 4 * F**2,
+        memory=max(map(len, trained), default=0) * 3 * sae_bytes + step_bytes(D, F),
         disk=stored + len(plan.saes) * sae_bytes,
     )
 
@@ -190,15 +199,16 @@ def describe(plan: Plan) -> str:
     minutes = ", ".join(f"{name} {took or 'not known'}" for name, took in known.items())
     return "\n".join([
         f"  whole study  predicted for one H100 and {CORES} cores, not measured:",
-        f"               extract {_duration(found.extract)}, train {len(plan.to_train)} SAEs {_duration(found.train)}, "
-        f"evaluate {len(plan.saes)} {_duration(found.evaluate)}: {found.hours:.1f} GPU-hours",
+        f"               extract {duration(found.extract)}, train {len(plan.to_train)} SAEs {duration(found.train)}, "
+        f"evaluate {len(plan.saes)} {duration(found.evaluate)}: {found.hours:.1f} GPU-hours",
         f"               {decimal(int(found.memory))} of the card's memory for the SAEs of a layer, "
         f"{decimal(int(found.disk))} of disk",
         *([f"               without sae-bench's own, minutes an SAE on an RTX 3090: {minutes}"] if asked else []),
     ])  # fmt: skip
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

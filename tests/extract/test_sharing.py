@@ -1,6 +1,7 @@
 """Extraction cut for workers: who gets which shards, and what looking after them costs."""
 
 import heapq
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -49,14 +50,21 @@ def test_a_part_looks_up_its_own_shards_once_and_lists_nothing(tmp_path: Path, m
     asked: list[str] = []
     committed = ShardWriter.committed
     monkeypatch.setattr(ShardWriter, "committed", lambda self, shard: asked.append(f"{shard}") or committed(self, shard))
+    requests: list[str] = []
+    for name in ("write", "create", "size", "read"):
+        real = getattr(LocalStorage, name)
+        monkeypatch.setattr(LocalStorage, name, lambda *given, real=real, name=name: requests.append(name) or real(*given))
     monkeypatch.setattr(LocalStorage, "sizes", lambda *given: pytest.fail(f"listed {given[1:]}"))
 
     def rows_of(shard: int) -> torch.Tensor:
         return values_RD[shard * SHARD_ROWS : (shard + 1) * SHARD_ROWS]
 
     writer.write(3, shard_rows(rows_of(3), 3 * SHARD_ROWS))
+    requests.clear()
     with filling(artefact, workspace, writer, [2, 3, 4]) as store:
         for shard in store.claimed():
             store.commit(shard, shard_rows(rows_of(shard), shard * SHARD_ROWS))
     assert asked == ["2", "3", "4"]
+    # What a plan counts (`pipeline.study.spread`): the layer, four row fields, the commit, and whether there is one.
+    assert Counter(requests) == {"write": 2 * (1 + len(fmt.ROW_FIELDS)), "create": 2, "size": 3}
     assert [shard for shard in range(8) if committed(writer, shard)] == [2, 3, 4]

@@ -1,8 +1,10 @@
-"""Cuts groups of SAEs into the pieces that workers take, by what each is predicted to take."""
+"""Cuts the work of a study into what workers take when they are free: shards to make, and SAEs to train or evaluate."""
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
+
+from pipeline.study.planned import TrainedSAE
 
 S = TypeVar("S")
 
@@ -13,6 +15,28 @@ MOST_PIECES = 4
 ALMOST = 1.05
 """Pieces that end this much later than the best are as good: the prediction is no better. Of those the smallest are taken,
 with which workers that are unequally fast end together, too."""
+
+
+def streams(saes: Iterable[TrainedSAE]) -> list[list[TrainedSAE]]:
+    """SAEs in groups that can share one stream of batches. Those that are matched to others come last, by themselves."""
+    found: dict[tuple[bool, int, int], list[TrainedSAE]] = {}
+    for sae in sorted(saes, key=lambda sae: sae.matched_to is not None):
+        # Beside the order of batches, no arm changes them (`arms.SHARED`).
+        found.setdefault((sae.matched_to is not None, sae.layer, sae.recipe.data_seed), []).append(sae)
+    return list(found.values())
+
+
+def part_sizes(shards: int, workers: int) -> list[int]:
+    """How many shards each part has: 1 / (2 workers) of what is left when it is taken, and at least one.
+
+    The first parts are large, since every part costs some time; the last are single shards, so that no worker is left with
+    much when the others have ended (Polychronopoulos and Kuck 1987, "Guided Self-Scheduling").
+    """
+    sizes: list[int] = []
+    while shards:
+        sizes.append(max(1, shards // (2 * workers)))
+        shards -= sizes[-1]
+    return sizes
 
 
 def pieces(groups: Sequence[Sequence[S]], workers: int, seconds: Seconds[S]) -> list[list[S]]:
@@ -29,7 +53,7 @@ def pieces(groups: Sequence[Sequence[S]], workers: int, seconds: Seconds[S]) -> 
     counts = [1] * len(left)
     while sum(counts) <= max(len(left), MOST_PIECES * workers):
         cut = [run for group, each, count in zip(left, alone, counts, strict=True) for run in _runs(group, each, count)]
-        tried.append((_end([seconds(run) for run in cut], workers), cut))
+        tried.append((last_end([seconds(run) for run in cut], workers), cut))
         # The next piece is cut from the group whose pieces are the longest, until those are single SAEs.
         longest = max(range(len(left)), key=lambda number: sum(alone[number]) / counts[number])
         if counts[longest] == len(left[longest]):
@@ -50,7 +74,7 @@ def _runs(group: Sequence[S], alone: Sequence[float], count: int) -> list[list[S
     return [run for run in runs if run]
 
 
-def _end(seconds: Sequence[float], workers: int) -> float:
+def last_end(seconds: Iterable[float], workers: int) -> float:
     """When the last worker ends, if each takes the longest piece that is left when it is free."""
     free = [0.0] * workers
     for took in sorted(seconds, reverse=True):

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from itertools import chain
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestration.pieces import pieces
+from pipeline.study.cutting import pieces
 from pipeline.study.experiment import Experiment
-from pipeline.study.gpu_hours import Evaluating, training_seconds
+from pipeline.study.gpu_hours import training_seconds
 from pipeline.study.plan import make_plan
 
 Group = list[tuple[int, float]]
@@ -60,11 +59,3 @@ def test_arms_that_take_longer_share_a_piece_with_fewer() -> None:
     each = [training_seconds(piece, 2304) for piece in cut]
     assert sum(each) / 4 * 1.1 > last([[(0, took)] for took in each], 4, 0.0)
     assert len(set(map(len, cut))) > 1
-
-
-def test_saes_of_a_seed_are_evaluated_beside_one_baseline() -> None:
-    plan = make_plan(Experiment.load("gemma-2-2b"), layers=[5])
-    took = Evaluating.of(plan)
-    seeds = [[sae for sae in plan.saes if sae.seed == seed] for seed in (0, 1)]
-    mixed = [seeds[0][0], seeds[1][0]]
-    assert took.seconds(mixed) - took.seconds(seeds[0][:2]) == pytest.approx(took.baseline)
