@@ -1,9 +1,14 @@
 """Where tasks run: what is refused before any of them does, and what each worker is given."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+import flows
 from orchestration.engine import Local, engine, workers_here
+from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
 from pipeline.runtime.devices import cards_for
 from pipeline.runtime.memory import free_memory
@@ -52,3 +57,21 @@ def test_workers_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("DASAE_MEMORY", "8GB")
     with pytest.raises(BadInputError, match="DASAE_MEMORY='8GB': give a number of bytes"):
         free_memory(torch.device("cpu"))
+
+
+def test_workers_know_the_temporary_server_and_start_none_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Server:
+        api_url = "http://127.0.0.1:8123/api"
+
+        def __enter__(self) -> "Server":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("prefect.server.api.server.SubprocessASGIServer", Server)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with temporary_settings({PREFECT_API_URL: None}), flows._server(Workspace(tmp_path)):  # pyright: ignore[reportPrivateUsage]
+        assert PREFECT_API_URL.value() == Server.api_url  # settings go with every task
