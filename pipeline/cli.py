@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import BadInputError
+from pipeline.foresee import foresee
 from pipeline.front import DEFAULT_WORKSPACE, INTERRUPTED, complain, open_workspace, plan_of, run
 from pipeline.options import (
     ArmsOption,
@@ -163,6 +164,7 @@ def report(
 
 
 app.command()(serve)
+app.command("plan")(foresee)
 
 
 @app.command()

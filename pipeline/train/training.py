@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, write_sae
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.reader import ActivationStore
+from pipeline.study.cutting import streams
 from pipeline.study.origins import bring
 from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
@@ -44,18 +44,15 @@ class Trained:
     """Each SAE that could not be made, and why. It has no artefact."""
 
 
-def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
-    """The missing SAEs, in groups that share one stream of batches and fit into memory together.
+def groups(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
+    """The missing SAEs, in groups that can share one stream of batches; those that are matched to others come last."""
+    return streams(sae for sae in plan.to_train if workspace.manifest(sae.artefact) is None)
 
-    SAEs that are matched to others come last, in groups of their own.
-    """
-    groups: dict[tuple[bool, int, int], list[TrainedSAE]] = defaultdict(list)
-    for sae in sorted(plan.to_train, key=lambda sae: sae.matched_to is not None):
-        if workspace.manifest(sae.artefact) is None:
-            # Beside the order of batches, no arm changes them (`arms.SHARED`).
-            groups[(sae.matched_to is not None, sae.layer, sae.recipe.data_seed)].append(sae)
+
+def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
+    """Those groups, in parts that fit together into the memory of the device of this process."""
     fitting = cohort_size.cohort_size(plan.experiment)
-    return [group[start : start + fitting] for group in groups.values() for start in range(0, len(group), fitting)]
+    return [group[start : start + fitting] for group in groups(plan, workspace) for start in range(0, len(group), fitting)]
 
 
 def train(plan: Plan, workspace: Workspace, track: Service | None = None, *, save_every: float | None = None) -> Trained:

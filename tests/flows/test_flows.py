@@ -399,13 +399,13 @@ def test_extraction_in_many_small_tasks_opens_the_model_once_and_makes_the_same_
 
     store = study.plan.store
     shutil.rmtree(Path(finished) / store.path)
-    monkeypatch.setattr(Local, "pieces", 4)
+    monkeypatch.setattr(Local, "shared", True)
     opened, written = [], []
     open_model, write = extraction.open_study_model, Extraction.write
     monkeypatch.setattr(extraction, "open_study_model", lambda *given: opened.append(given) or open_model(*given))
     monkeypatch.setattr(Extraction, "write", lambda self, work: written.append(work) or write(self, work))
     assert flows.extract(str(small_toml), finished) == [store.path]
     assert len(opened) == 1
-    assert [len(work[store.path]) for work in written] == [1, 1, 1, 2]
+    assert [len(work[store.path]) for work in written] == [2, 1, 1, 1]
     assert files_of(Path(finished) / store.path) == files_of(study.workspace.local / store.path)
     assert not study_module._OPEN  # pyright: ignore[reportPrivateUsage] - training needs the memory
