@@ -267,9 +267,10 @@ def _extract(plan: "Plan", workspace: "Workspace", deep: bool = False) -> None:
 
 
 def _train(plan: "Plan", workspace: "Workspace", track: Service | None = None) -> bool:
+    from pipeline.extract.extraction import row_maker
     from pipeline.train.training import train
 
-    result = train(plan, workspace, track)
+    result = train(plan, workspace, track, row_maker=row_maker)
     there = len(plan.saes) - len(result.made) - len(result.failed)
     brought = sum(sae in plan.from_outside for sae in result.made)
     from_outside = f", {brought} from outside" if brought else ""

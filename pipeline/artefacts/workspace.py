@@ -27,6 +27,8 @@ from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefact
 
 LOCKS, REPORTS = ".locks", "reports"
 """Folders of a workspace beside those of the artefacts' kinds."""
+RING = "ring"
+"""Folder, inside that of a store, of what is made of it while it is read."""
 
 
 class Workspace:
@@ -58,6 +60,14 @@ class Workspace:
     def place(self, path: str) -> Storage:
         """The storage at a path inside the workspace, such as `saes/full-s0-0123456789ab`."""
         return ObjectStorage(f"{self.root}/{path}") if self.remote else LocalStorage(self.local / path, within=self.local)
+
+    def ring(self, artefact: Artefact) -> LocalStorage:
+        """The storage of what is made of a store while it is read, always on this machine (`pipeline.store.ring`)."""
+        return LocalStorage(self.folder(artefact) / RING, within=self.local)
+
+    def discard_ring(self, artefact: Artefact) -> None:
+        """Remove what is there. The caller knows that nobody reads it."""
+        remove_tree(self.folder(artefact) / RING, self.local)
 
     def report(self, experiment: str) -> Storage:
         """The storage that holds the report of an experiment."""
@@ -169,6 +179,12 @@ class Workspace:
             self._locks.attempted(f"{name}.part-{part}") as claimed,
         ):
             yield claimed
+
+    @contextmanager
+    def turn(self, artefact: Artefact, part: str) -> Generator[None]:
+        """Hold one part of an artefact, after waiting for a process that holds it."""
+        with self._locks.held(f"{_lock_name(artefact)}.part-{part}"):
+            yield
 
     def publish(
         self,

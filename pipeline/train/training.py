@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +14,7 @@ import torch
 
 from pipeline.artefacts.storage import LocalStorage, write_atomically
 from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import BadInputError
 from pipeline.models.model_section import KnownFeatures
 from pipeline.runtime.devices import sae_device
 from pipeline.runtime.precision import slower_choice
@@ -21,6 +22,7 @@ from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, write_sae
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.reader import ActivationStore
+from pipeline.store.ring import Maker, Ring
 from pipeline.study.origins import bring
 from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
@@ -57,11 +59,17 @@ def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
 
 
 def train(
-    plan: Plan, workspace: Workspace, track: Service | None = None, *, save_every: float = SECONDS_BETWEEN_CHECKPOINTS
+    plan: Plan,
+    workspace: Workspace,
+    track: Service | None = None,
+    *,
+    row_maker: Callable[[Plan, Workspace], Maker] | None = None,
+    save_every: float = SECONDS_BETWEEN_CHECKPOINTS,
 ) -> Trained:
     """Train what is missing, from the last checkpoint if there is one; `track` shows the logs live.
 
-    SAEs that others trained are brought into the workspace first.
+    SAEs that others trained are brought into the workspace first. `row_maker` is called if the store is that of a stream: it
+    opens what makes the rows that the store does not keep.
 
     Raises MissingArtefactError when the store was not extracted, BadInputError when it is too small to train on or when the
     service `track` cannot be used, InterruptedRunError after SIGTERM or Ctrl-C, with everything saved, and any error of the
@@ -74,17 +82,30 @@ def train(
         workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
         store = ActivationStore(workspace.storage(plan.store))
         check_rows(store, plan.experiment)
+        ring = _ring(plan, workspace, store, row_maker)
         missing = _without_known(missing, plan, workspace, store, result)
         device = sae_device(plan.experiment.run.device)
         recipe, d_in = plan.experiment.train, plan.experiment.model.d_in
         if slower := slower_choice(recipe.precision, recipe.batch_size, d_in, recipe.d_sae, device):
             print(slower, file=sys.stderr)
         tell_of_no_resets({sae.arm: sae.recipe for cohort in missing for sae in cohort})
-        stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every, device=device), result)
+        runner = Runner(store=store, tracker=tracker, save_every=save_every, device=device, ring=ring)
+        stage = _Stage(plan, workspace, runner, result)
         for cohort in missing:
             stage.make(cohort)
     sweep(plan, workspace)
     return result
+
+
+def _ring(
+    plan: Plan, workspace: Workspace, store: ActivationStore, row_maker: Callable[[Plan, Workspace], Maker] | None
+) -> Ring | None:
+    """What makes the rows of a stream; None for a store that keeps all."""
+    if store.layout.kept is None:
+        return None
+    if row_maker is None:
+        raise BadInputError(f"{store.storage} keeps only a part of its rows: give train() a row_maker for the others")
+    return Ring(artefact=plan.store, workspace=workspace, store=store, make=row_maker(plan, workspace))
 
 
 def _without_known(
@@ -95,7 +116,8 @@ def _without_known(
     for sae in known:
         print(f"{sae}: taken over from a store with other layers and the same rows", file=sys.stderr)
     result.made += known
-    return cohorts(plan, workspace) if known else missing
+    # What makes the rows of a stream takes memory, too.
+    return cohorts(plan, workspace) if known or store.layout.kept is not None else missing
 
 
 def sweep(plan: Plan, workspace: Workspace) -> None:
@@ -180,7 +202,7 @@ class _Stage:
 
     def _publish_trained(self, member: InTraining) -> None:
         sae, folder = member.job.sae, member.job.folder
-        write_sae(member.trainer.finished(self.runner.store.scale(sae.layer)), folder, self._metadata(sae))
+        write_sae(member.trainer.finished(self.runner.scale(sae)), folder, self._metadata(sae))
         facts = self._facts(sae, member.trainer.resets, member.seconds)
         self.workspace.publish(sae.artefact, files=[CONFIG, WEIGHTS, TRAINING_LOG], facts=facts)
         # Only now: a run that is killed before it publishes resumes from the checkpoint.

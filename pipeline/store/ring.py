@@ -1,0 +1,242 @@
+"""The shards of a stream: made when they are needed, by whoever needs them, and on disk only as long as somebody does.
+
+Any number of readers share a ring, in one process each. A reader needs the shards of the window that it reads and of the
+next one. It makes those that nobody has made or claimed, in a thread, and says in a file which it needs; a shard that no
+living reader needs is removed. Readers of one order stay within one window of each other, so that each shard is made once
+for all of them. See docs/store-format.md, "Streams".
+"""
+
+import json
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Self
+from uuid import uuid4
+
+import torch
+
+from pipeline.artefacts.manifest import Artefact
+from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import CorruptArtefactError, InterruptedRunError
+from pipeline.store import format as fmt
+from pipeline.store.commits import commit_name
+from pipeline.store.reader import ActivationStore
+from pipeline.store.text_arrays import REMEDY
+from pipeline.store.writer import ShardWriter
+
+TOGETHER = 3
+"""Windows by which a reader may be behind others that wait for it. One further behind goes alone."""
+SECONDS_BETWEEN_LOOKS = 0.1
+READERS = "readers"
+
+Maker = Callable[[int], fmt.ShardRows]
+"""Makes the rows of a shard, by its number. The result depends on nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ring:
+    """Where the shards of a stream are made and read. They lie on this machine, also those of a store that is elsewhere."""
+
+    artefact: Artefact
+    """The store that keeps some shards of the stream."""
+    workspace: Workspace
+    store: ActivationStore
+    make: Maker
+
+    def reader(self, order: str, windows: Iterator[tuple[int, list[int]]]) -> "RingReader":
+        """A reader of windows, each by its number, with the shards that are read of it. Equal orders have equal windows."""
+        return RingReader(self, order, windows)
+
+
+class RingReader:
+    """One reader of a ring. Open it as a context manager; `enter` each window before reading from it, in their order."""
+
+    def __init__(self, ring: Ring, order: str, windows: Iterator[tuple[int, list[int]]]):
+        self.ring, self.order, self._windows = ring, order, windows
+        self._next = next(windows, None)
+        self.storage = ring.workspace.ring(ring.artefact)
+        self.layout = ring.store.layout
+        self.id = uuid4().hex
+        self._stack = ExitStack()
+        self._stopped = threading.Event()
+        self._changed = threading.Condition()
+        self._entered = -1
+        """The window that is to be read."""
+        self._at = -1
+        """The window whose shards this reader needs."""
+        self._made: ActivationStore | None = None
+        """The ring as it was when that window was begun, and what was committed since."""
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="ring", daemon=True)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self._claimed(f"reader-{self.id}"))
+            stack.callback(self._leave)
+            with self._turn():
+                self._lay_out()
+                self._say(self._next[0] if self._next else 0, ())  # so that nobody takes this reader for none
+            self._stack = stack.pop_all()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._thread.join()
+        # MKL has one number of threads for the whole process, and the thread has set it.
+        torch.set_num_threads(torch.get_num_threads())
+        self._stack.close()
+
+    def stop(self) -> None:
+        """Ask the thread to end after the shard in hand, and whoever waits for rows to give up. Any thread may call this."""
+        self._stopped.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def enter(self, window: int) -> None:
+        """Go on to a window: everything of the last one is read."""
+        with self._changed:
+            self._entered = max(self._entered, window)
+            self._changed.notify_all()
+
+    def read(self, layer: int, start: int, stop: int, out: torch.Tensor) -> torch.Tensor:
+        """Rows `start` to `stop` - 1 of a shard of the window that was entered, as `ActivationStore.read` returns them.
+
+        Waits until the shard is made. Raises what made it fail, and InterruptedRunError after `stop`.
+        """
+        shard = start // self.layout.shard_rows
+        if shard in self.ring.store.commits:
+            return self.ring.store.read(layer, start, stop, out)
+        made = self._with(shard)
+        try:
+            return made.read(layer, start, stop, out)
+        except CorruptArtefactError as error:
+            what = str(error).removesuffix(REMEDY)
+            raise CorruptArtefactError(f"{what}run the same command again, which makes it again") from None
+
+    def _with(self, shard: int) -> ActivationStore:
+        """The ring, once it has a shard."""
+        while True:
+            with self._changed:
+                if self._error:
+                    raise self._error
+                if self._stopped.is_set():
+                    raise InterruptedRunError("the stream was closed")
+                if self._made and self._at == self._entered and self._made.has(shard):
+                    return self._made
+                self._changed.wait(SECONDS_BETWEEN_LOOKS)
+
+    # From here on, all but `_lay_out` and `_leave` run in the reader's thread.
+
+    def _run(self) -> None:
+        try:
+            torch.set_num_threads(1)
+            writer = ShardWriter(self.storage)
+            while self._next:
+                number, shards = self._next
+                self._next = next(self._windows, None)
+                self._wait(lambda number=number: self._entered >= number and not self._behind(number - 1))
+                self._need(number, shards)
+                self._fill(writer, shards)
+                # Only now, or those that are behind would have three windows on disk.
+                self._wait(lambda number=number: self._entered > number or not self._behind(number))
+                if self._next and self._entered == number:
+                    self._need(number, [*shards, *self._next[1]])
+                    self._fill(writer, self._next[1])
+                if self._stopped.is_set():
+                    return
+        except BaseException as error:
+            self._error = error
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        while not self._stopped.is_set() and not until():
+            with self._changed:
+                self._changed.wait(SECONDS_BETWEEN_LOOKS)
+
+    def _fill(self, writer: ShardWriter, shards: Collection[int]) -> None:
+        """Make shards of the ring that nobody has made or claimed, until all are there or the reader goes on."""
+        number = self._at
+        missing = [shard for shard in shards if shard not in self.ring.store.commits and not writer.committed(shard)]
+        while missing:
+            made = False
+            for shard in missing:
+                if self._stopped.is_set() or self._entered > number:
+                    return
+                with self._claimed(f"ring-{shard}") as mine:
+                    if mine and not writer.committed(shard):
+                        writer.write(shard, self.ring.make(shard))
+                        made = True
+            missing = [shard for shard in missing if not writer.committed(shard)]
+            if missing and not made:
+                self._stopped.wait(SECONDS_BETWEEN_LOOKS)
+
+    def _behind(self, number: int) -> bool:
+        """Whether a living reader of this order is before a window, and near enough to be waited for."""
+        with self._turn():
+            states = list(self._others())
+        return any(state["order"] == self.order and 0 < number - state["window"] <= TOGETHER for state in states)
+
+    def _need(self, number: int, shards: Collection[int]) -> None:
+        """Say which shards this reader needs from now on, remove those that nobody needs, and look at the ring anew."""
+        if self._stopped.is_set():
+            return
+        with self._turn():
+            self._say(number, shards)
+            self._sweep({*shards, *(shard for other in self._others() for shard in other["shards"])})
+            made = ActivationStore(self.storage, partial=True)
+        with self._changed:
+            self._at, self._made = number, made
+            self._changed.notify_all()
+
+    def _say(self, window: int, shards: Collection[int]) -> None:
+        state = {"order": self.order, "window": window, "shards": sorted(shards)}
+        self.storage.write(f"{READERS}/{self.id}.json", json.dumps(state).encode())
+
+    def _others(self) -> Iterator[dict[str, Any]]:
+        """What the other living readers said last. The files of dead ones are removed."""
+        for name in self.storage.sizes(READERS):
+            reader = name.removeprefix(f"{READERS}/").removesuffix(".json")
+            if reader == self.id:
+                continue
+            with self._claimed(f"reader-{reader}") as dead:
+                if dead:
+                    self.storage.delete(name)
+                else:
+                    yield json.loads(self.storage.read(name))
+
+    def _sweep(self, needed: Collection[int]) -> None:
+        """Remove the shards that are not needed, and what killed writers left."""
+        self.storage.sweep()
+        there = self.storage.sizes()
+        for shard in (shard for shard in range(self.layout.shards) if shard not in needed):
+            for name in (commit_name(shard), *fmt.shard_files(self.layout, shard)):  # a record never outlives its files
+                if name in there:
+                    self.storage.delete(name)
+
+    def _lay_out(self) -> None:
+        """Make the ring, unless somebody has."""
+        layout = self.layout.model_copy(update={"kept": None})
+        try:
+            there = fmt.read_layout(self.storage) == layout
+        except CorruptArtefactError:
+            there = False
+        if not there:
+            self.ring.workspace.discard_ring(self.ring.artefact)
+            fmt.lay_out(self.storage, layout, {})
+
+    def _leave(self) -> None:
+        """Remove what only this reader needed: with the last reader, the ring."""
+        with self._turn():
+            self.storage.delete(f"{READERS}/{self.id}.json")
+            needed = [other["shards"] for other in self._others()]
+            if needed:
+                self._sweep({shard for shards in needed for shard in shards})
+            else:
+                self.ring.workspace.discard_ring(self.ring.artefact)
+
+    def _claimed(self, part: str) -> Any:
+        return self.ring.workspace.claim(self.ring.artefact, part)
+
+    def _turn(self) -> Any:
+        return self.ring.workspace.turn(self.ring.artefact, "ring")
