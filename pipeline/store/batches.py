@@ -9,7 +9,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from queue import Full, Queue
+from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ import torch
 
 from pipeline.errors import BadInputError
 from pipeline.runtime.devices import CPU
+from pipeline.runtime.interrupt import stop_requested
 from pipeline.runtime.transfer import HostBuffers
 from pipeline.store import format as fmt
 from pipeline.store.limits import FEWEST_HELDOUT
@@ -28,6 +29,8 @@ from pipeline.store.ring import Ring, RingReader
 
 BATCHES_AHEAD = 1
 """Finished batches in the queue, besides the one being made."""
+SECONDS_BETWEEN_LOOKS = 0.5
+"""Pause between checks, while no batch comes, whether the caller is to stop."""
 
 T = TypeVar("T")
 Loaded = tuple[torch.Tensor, npt.NDArray[np.int64]]
@@ -194,10 +197,13 @@ def _loaded(
 
 
 def ahead(batches: Generator[T, None, None]) -> Generator[T, None, None]:
-    """The same batches, made by a thread while the caller works. Closing the iterator ends the thread."""
+    """The same batches, made by a thread while the caller works. Closing the iterator ends the thread.
+
+    Batches end where the caller is asked to stop (`pipeline.runtime.interrupt`) and the next one is not there.
+    """
     queue: Queue[T | BaseException | None] = Queue(BATCHES_AHEAD)
     """Batches, then an error or, at the end, None."""
-    stopped = Event()
+    stopped, request = Event(), stop_requested()
 
     def put(item: T | BaseException | None) -> None:
         while not stopped.is_set():
@@ -222,7 +228,12 @@ def ahead(batches: Generator[T, None, None]) -> Generator[T, None, None]:
     thread.start()
     try:
         while True:
-            item = queue.get()
+            try:
+                item = queue.get(timeout=SECONDS_BETWEEN_LOOKS)
+            except Empty:
+                if request.is_set():
+                    return
+                continue
             if item is None:
                 return
             if isinstance(item, BaseException):

@@ -97,7 +97,8 @@ class Order:
         shards, key = list(self.chunks), (self.seed, done)
         if self.window_shards is not None:
             shuffled = np.random.default_rng(key).permutation(len(shards))
-            shards = [shards[index] for index in np.array_split(shuffled, self._windows)[place]]
+            of_window: list[int] = np.array_split(shuffled, self._windows)[place].tolist()
+            shards = [shards[index] for index in of_window]
             key = (*key, place + 1)
         chunks = [bounds for shard in shards for bounds in self.chunks[shard]]
         picked = [chunks[index] for index in np.random.default_rng(key).permutation(len(chunks))]

@@ -167,6 +167,8 @@ class RingReader:
                     if mine and not writer.committed(shard):
                         writer.write(shard, self.ring.make(shard))
                         made = True
+                        with self._changed:
+                            self._changed.notify_all()
             missing = [shard for shard in missing if not writer.committed(shard)]
             if missing and not made:
                 self._stopped.wait(SECONDS_BETWEEN_LOOKS)
