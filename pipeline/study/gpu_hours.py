@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from pipeline.models.model_section import KnownFeatures
 from pipeline.sae.activation import ClosedForm
 from pipeline.sae.activations import ACTIVATIONS
+from pipeline.study.experiment import Experiment
 from pipeline.study.penalties import Contrast
 from pipeline.study.plan import Plan
 from pipeline.study.recipe import TrainConfig
@@ -92,12 +93,36 @@ class Prediction:
     memory: float
     """Of the card, for the SAEs of a layer trained together."""
     disk: float
-    """Of stores, probe stores and SAEs."""
+    """Of stores, what is streamed at a time, probe stores and SAEs."""
 
     @property
     def hours(self) -> float:
         """Of the whole study."""
         return (self.extract + self.train + self.evaluate) / 3600
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many rows of its store a study makes, where and when."""
+
+    kept: int
+    """That extraction makes."""
+    streamed: int
+    """That are made while training, for each group of SAEs that trains together."""
+    ring: int
+    """That lie on disk meanwhile, at most."""
+
+
+def rows_of(experiment: Experiment) -> Rows:
+    """The rows of a stream; a store that keeps all has no others."""
+    store, recipe = experiment.store, experiment.train
+    if store.mode == "keep" or recipe.window_shards is None:
+        return Rows(kept=store.tokens, streamed=0, ring=0)
+    training = -(-store.tokens // store.shard_rows) - recipe.heldout_shards
+    window = min(recipe.window_shards, training)
+    made = recipe.steps * recipe.batch_size * (training - window) // training
+    kept = min(store.tokens, (window + recipe.heldout_shards) * store.shard_rows)
+    return Rows(kept=kept, streamed=made, ring=min(2 * window, training - window) * store.shard_rows)
 
 
 def predict(plan: Plan) -> Prediction:
@@ -107,14 +132,16 @@ def predict(plan: Plan) -> Prediction:
     R = experiment.train.heldout_shards * store.shard_rows
     texts = len(plan.probes) * MOST_CLASSES * (experiment.probes.train_size + experiment.probes.test_size) // 2
     P = texts * (experiment.probes.context - 1)
+    rows = rows_of(experiment)
     if isinstance(experiment.model, KnownFeatures):
-        made = store.tokens * experiment.model.features / (DRAWN * CORES)
+        each_row = experiment.model.features / (DRAWN * CORES)
     else:
-        flop = 2 * WEIGHTS_PER_LAYER * D**2 * (max(store.layers) + 1)
-        made = (store.tokens + P) * flop / (RATES["bfloat16"] * FORWARD)
+        each_row = 2 * WEIGHTS_PER_LAYER * D**2 * (max(store.layers) + 1) / (RATES["bfloat16"] * FORWARD)
     row_bytes = 2 * D * len(store.layers)
-    stored = (store.tokens + P) * row_bytes
-    extract = max(made, stored / (STORED * WRITERS))
+    stored = (rows.kept + P) * row_bytes
+    extract = max((rows.kept + P) * each_row, stored / (STORED * WRITERS))
+    passes = {(sae.matched_to is not None, sae.layer, sae.recipe.data_seed) for sae in saes}
+    streamed = sum((TRIES if matched else 1) * rows.streamed * each_row for matched, _, _ in passes)
     trainings = [(TRIES if sae.matched_to else 1) * sae.recipe.steps * step_seconds(sae.recipe, D) for sae in saes]
     # Encoded by itself and by its random null, decoded once; pairs of both, whether and how strongly they fire together.
     products = 3 * 2 * R * D * F + 2 * 2 * UPPER * 2 * R * F**2 + 2 * P * D * F
@@ -126,10 +153,10 @@ def predict(plan: Plan) -> Prediction:
     sae_bytes = 4 * 2 * D * F
     return Prediction(
         extract=extract,
-        train=sum(trainings),
+        train=sum(trainings) + streamed,
         evaluate=len(plan.saes) * each + reading,
         memory=most * 3 * sae_bytes + 2 * sae_bytes + 4 * 4 * F**2,
-        disk=stored + len(plan.saes) * sae_bytes,
+        disk=stored + rows.ring * row_bytes + len(plan.saes) * sae_bytes,
     )
 
 
