@@ -1,13 +1,25 @@
 """Studies small enough to be trained from a store and from a stream: of a small random language model, and synthetic."""
 
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from grown_study import STUDY
 
 from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import PipelineError
+from pipeline.extract.extraction import row_maker
 from pipeline.sae.formats import WEIGHTS
+from pipeline.store.format import ShardRows
+from pipeline.store.ring import Maker
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import Plan, make_plan
+from pipeline.train import cohort
+from pipeline.train.training import train
 
 SHARD, WINDOW, SHARDS, HELDOUT, BATCH = 256, 2, 11, 2, 64
 TRAINED = SHARDS - HELDOUT
@@ -59,24 +71,75 @@ k_values = [1]
 """
 
 
-def streamed_plan(folder: Path, kind: str, mode: str, **changes: str) -> Plan:
-    """The study `language` or `synthetic` in a mode of the store, with some words of its file replaced.
-
-    The first needs the model and the text of `Grown.made`.
-    """
+def streamed_plan(folder: Path, kind: str, mode: str) -> Plan:
+    """The study `language` or `synthetic` in a mode of the store. The first needs the model and the text of `Grown.made`."""
     more = f'mode = "{mode}"'
     if kind == "language":
         parts = {"model": folder / "model", "corpus": folder / "text.jsonl", "layers": [1, 2], "study_layer": 1}
         toml = LANGUAGE.format(**parts, tokens=TOKENS, more=more)
     else:
         toml = SYNTHETIC.format(more=more)
-    for old, new in changes.items():
-        toml = toml.replace(old, new)
     path = folder / f"{kind}-{mode}.toml"
     path.write_text(toml)
-    return make_plan(Experiment.load(str(path)))
+    return replace(make_plan(Experiment.load(str(path))), probes={})
 
 
 def weights(plan: Plan, workspace: Workspace) -> dict[str, bytes]:
     """The weights of every SAE."""
     return {str(sae): (workspace.folder(sae.artefact) / WEIGHTS).read_bytes() for sae in plan.saes}
+
+
+def noted(made: Path) -> list[int]:
+    """The shards that `train_here` made so far."""
+    return [int(line) for line in made.read_text().split()] if made.exists() else []
+
+
+def noting(note: Callable[[int], object]) -> Callable[[Plan, Workspace], Maker]:
+    """A maker of rows that first calls `note` with the shard."""
+
+    def opened(plan: Plan, workspace: Workspace) -> Maker:
+        make = row_maker(plan, workspace)
+
+        def called(shard: int) -> ShardRows:
+            note(shard)
+            return make(shard)
+
+        return called
+
+    return opened
+
+
+def together(plan: Plan, workspace: Workspace) -> None:
+    """Wait until two processes read the stream."""
+    while len(workspace.ring(plan.store).sizes("readers")) < 2:
+        time.sleep(0.01)
+
+
+def train_here(toml: str, root: str, arm: str | None, made: str, what: str, number: int = 0) -> None:
+    """Train in this process with a checkpoint every step, and note each shard that is made in the file `made`.
+
+    With the shard that is made as `number`, `what` happens: the process waits for a second one ("together"), hangs, or gets
+    a signal. The exit code is that of the command line.
+    """
+    plan, workspace = make_plan(Experiment.load(toml), arms=[arm] if arm else None), Workspace(root)
+    cohort.SAVING_SHARE = float("inf")
+
+    def note(shard: int) -> None:
+        with Path(made).open("a") as file:
+            file.write(f"{shard}\n")
+        if len(noted(Path(made))) != number:
+            return
+        if what == "together":
+            together(plan, workspace)
+        if what == "hang":
+            time.sleep(600)
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "term":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2)
+
+    try:
+        train(plan, workspace, row_maker=noting(note), save_every=0)
+    except PipelineError as error:
+        sys.exit(error.exit_code)

@@ -6,7 +6,7 @@ has about as many rows of one document as if it were drawn independently from al
 """
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from queue import Empty, Full, Queue
@@ -111,31 +111,32 @@ def shuffled_batches(
     span = start * batch_size, math.inf if stop is None else stop * batch_size
     reader = ring.reader(f"{seed}", order.shards(*span)) if ring else None
     loaded = _loaded(reader or store, layer, order.filled(*span), order.largest)
-    batches = _on_device(loaded, (batch_size, store.layout.d_in), fmt.BITS[store.layout.dtype].torch_dtype, scale, device)
+    shape, dtype = (batch_size, store.layout.d_in), fmt.BITS[store.layout.dtype].torch_dtype
+    batches = _on_device(loaded, shape, dtype, scale, device, reader.stop if reader else None)
     return _while_filling(reader, batches) if reader else batches
 
 
 def _on_device(
-    loaded: Iterator[Loaded], shape: tuple[int, int], dtype: torch.dtype, scale: float, device: torch.device
+    loaded: Iterator[Loaded],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    scale: float,
+    device: torch.device,
+    give_up: Callable[[], None] | None,
 ) -> Generator[torch.Tensor, None, None]:
     if device.type == "cpu":
         one = HostBuffers(1, shape, dtype, device)
         # A copy also of float32 rows, because the buffer is filled again.
-        return ahead(batch_BD.to(torch.float32, copy=True).mul_(scale) for batch_BD in _gathered(loaded, one))
+        return ahead((batch_BD.to(torch.float32, copy=True).mul_(scale) for batch_BD in _gathered(loaded, one)), give_up)
     # One that is filled, those in the queue, one that is taken from it, and one whose copy is still under way.
     some = HostBuffers(BATCHES_AHEAD + 3, shape, dtype, device)
-    return _sent(ahead(_gathered(loaded, some)), some, scale)
+    return _sent(ahead(_gathered(loaded, some), give_up), some, scale)
 
 
-def _while_filling(reader: RingReader, batches: Generator[torch.Tensor, None, None]) -> Generator[torch.Tensor, None, None]:
+def _while_filling(reader: RingReader, batches: Iterator[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
     """The batches, while the reader makes the rows that they are of."""
     with reader:
-        try:
-            for batch_BD in batches:  # noqa: UP028, `yield from` would close the batches first, which may wait for the reader
-                yield batch_BD
-        finally:
-            reader.stop()
-            batches.close()
+        yield from batches
 
 
 def rows_in_order(store: ActivationStore, layer: int, shards: Sequence[int]) -> Iterator[torch.Tensor]:
@@ -196,10 +197,11 @@ def _loaded(
             one, turn = following, 1 - turn
 
 
-def ahead(batches: Generator[T, None, None]) -> Generator[T, None, None]:
+def ahead(batches: Generator[T, None, None], give_up: Callable[[], None] | None = None) -> Generator[T, None, None]:
     """The same batches, made by a thread while the caller works. Closing the iterator ends the thread.
 
-    Batches end where the caller is asked to stop (`pipeline.runtime.interrupt`) and the next one is not there.
+    They end where the caller is asked to stop (`pipeline.runtime.interrupt`) and the next batch is not there. `give_up` then
+    says to what the thread may be waiting for that nobody wants a batch any more.
     """
     queue: Queue[T | BaseException | None] = Queue(BATCHES_AHEAD)
     """Batches, then an error or, at the end, None."""
@@ -241,4 +243,6 @@ def ahead(batches: Generator[T, None, None]) -> Generator[T, None, None]:
             yield item
     finally:
         stopped.set()
+        if give_up:
+            give_up()
         thread.join()

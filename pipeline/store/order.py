@@ -101,6 +101,7 @@ class Order:
             shards = [shards[index] for index in of_window]
             key = (*key, place + 1)
         chunks = [bounds for shard in shards for bounds in self.chunks[shard]]
-        picked = [chunks[index] for index in np.random.default_rng(key).permutation(len(chunks))]
+        of_buffers: list[int] = np.random.default_rng(key).permutation(len(chunks)).tolist()
+        picked = [chunks[index] for index in of_buffers]
         for first in range(0, len(picked), self.buffer_chunks):
             yield Filled(window=number, chunks=picked[first : first + self.buffer_chunks], key=(*key, first))
