@@ -71,8 +71,11 @@ k_values = [1]
 """
 
 
-def streamed_plan(folder: Path, kind: str, mode: str) -> Plan:
-    """The study `language` or `synthetic` in a mode of the store. The first needs the model and the text of `Grown.made`."""
+def streamed_plan(folder: Path, kind: str, mode: str, old: str = "", new: str = "") -> Plan:
+    """The study `language` or `synthetic` in a mode of the store, with something in its file replaced.
+
+    The first needs the model and the text of `Grown.made`.
+    """
     more = f'mode = "{mode}"'
     if kind == "language":
         parts = {"model": folder / "model", "corpus": folder / "text.jsonl", "layers": [1, 2], "study_layer": 1}
@@ -80,7 +83,7 @@ def streamed_plan(folder: Path, kind: str, mode: str) -> Plan:
     else:
         toml = SYNTHETIC.format(more=more)
     path = folder / f"{kind}-{mode}.toml"
-    path.write_text(toml)
+    path.write_text(toml.replace(old, new))
     return replace(make_plan(Experiment.load(str(path))), probes={})
 
 

@@ -1,7 +1,9 @@
 """The order of a stream with windows: every row once a pass, few shards at a time, and the same from any row on."""
 
+from dataclasses import replace
 from itertools import islice
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,6 +49,19 @@ def test_every_row_comes_once_a_pass_and_few_shards_are_open_at_a_time(order: Or
     assert max(map(len, shards_of.values())) <= most
     sizes = [len(shards) for shards in shards_of.values()]
     assert max(sizes) - min(sizes) <= 1
+
+
+@given(orders)
+def test_without_windows_it_is_the_order_that_it_was_before_there_were_any(order: Order) -> None:
+    order = replace(order, window_shards=None)
+    chunks = [bounds for of_shard in order.chunks.values() for bounds in of_shard]
+    expected: list[int] = []
+    for done in range(2):
+        shuffled = [chunks[index] for index in np.random.default_rng((order.seed, done)).permutation(len(chunks))]
+        for first in range(0, len(chunks), order.buffer_chunks):
+            rows = [row for start, stop in shuffled[first : first + order.buffer_chunks] for row in range(start, stop)]
+            expected += [rows[index] for index in np.random.default_rng((order.seed, done, first)).permutation(len(rows))]
+    assert [row for _, row in taken(order, 0, 2 * order.rows)] == expected
 
 
 @given(order=orders, row=st.integers(0, 200), count=st.integers(0, 100))
