@@ -129,6 +129,22 @@ def train(
 
 
 @app.command()
+def feed(experiment: ExperimentArgument, workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
+    """Make rows of a stream for the trainings that read it, beside them, until nobody has read it for a minute."""
+    from pipeline.extract.extraction import row_maker
+    from pipeline.store.reader import ActivationStore
+    from pipeline.store.ring import PATIENCE, Ring
+
+    plan, opened = plan_of(experiment), open_workspace(workspace)
+    if plan.experiment.store.mode != "stream":
+        raise BadInputError(f'{experiment} has store.mode "keep", and only "stream" has rows to be made while training')
+    opened.require(plan.store, f"dasae extract {plan.experiment.argument}")
+    store = ActivationStore(opened.storage(plan.store))
+    made = Ring(artefact=plan.store, workspace=opened, store=store, make=row_maker(plan, opened)).feed(PATIENCE)
+    console.print(f"feed: {made} shards made", highlight=False)
+
+
+@app.command()
 def evaluate(
     experiment: ExperimentArgument,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,

@@ -148,6 +148,14 @@ def test_a_ring_that_a_killed_run_left_is_found_and_removed(streamed: tuple[Plan
     assert not any(name.startswith(RING) for name in workspace.require(plan.store, "").files)
 
 
+def test_nobody_is_fed_who_does_not_read(streamed: tuple[Plan, Workspace], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, workspace = streamed
+    monkeypatch.setattr("pipeline.store.ring.PATIENCE", 0.1)
+    fed = CliRunner().invoke(app, ["feed", plan.experiment.argument, "--workspace", str(workspace.root)])
+    assert "feed: 0 shards made" in fed.output
+    assert not workspace.ring(plan.store).root.exists()
+
+
 def test_what_it_will_take_is_told_before(folder: Path) -> None:
     keep, stream = (streamed_plan(folder, "language", mode) for mode in ("keep", "stream"))
     rows = rows_of(stream.experiment)

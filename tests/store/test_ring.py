@@ -173,6 +173,24 @@ def test_a_ring_of_another_layout_is_made_anew_and_a_whole_one_goes_on(streamed:
     assert all(streamed.made[shard] == count for shard, count in first.items())
 
 
+def test_others_make_shards_beside_the_readers_and_end_after_them(streamed: Streamed) -> None:
+    ring = Ring(artefact=STORE, workspace=streamed.workspace, store=streamed.store, make=streamed.make)
+    made: list[int] = []
+    order, reader = streamed.reader()
+    with reader:
+        helpers = [threading.Thread(target=lambda: made.append(ring.feed(0.3))) for _ in range(2)]
+        for helper in helpers:
+            helper.start()
+        time.sleep(0.3)
+        streamed.compare(order, reader, 0, len(VALUES_RD), lambda: 0.01)
+    for helper in helpers:
+        helper.join(60)
+    assert streamed.made == Counter(range(len(KEPT), SHARDS))
+    assert sum(made) > 0
+    assert max(streamed.on_disk) <= 2 * WINDOW
+    assert not streamed.folder.root.exists()
+
+
 def test_a_damaged_shard_is_an_error_that_the_next_run_mends(streamed: Streamed) -> None:
     order, reader = streamed.reader(0, WINDOW * SHARD_ROWS)
     ((_, shards),) = order.shards(0, WINDOW * SHARD_ROWS)

@@ -69,6 +69,7 @@ MISTAKES = [
         "store.mode: input should be 'keep' or 'stream', got 'ring'",
         ("[store]", '[store]\nmode = "ring"'),
     ),
+    Mistake("feed small.toml", 'small.toml has store.mode "keep", and only "stream" has rows to be made while training'),
     Mistake(
         "extract small.toml",
         "arms.mine.window_shards: all arms of a study share window_shards",
