@@ -62,8 +62,11 @@ class Workspace:
         return ObjectStorage(f"{self.root}/{path}") if self.remote else LocalStorage(self.local / path, within=self.local)
 
     def ring(self, artefact: Artefact) -> LocalStorage:
-        """The storage of what is made of a store while it is read, always on this machine (`pipeline.store.ring`)."""
-        return LocalStorage(self.folder(artefact) / RING, within=self.local)
+        """The storage of what is made of a store while it is read, always on this machine (`pipeline.store.ring`).
+
+        Nothing there outlives the processes that read it, so that it need not be durable.
+        """
+        return LocalStorage(self.folder(artefact) / RING, within=self.local, durable=False)
 
     def discard_ring(self, artefact: Artefact) -> None:
         """Remove what is there. The caller knows that nobody reads it."""

@@ -141,15 +141,10 @@ class _Member:
                     self.storage.delete(name)
 
     def _lay_out(self) -> None:
-        """Make the ring, unless somebody has."""
-        layout = self.layout.model_copy(update={"kept": None})
-        try:
-            there = fmt.read_layout(self.storage) == layout
-        except CorruptArtefactError:
-            there = False
-        if not there:
+        """Make the ring, unless others live in it. What dead ones left was not synced, so nobody can trust it."""
+        if not list(self._others()):
             self.ring.workspace.discard_ring(self.ring.artefact)
-            fmt.lay_out(self.storage, layout, {})
+            fmt.lay_out(self.storage, self.layout.model_copy(update={"kept": None}), {})
 
     def _leave(self) -> None:
         """Remove what only this member needed: with the last one, the ring."""
