@@ -20,9 +20,10 @@ def check_rows(store: ActivationStore, experiment: Experiment) -> None:
     passes = recipe.steps * recipe.batch_size / training
     if passes > 1:
         asked = f" of the {experiment.store.tokens:,} asked for" if rows < experiment.store.tokens else ""
+        again = "" if store.layout.kept is None else ", and a stream makes its rows on each again"
         print(
             f"the store holds {rows:,} rows{asked}: training takes {passes:.1f} passes over the {training:,} that are "
-            f"not held out",
+            f"not held out{again}",
             file=sys.stderr,
         )
 
