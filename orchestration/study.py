@@ -87,11 +87,12 @@ def publish_stores(plan: Plan, workspace: Workspace, seconds: dict[str, float], 
 @stage_task("train layer {plan.saes[0].layer}: {plan.arms_in_words}")
 def train_cohort(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], Failures]:
     """Train SAEs that share their batches, or bring in SAEs from outside; returns the paths made, and the failures."""
+    from pipeline.extract.extraction import row_maker
     from pipeline.train.training import train
 
     _OPEN.clear()
     with _on_the_page(plan, stop):
-        trained = train(plan, workspace)
+        trained = train(plan, workspace, row_maker=row_maker)
         return [sae.artefact.path for sae in trained.made], trained.failed
 
 

@@ -97,10 +97,11 @@ class Status:
             # A store's manifest lists only its commits; `facts` has the bytes of the shards.
             size = int(manifest.facts.get("bytes", 0)) + sum(record.bytes for record in manifest.files.values())
             rows = manifest.facts.get("rows")
-            return State(word="done", detail=f"{rows:,} rows" if rows else "", bytes=size)
+            streamed = f", {manifest.facts['streamed']:,} streamed" if "streamed" in manifest.facts else ""
+            return State(word="done", detail=f"{rows:,} rows{streamed}" if rows else "", bytes=size)
         size = sum(storage.sizes().values())
         if artefact.kind in ("stores", "probes") and is_laid_out(storage):
             writer = ShardWriter(storage)
-            shards = writer.layout.shards
+            shards = len(writer.layout.present)
             return State(word="partial", detail=f"{shards - len(writer.missing())} of {shards} shards", bytes=size)
         return State(word="partial" if size else "missing", detail="", bytes=size)
