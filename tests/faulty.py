@@ -88,9 +88,9 @@ def extract_here(toml: str, workspace: str, options: dict[str, Any]) -> None:
     if made := options.get("made"):
         write = ShardWriter.write
 
-        def noted(self: ShardWriter, shard: int, *arguments: Any) -> Any:
+        def noted(self: ShardWriter, shard: int, *arguments: Any, **options: Any) -> Any:
             (Path(made) / f"{os.getpid()}-{self.storage}-{shard}".replace("/", "_")).touch(exist_ok=False)
-            return write(self, shard, *arguments)
+            return write(self, shard, *arguments, **options)
 
         ShardWriter.write = noted
     if barrier := options.get("barrier"):
