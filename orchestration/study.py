@@ -15,6 +15,7 @@ from prefect.tasks import Task
 from orchestration.artifacts import ProgressPage, show_report, show_results
 from orchestration.engine import Engine, stop_on_request
 from orchestration.states import reason, stage_task, value_or_error
+from pipeline.artefacts.glance import Glance
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, MissingArtefactError
@@ -140,11 +141,17 @@ class Study:
     @property
     def nothing_trained(self) -> bool:
         """True when no SAE of the plan exists, so that there is nothing to evaluate."""
-        return not any(self.workspace.manifest(artefact) for artefact in self.plan.trained)
+        with Glance.at(self.workspace) as seen:
+            return not any(seen.manifest(artefact) for artefact in self.plan.trained)
+
+    def _done(self, artefacts: Sequence[Artefact]) -> bool:
+        """Whether all of these exist."""
+        with Glance.at(self.workspace) as seen:
+            return all(seen.manifest(artefact) for artefact in artefacts)
 
     def extract(self) -> None:
         """Fill every store of the study. Raises the error of a failed task: no other stage can run without the stores."""
-        if all(self.workspace.manifest(artefact) for artefact in self.plan.extracted):
+        if self._done(self.plan.extracted):
             return  # before heavy imports
         from pipeline.extract.extraction import shares
 
@@ -172,7 +179,7 @@ class Study:
 
     def train(self) -> None:
         """Train or bring in every SAE that is missing. A failure is recorded; the other SAEs go on."""
-        if all(self.workspace.manifest(artefact) for artefact in self.plan.trained):
+        if self._done(self.plan.trained):
             return
         from pipeline.study.gpu_hours import training_seconds
         from pipeline.train.training import groups
@@ -190,7 +197,7 @@ class Study:
 
     def evaluate(self) -> None:
         """Evaluate every SAE that exists and is not evaluated. A failure is recorded; the other SAEs go on."""
-        if all(self.workspace.manifest(artefact) for artefact in self.plan.evaluated):
+        if self._done(self.plan.evaluated):
             return
         from pipeline.evaluate.evaluation import unmeasured, unprobed
         from pipeline.study.gpu_hours import Evaluating
@@ -205,7 +212,11 @@ class Study:
 
     def report(self) -> None:
         """Write the report of all that is evaluated, unless it is up to date."""
-        if is_current(self.plan, self.workspace):
+        with Glance.at(self.workspace) as seen:
+            current = is_current(self.plan, seen)
+        if current:
+            if self.workspace.remote:  # the link of the last run works for some days only
+                show_report(self.plan.experiment.name, self.workspace.report(self.plan.experiment.name))
             return
         value = value_or_error(write_page(self.plan, self.workspace, return_state=True))
         if isinstance(value, Exception):

@@ -67,6 +67,10 @@ class Workspace:
             self._locks = Leases(ObjectStorage(f"{root}/{LOCKS}"), self._here)
         self._unfinished: dict[str, Unfinished] = {}
 
+    def __reduce__(self) -> tuple[type["Workspace"], tuple[Path | str]]:
+        """Another process, to which Dask sends a task, opens it anew."""
+        return Workspace, (self.root,)
+
     def folder(self, artefact: Artefact) -> Path:
         """The artefact's folder on this machine; it need not exist yet."""
         return self.local / artefact.kind / artefact.name

@@ -36,14 +36,11 @@ class Status:
     """The state of every artefact of a study in a workspace, at the time of creation."""
 
     def __init__(self, plan: Plan, workspace: Workspace):
-        seen = Glance(workspace) if workspace.remote else workspace
-        self.plan, self.workspace = plan, seen
         everything = [*plan.extracted, *plan.trained, *plan.evaluated]
-        with ThreadPoolExecutor(LOOKED_UP_AT_ONCE) as pool:
+        with Glance.at(workspace) as seen, ThreadPoolExecutor(LOOKED_UP_AT_ONCE) as pool:
+            self.plan, self.workspace = plan, seen
             states = pool.map(self._state, everything)
             self.found = {artefact.path: state for artefact, state in zip(everything, states, strict=True)}
-        if isinstance(seen, Glance):
-            seen.remember()
 
     def table(self) -> Table:
         """One line for each artefact; SAEs and evaluations of one arm and layer share a line."""
