@@ -172,7 +172,7 @@ def status(experiment: ExperimentArgument, workspace: WorkspaceOption = DEFAULT_
     """Show what is done, partial or missing, and the next command."""
     from pipeline.study.status import Status
 
-    found = Status(plan_of(experiment), open_workspace(workspace))
+    found = Status(plan_of(experiment), open_workspace(workspace, only_read=True))
     console.print(found.table())
     console.print(found.next_command(), highlight=False, soft_wrap=True)
 

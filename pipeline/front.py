@@ -48,11 +48,12 @@ def complain(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
 
 
-def open_workspace(place: str | None = None) -> "Workspace":
+def open_workspace(place: str | None = None, *, only_read: bool = False) -> "Workspace":
     """The workspace at a folder or `s3://` URL; by default the one that DASAE_WORKSPACE names, or else `workspace`."""
     from pipeline.artefacts.workspace import Workspace
 
-    return Workspace(os.environ.get(WORKSPACE_VARIABLE, DEFAULT_WORKSPACE) if place is None else place)
+    place = os.environ.get(WORKSPACE_VARIABLE, DEFAULT_WORKSPACE) if place is None else place
+    return Workspace(place, only_read=only_read)
 
 
 def plan_of(

@@ -65,7 +65,7 @@ class LocalStorage:
             written.replace(final)
             fsync(final.parent)
 
-    def create(self, name: str, content: bytes) -> bool:
+    def create(self, name: str, content: bytes | memoryview) -> bool:
         """Like `write`, but never replaces a file: of two writers the first wins."""
         final = self.root / name
         refuse_outside(final, self.within)

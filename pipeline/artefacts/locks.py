@@ -13,20 +13,19 @@ from pipeline.errors import BadInputError
 
 
 class Locks:
-    """The locks of a workspace, each by its name, as files in one folder inside `within`."""
+    """The locks of a workspace, each by its name, as files in one folder inside `within`.
+
+    What a lock protects may have parts that several processes make together: each claims the parts that it makes.
+    """
 
     def __init__(self, folder: Path, within: Path):
         self.folder, self.within = folder, within
 
     @contextmanager
-    def held(self, name: str, *, shared: bool = False) -> Generator[None]:
-        """Hold a lock, after waiting for whoever holds it. Others may hold a `shared` one, too."""
-        descriptor = self._acquired(name, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        assert descriptor is not None
-        try:
+    def held(self, name: str) -> Generator[None]:
+        """Hold a lock, after waiting for whoever holds it."""
+        with self._waited(name, fcntl.LOCK_EX):
             yield
-        finally:
-            self._release(name, descriptor)
 
     @contextmanager
     def attempted(self, name: str) -> Generator[bool]:
@@ -37,6 +36,30 @@ class Locks:
         finally:
             if descriptor is not None:
                 self._release(name, descriptor)
+
+    @contextmanager
+    def claimed(self, name: str, part: str) -> Generator[bool]:
+        """Hold one part of what a lock protects, or yield False when another process has it. Waits while one is `alone`."""
+        with self._waited(f"{name}.parts", fcntl.LOCK_SH), self.attempted(f"{name}.part-{part}") as claimed:
+            yield claimed
+
+    @contextmanager
+    def alone(self, name: str) -> Generator[bool]:
+        """Hold all parts of what a lock protects, or yield False when another process has one."""
+        with self.attempted(f"{name}.parts") as alone:
+            yield alone
+
+    def assure(self, name: str, part: str | None = None) -> None:
+        """Nothing to do: the kernel takes no lock from a living process."""
+
+    @contextmanager
+    def _waited(self, name: str, operation: int) -> Generator[None]:
+        descriptor = self._acquired(name, operation)
+        assert descriptor is not None
+        try:
+            yield
+        finally:
+            self._release(name, descriptor)
 
     def _acquired(self, name: str, operation: int) -> int | None:
         path = self.folder / name

@@ -17,6 +17,8 @@ from pipeline.errors import CorruptArtefactError
 
 Kind = Literal["models", "stores", "probes", "saes", "evaluations"]
 MANIFEST = "manifest.json"
+RESERVED = b"reserved for "
+"""How the manifest begins while a machine publishes the artefact to an object store (`leases.fenced`)."""
 LIBRARIES = ("numpy", "numcodecs", "sae-bench", "sae-lens", "scikit-learn", "tokenizers", "torch", "transformers", "zarr")
 
 
@@ -71,14 +73,31 @@ class Manifest(BaseModel):
     finished: str
 
 
+def manifest_bytes(storage: Storage) -> bytes | None:
+    """The content of an artefact's manifest; None where there is none, or its name is only reserved."""
+    content = _content(storage)
+    return None if content is None or content.startswith(RESERVED) else content
+
+
+def is_reserved(storage: Storage) -> bool:
+    """Whether somebody reserved the name of the manifest and has not written it."""
+    content = _content(storage)
+    return content is not None and content.startswith(RESERVED)
+
+
+def _content(storage: Storage) -> bytes | None:
+    try:
+        return storage.read(MANIFEST, RECORD_BYTES)
+    except FileNotFoundError:
+        return None
+
+
 def read_manifest(storage: Storage, remedy: str) -> Manifest | None:
     """The manifest of an artefact; None where there is none.
 
     Raises CorruptArtefactError for one that cannot be read or was changed; `remedy` is the end of its message.
     """
-    try:
-        content = storage.read(MANIFEST, RECORD_BYTES)
-    except FileNotFoundError:
+    if (content := manifest_bytes(storage)) is None:
         return None
     try:
         manifest, unchanged = Manifest.model_validate_json(content), is_sealed(json.loads(content))

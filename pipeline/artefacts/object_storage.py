@@ -4,7 +4,8 @@ import re
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -23,14 +24,18 @@ RETRIES: Any = {
     "retry_timeout": timedelta(seconds=60),
 }
 
+PUT_AT_ONCE = 5 * 10**9
+"""Bytes that one PUT can carry, and so the most that a conditional one can."""
+
 LINK_LASTS = timedelta(days=7)
 """The longest that S3 allows."""
 
 CONFLICT_PAUSES = (0.2, 0.4, 0.8, 1.6, 3.2)
 """Seconds to wait after each conflict with another write."""
 
+CONFLICT = "the object store still answers 409 Conflict; run the same command again"
 NO_CREDENTIALS = "there are no credentials"
-NO_CONDITION = "the object store does not support conditional writes (If-None-Match)"
+NO_CONDITION = "the object store does not support conditional writes (If-None-Match and If-Match)"
 PLAIN_HTTP = "the URL of the object store cannot be used"
 LASTING = {
     *("NoSuchBucket", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
@@ -45,6 +50,24 @@ REMEDIES = {
     NO_CONDITION: "use one that does, or a folder as workspace",
     PLAIN_HTTP: "check AWS_ENDPOINT_URL; for one that begins with http:// set AWS_ALLOW_HTTP=true",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object in a listing."""
+
+    bytes: int
+    e_tag: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An object as it was at one time."""
+
+    content: bytes
+    e_tag: str
+    modified: datetime
+    """By the object store's clock."""
 
 
 class ObjectStorage:
@@ -68,8 +91,8 @@ class ObjectStorage:
     def __str__(self) -> str:
         return self.url
 
-    def check(self) -> None:
-        """Raise PipelineError unless the place can be listed and a conditional write never replaces an object.
+    def check(self, *, only_read: bool = False) -> None:
+        """Raise PipelineError unless the place can be listed and, but for `only_read`, conditional writes replace nothing.
 
         Two processes that write one store depend on it. Who may only read passes.
         """
@@ -77,11 +100,13 @@ class ObjectStorage:
         from obstore.exceptions import PermissionDeniedError
 
         self.sizes("none")
+        if only_read:
+            return
         name = f".check.{uuid4().hex}.partial"
         try:
             with suppress(PermissionDeniedError), self._explained(passing=PermissionDeniedError):
                 obstore.put(self.store, name, b"", mode="create", use_multipart=False)
-                if self.create(name, b""):
+                if self.create(name, b"") or self.swap(name, b"replaced", '"another"'):
                     raise PipelineError(f"{self.url}: {NO_CONDITION}; {REMEDIES[NO_CONDITION]}")
         finally:
             with suppress(PipelineError):
@@ -122,7 +147,7 @@ class ObjectStorage:
         with self._explained():
             self._until_settled(lambda: obstore.put(self.store, name, content, attributes=attributes), lambda: False)
 
-    def create(self, name: str, content: bytes) -> bool:
+    def create(self, name: str, content: bytes | memoryview) -> bool:
         """PUT with `If-None-Match: *`: of two writers the first wins."""
         import obstore
 
@@ -131,6 +156,49 @@ class ObjectStorage:
                 lambda: obstore.put(self.store, name, content, mode="create", use_multipart=False),
                 lambda: self.size(name) is not None,
             )
+
+    def swap(self, name: str, content: bytes, seen: str | None) -> str | None:
+        """PUT an object if it still has the ETag `seen`, or, with None, does not exist. Returns its new ETag, else None.
+
+        A write that arrived while its answer was lost is recognised by its content, so no two writers may write the same.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        mode: Any = "create" if seen is None else {"e_tag": seen}
+        with self._explained():
+            for pause in CONFLICT_PAUSES:
+                with suppress(AlreadyExistsError, PreconditionError):
+                    return obstore.put(self.store, name, content, mode=mode, use_multipart=False)["e_tag"]
+                there = self.look(name)
+                if there and there.content == content:
+                    return there.e_tag
+                if (there.e_tag if there else None) != seen:
+                    return None
+                time.sleep(pause)  # it is as it was: the answer was 409, a conflict with another write
+        raise StorageError(f"{self.url}: {CONFLICT}")
+
+    def e_tag(self, name: str) -> str | None:
+        """The ETag of an object, None when there is none."""
+        import obstore
+
+        with self._explained():
+            try:
+                return obstore.head(self.store, name)["e_tag"]
+            except FileNotFoundError:
+                return None
+
+    def look(self, name: str) -> Seen | None:
+        """An object as it is now, None when there is none."""
+        import obstore
+
+        with self._explained():
+            try:
+                found = obstore.get(self.store, name)
+                meta = found.meta
+                return Seen(found.bytes().to_bytes(), meta["e_tag"] or "", meta["last_modified"])
+            except FileNotFoundError:
+                return None
 
     def share(self, name: str, source: object, source_name: str) -> bool:
         """Copy an object inside the object store. False where the source is in another bucket, or no object."""
@@ -155,11 +223,16 @@ class ObjectStorage:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Bytes of every object below a prefix, by name."""
+        return {name: there.bytes for name, there in self.listed(prefix).items()}
+
+    def listed(self, prefix: str = "") -> "dict[str, Listed]":
+        """Every object below a prefix, by name. A request returns a thousand."""
         import obstore
 
         with self._explained():
             pages = obstore.list(self.store, prefix, chunk_size=1000)
-            return {meta["path"]: meta["size"] for page in pages for meta in page if not is_temporary(meta["path"])}
+            every = (meta for page in pages for meta in page if not is_temporary(meta["path"]))
+            return {meta["path"]: Listed(meta["size"], meta["e_tag"] or "") for meta in every}
 
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders below a prefix."""
@@ -211,7 +284,7 @@ class ObjectStorage:
                 time.sleep(pause)
             else:
                 return True
-        raise StorageError(f"{self.url}: the object store still answers 409 Conflict; run the same command again")
+        raise StorageError(f"{self.url}: {CONFLICT}")
 
     @contextmanager
     def _explained(self, passing: type[Exception] | tuple[()] = ()) -> Generator[None]:

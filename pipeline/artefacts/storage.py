@@ -56,7 +56,7 @@ class Storage(Protocol):
         """Write a file, replacing what was there."""
         ...
 
-    def create(self, name: str, content: bytes) -> bool:
+    def create(self, name: str, content: bytes | memoryview) -> bool:
         """Write a file unless it exists; returns False when it does, and leaves it as it is."""
         ...
 

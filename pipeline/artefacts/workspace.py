@@ -12,17 +12,30 @@ import re
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.artefacts.identity import key_of, sealed, sha256, sha256_file
+from pipeline.artefacts.leases import Leases, fenced
 from pipeline.artefacts.local_files import fsync, is_abandoned, refuse_outside, remove_tree
 from pipeline.artefacts.local_storage import LocalStorage
 from pipeline.artefacts.locks import Locks
-from pipeline.artefacts.manifest import MANIFEST, Artefact, FileRecord, Kind, Manifest, library_versions, read_manifest
+from pipeline.artefacts.manifest import (
+    MANIFEST,
+    Artefact,
+    FileRecord,
+    Kind,
+    Manifest,
+    is_reserved,
+    library_versions,
+    manifest_bytes,
+    read_manifest,
+)
 from pipeline.artefacts.object_storage import SCHEME, ObjectStorage
-from pipeline.artefacts.storage import RECORD_BYTES, Storage, cache_folder, write_atomically
+from pipeline.artefacts.storage import Storage, cache_folder, write_atomically
 from pipeline.artefacts.system_errors import explained
+from pipeline.artefacts.unfinished import Unfinished
 from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefactError, PipelineError, StorageError
 
 LOCKS, REPORTS = ".locks", "reports"
@@ -32,7 +45,7 @@ LOCKS, REPORTS = ".locks", "reports"
 class Workspace:
     """A folder or `s3://` prefix of artefacts. Several processes may call every method at the same time."""
 
-    def __init__(self, root: Path | str):
+    def __init__(self, root: Path | str, *, only_read: bool = False):
         self.remote = str(root).startswith(SCHEME)
         # A mistyped URL is no folder, and neither is what a shell made of an empty variable.
         if not self.remote and re.match(r"[a-z0-9]*:|\s*$|.*\0", str(root)):
@@ -40,12 +53,15 @@ class Workspace:
         self.root = root
         self.local = _scratch(str(root)) if self.remote else _expanded(root)
         """Where artefacts are; with an object store, where they are made before they are copied there."""
-        self._locks = Locks(self.local / LOCKS, within=self.local)
+        self._locks: Locks | Leases = Locks(self.local / LOCKS, within=self.local)
         with explained(self.local, "read"):
             if any(os.path.lexists(path) and not path.is_dir() for path in (self.local, *self.local.parents)):
                 raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
         if self.remote:
-            ObjectStorage(str(root)).check()  # a wrong bucket fails now, not after hours of work
+            # A wrong bucket fails now, not after hours of work.
+            ObjectStorage(str(root)).check(only_read=only_read)
+            self._locks = Leases(ObjectStorage(f"{root}/{LOCKS}"), self._locks)
+        self._unfinished: dict[str, Unfinished] = {}
 
     def folder(self, artefact: Artefact) -> Path:
         """The artefact's folder on this machine; it need not exist yet."""
@@ -102,10 +118,8 @@ class Workspace:
 
     def fingerprint(self, path: str) -> str | None:
         """SHA-256 of the manifest of the artefact at `path`, None without one. It changes when the artefact is rebuilt."""
-        try:
-            return sha256(self.place(path).read(MANIFEST, RECORD_BYTES))
-        except FileNotFoundError:
-            return None
+        content = manifest_bytes(self.place(path))
+        return None if content is None else sha256(content)
 
     def fingerprints(self, artefacts: Iterable[Artefact]) -> dict[str, str]:
         """The fingerprint of each artefact by path, "" for one that does not exist: the `parents` of what is made from them.
@@ -151,24 +165,47 @@ class Workspace:
     def lock(self, artefact: Artefact) -> Generator[Path]:
         """Hold the artefact's lock, after waiting for a process that holds it; yields the artefact's folder, which exists.
 
-        The kernel releases the lock when its holder dies.
+        The kernel releases the lock when its holder dies; on an object store other machines take it over after a while.
         """
         with self._locks.held(_lock_name(artefact)):
             folder = self.folder(artefact)
             refuse_outside(folder / "x", self.local)
             with explained(folder, "written"):
                 folder.mkdir(parents=True, exist_ok=True)
+            if self.remote and is_reserved(self.storage(artefact)):
+                self.reopen(artefact)  # it was killed, or it sleeps and is to find the reservation gone
             yield folder
 
     @contextmanager
     def claim(self, artefact: Artefact, part: str) -> Generator[bool]:
         """Claim one part of an artefact that several processes make together; yields False when another process has it."""
-        name = _lock_name(artefact)
-        with (
-            self._locks.held(f"{name}.parts", shared=True),  # keeps `discard` away
-            self._locks.attempted(f"{name}.part-{part}") as claimed,
-        ):
+        with self._locks.claimed(_lock_name(artefact), part) as claimed:
             yield claimed
+
+    def keep(self, artefact: Artefact) -> None:
+        """Copy unfinished work to the object store, where another machine can go on with it. Call it with the lock held.
+
+        Raises StorageError if another machine has taken over the work. In a folder nothing need be done.
+        """
+        if unfinished := self._unfinished_of(artefact):
+            self._locks.assure(_lock_name(artefact))
+            unfinished.keep()
+
+    def restore(self, artefact: Artefact) -> None:
+        """Bring unfinished work to this machine if another one did it. Call it with the lock held."""
+        if unfinished := self._unfinished_of(artefact):
+            unfinished.restore()
+
+    def _unfinished_of(self, artefact: Artefact) -> Unfinished | None:
+        storage = self.storage(artefact)
+        if not isinstance(storage, ObjectStorage) or not isinstance(self._locks, Leases):
+            return None
+        new = Unfinished(self.folder(artefact), self.local, storage, self._locks.domain)
+        return self._unfinished.setdefault(artefact.path, new)
+
+    def assure_claim(self, artefact: Artefact, part: str) -> None:
+        """Raise StorageError if another machine has taken over a part that this process claimed and was silent about."""
+        self._locks.assure(_lock_name(artefact), part)
 
     def publish(
         self,
@@ -183,15 +220,18 @@ class Workspace:
         `files` are the paths to record, relative to the folder; by default all files of the folder on this machine, without
         what killed writers left there, which is removed. On an object store, files of that folder are copied there first.
         `parents` is what `fingerprints` returned before the parents were read. Raises StorageError when one of the files is
-        gone.
+        gone, and when another machine has taken over the work.
         """
         folder, storage = self.folder(artefact), self.storage(artefact)
         here = LocalStorage(folder, within=self.local)
         here.sweep()
         names = sorted(set(here.sizes() if files is None else files) - {MANIFEST})
-        for name in names if self.remote else ():
-            if (folder / name).is_file():
-                storage.write(name, (folder / name).read_bytes())
+        made = [name for name in names if self.remote and (folder / name).is_file()]
+        put = storage.write
+        if isinstance(storage, ObjectStorage):
+            put = fenced(storage, MANIFEST, made, partial(self._locks.assure, _lock_name(artefact)))
+        for name in made:
+            put(name, (folder / name).read_bytes())
         records = {name: _record(folder / name, storage, name) for name in names}
         manifest = Manifest(
             kind=artefact.kind,
@@ -204,7 +244,12 @@ class Workspace:
             host=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             finished=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
-        storage.write(MANIFEST, json.dumps(sealed(json.loads(manifest.model_dump_json())), indent=1).encode())
+        put(MANIFEST, json.dumps(sealed(json.loads(manifest.model_dump_json())), indent=1).encode())
+        if isinstance(self._locks, Leases):
+            self._locks.sweep(_lock_name(artefact))
+        if self._unfinished.pop(artefact.path, None):
+            for name in storage.sizes().keys() - {MANIFEST, *names}:
+                storage.delete(name)  # what `keep` copied
         return manifest
 
     def discard(self, artefact: Artefact) -> None:
@@ -214,7 +259,7 @@ class Workspace:
         """
         storage, folder = self.storage(artefact), self.folder(artefact)
         refuse_outside(folder / "x", self.local)
-        with self.lock(artefact), self._locks.attempted(f"{_lock_name(artefact)}.parts") as alone:
+        with self.lock(artefact), self._locks.alone(_lock_name(artefact)) as alone:
             if not alone:
                 raise PipelineError(f"{storage} is being filled by another process: stop that one, then run this again")
             storage.delete(MANIFEST)  # first: it must not look finished while files are missing
@@ -225,18 +270,18 @@ class Workspace:
     def is_locked(self, path: str) -> bool:
         """Whether a process works on the artefact at a path inside the workspace."""
         name = path.replace("/", "-")
-        with self._locks.attempted(name) as mine, self._locks.attempted(f"{name}.parts") as alone:
+        with self._locks.attempted(name) as mine, self._locks.alone(name) as alone:
             return not (mine and alone)
 
     def is_free(self, lock: str) -> bool:
         """Whether a lock, by its file's name, is one that nobody holds."""
-        return is_abandoned(self._locks.folder / lock)
+        return is_abandoned(self.local / LOCKS / lock)
 
     def remove(self, path: str) -> bool:
         """Remove a file or folder inside the workspace; False if a process works on the artefact it belongs to."""
         artefact = "/".join(path.split("/")[:2])
         name = artefact.replace("/", "-")
-        with self._locks.attempted(name) as mine, self._locks.attempted(f"{name}.parts") as alone:
+        with self._locks.attempted(name) as mine, self._locks.alone(name) as alone:
             if not (mine and alone):
                 return False
             storage = self.place("")

@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from pipeline.artefacts.identity import key_of
 from pipeline.artefacts.manifest import MANIFEST, Artefact
@@ -110,13 +111,14 @@ class Filling:
         self.advance(self.writer.layout.shard_rows)
 
     def _in_turn(self) -> list[int]:
-        """The wanted shards. Where claims hold on one machine only, each begins at another, so that two seldom make one."""
+        """The wanted shards. Machines begin at different ones, so that few requests go to shards that others have."""
         turn = secrets.randbelow(len(self.wanted)) if self.wanted and self.workspace.remote else 0
         return [*self.wanted[turn:], *self.wanted[:turn]]
 
     def _write(self, claim: ExitStack, shard: int, rows: ShardRows, there: Mapping[int, InPlace] | None) -> None:
         with claim:
-            self.writer.write(shard, rows, there)
+            assured = partial(self.workspace.assure_claim, self.artefact, str(shard))
+            self.writer.write(shard, rows, there, assured=assured)
 
     def _wait_until_written(self, but: int = 0) -> None:
         """Wait for the shards handed over, `but` the last so many."""

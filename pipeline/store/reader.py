@@ -17,7 +17,7 @@ from pipeline.store import format as fmt
 from pipeline.store.commits import Commit, commit_name, read_commit
 from pipeline.store.direct import ShardedArray
 from pipeline.store.norms import scale
-from pipeline.store.text_arrays import REMEDY, read_whole
+from pipeline.store.text_arrays import REMEDY, StoredArray, read_whole
 from pipeline.store.verify import recorded_files
 
 
@@ -126,6 +126,10 @@ class ActivationStore:
     def whole(self, name: str) -> npt.NDArray[Any]:
         """One of the arrays with an entry per sequence or document, all of it. Raises CorruptArtefactError."""
         return read_whole(self.storage, name, self._compare)
+
+    def array(self, name: str) -> StoredArray:
+        """One of the same arrays, to be read in parts. Raises CorruptArtefactError."""
+        return StoredArray(self.storage, name, self._compare)
 
     def _check(self, layer: int) -> None:
         if layer not in self.layout.layers:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -58,8 +58,17 @@ class ShardWriter:
         """Whether a shard is committed, by whichever process."""
         return self.storage.size(commit_name(shard)) is not None
 
-    def write(self, shard: int, rows: ShardRows, there: Mapping[int, InPlace] | None = None) -> Commit:
+    def write(
+        self,
+        shard: int,
+        rows: ShardRows,
+        there: Mapping[int, InPlace] | None = None,
+        *,
+        assured: Callable[[], None] = lambda: None,
+    ) -> Commit:
         """Write all rows of a shard, then commit it. The layers in `there` have their files already.
+
+        `assured` raises if this process may no longer replace a file, since another machine has taken over the shard.
 
         Raises TypeError for another dtype or shape than the store's, because Zarr would silently convert the bit patterns as
         if they were numbers. Raises PipelineError for values that are not finite and for a full disk, and
@@ -76,9 +85,9 @@ class ShardWriter:
             if rows_RD.dtype != bits.torch_dtype or rows_RD.shape != (written, layout.d_in) or written > stop - start:
                 raise TypeError(f"layer {layer}: got {rows_RD.dtype} {tuple(rows_RD.shape)}, the store holds {layout.dtype}")
             norms[layer] = _norms(rows_RD, layer, rows.fields.sequence)
-            checks |= self._put(fmt.layer_array(layer), start, bits.patterns(rows_RD.contiguous()))
+            checks |= self._put(fmt.layer_array(layer), start, bits.patterns(rows_RD.contiguous()), assured)
         for name, dtype in fmt.ROW_FIELDS.items():
-            checks |= self._put(name, start, getattr(rows.fields, name).astype(dtype, casting="same_kind"))
+            checks |= self._put(name, start, getattr(rows.fields, name).astype(dtype, casting="same_kind"), assured)
         commit = Commit(shard=shard, rows=written, files=checks, norms=norms)
         record = commit.record()
         # `create` never replaces a record: of two writers the first wins. On equal machines both wrote the same bytes.
@@ -89,10 +98,13 @@ class ShardWriter:
             )
         return commit
 
-    def _put(self, name: str, start: int, values: npt.NDArray[Any]) -> dict[str, FileCheck]:
+    def _put(self, name: str, start: int, values: npt.NDArray[Any], assured: Callable[[], None]) -> dict[str, FileCheck]:
         """Encode the rows of one array and write their file; returns its name and checksum."""
         made, content = self._encoded(name, start, values)
-        self.storage.write(made, content.data)
+        # What is there is of a run that was killed, or of a machine that took over this shard and may have committed it.
+        if not self.storage.create(made, content.data) and memoryview(self.storage.read(made)) != content.data:
+            assured()
+            self.storage.write(made, content.data)
         checksum = cast("int", google_crc32c.value(content))  # google_crc32c has no types
         chunks = stored_checksums(content, self.layout.shard_rows // self.layout.chunk_rows)
         return {made: FileCheck(bytes=content.nbytes, crc32c=checksum, chunks=chunks)}

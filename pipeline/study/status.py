@@ -10,6 +10,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.artefacts.glance import Glance
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
 from pipeline.store.format import is_laid_out
@@ -35,11 +36,14 @@ class Status:
     """The state of every artefact of a study in a workspace, at the time of creation."""
 
     def __init__(self, plan: Plan, workspace: Workspace):
-        self.plan, self.workspace = plan, workspace
+        seen = Glance(workspace) if workspace.remote else workspace
+        self.plan, self.workspace = plan, seen
         everything = [*plan.extracted, *plan.trained, *plan.evaluated]
         with ThreadPoolExecutor(LOOKED_UP_AT_ONCE) as pool:
             states = pool.map(self._state, everything)
             self.found = {artefact.path: state for artefact, state in zip(everything, states, strict=True)}
+        if isinstance(seen, Glance):
+            seen.remember()
 
     def table(self) -> Table:
         """One line for each artefact; SAEs and evaluations of one arm and layer share a line."""

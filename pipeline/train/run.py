@@ -52,6 +52,8 @@ class Runner:
     tracker: Callable[[TrainedSAE, int], AbstractContextManager[Tracker | None]]
     save_every: float
     """Seconds between checkpoints."""
+    keep: Callable[[TrainedSAE], None]
+    """Called when an SAE's checkpoint is saved."""
     device: torch.device = field(default_factory=sae_device)
 
     def run(self, jobs: Sequence[Job], title: str = "train") -> Iterator[list[InTraining]]:
@@ -146,3 +148,4 @@ class _Run:
             checkpoint.save(member.job.folder, member.trainer.state(), member.trainer.done, {"seconds": self.seconds})
         for member in members:
             checkpoint.remove(member.job.folder, but=member.trainer.done)
+            self.runner.keep(member.job.sae)

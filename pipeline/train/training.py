@@ -31,6 +31,8 @@ from pipeline.train.same_rows import take_over
 from pipeline.train.track import Service, connect, not_tracked
 
 SECONDS_BETWEEN_CHECKPOINTS = 180.0
+SECONDS_BETWEEN_COPIES = 600.0
+"""The same where checkpoints are copied to an object store: an SAE's are gigabytes."""
 
 
 @dataclass(kw_only=True)
@@ -53,9 +55,7 @@ def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
     return [group[start : start + fitting] for group in groups(plan, workspace) for start in range(0, len(group), fitting)]
 
 
-def train(
-    plan: Plan, workspace: Workspace, track: Service | None = None, *, save_every: float = SECONDS_BETWEEN_CHECKPOINTS
-) -> Trained:
+def train(plan: Plan, workspace: Workspace, track: Service | None = None, *, save_every: float | None = None) -> Trained:
     """Train what is missing, from the last checkpoint if there is one; `track` shows the logs live.
 
     SAEs that others trained are brought into the workspace first.
@@ -77,7 +77,14 @@ def train(
         if slower := slower_choice(recipe.precision, recipe.batch_size, d_in, recipe.d_sae, device):
             print(slower, file=sys.stderr)
         tell_of_no_resets({sae.arm: sae.recipe for cohort in missing for sae in cohort})
-        stage = _Stage(plan, workspace, Runner(store=store, tracker=tracker, save_every=save_every, device=device), result)
+        runner = Runner(
+            store=store,
+            tracker=tracker,
+            save_every=save_every or (SECONDS_BETWEEN_COPIES if workspace.remote else SECONDS_BETWEEN_CHECKPOINTS),
+            keep=lambda sae: workspace.keep(sae.artefact),
+            device=device,
+        )
+        stage = _Stage(plan, workspace, runner, result)
         for cohort in missing:
             stage.make(cohort)
     sweep(plan, workspace)
@@ -126,6 +133,8 @@ class _Stage:
                 checkpoint.own(self.workspace.folder(sae.artefact))
                 LocalStorage(stack.enter_context(self.workspace.lock(sae.artefact))).sweep()
             cohort = [sae for sae in cohort if self.workspace.manifest(sae.artefact) is None]
+            for sae in cohort:
+                self.workspace.restore(sae.artefact)
             self.match([sae for sae in cohort if sae.matched_to])
             self.train([sae for sae in cohort if not sae.matched_to])
 

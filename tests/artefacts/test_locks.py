@@ -22,7 +22,7 @@ def test_a_lock_keeps_others_away_and_leaves_no_file(tmp_path: Path) -> None:
             assert (second, other) == (False, True)
         assert names(tmp_path) == ["a"]
     assert names(tmp_path) == []
-    with locks.held("a", shared=True), locks.held("a", shared=True), locks.attempted("a") as alone:
+    with locks.claimed("a", "1"), locks.claimed("a", "2"), locks.alone("a") as alone:
         assert not alone
     assert names(tmp_path) == []
 

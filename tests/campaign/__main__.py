@@ -19,7 +19,7 @@ from campaign.library import CLASSES
 from campaign.workers import import_everything
 
 ROOT = Path(__file__).parents[2]
-LONGEST = ("prefect", "s3")
+LONGEST = ("prefect", "s3", "machines")
 """Classes whose cases take longest, a minute or so."""
 
 

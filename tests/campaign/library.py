@@ -1,6 +1,6 @@
 """The classes of faults, by name."""
 
-from campaign import crashes, damages, object_store, services, strangers, together
+from campaign import crashes, damages, machines, object_store, services, strangers, together
 from campaign.cases import Library
 
 CLASSES: dict[str, Library] = {
@@ -19,5 +19,6 @@ CLASSES: dict[str, Library] = {
     "together": together.together,
     "clock": together.clocks,
     "s3": object_store.requests,
+    "machines": machines.machines,
     "prefect": services.kills,
 }

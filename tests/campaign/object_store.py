@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -17,7 +17,7 @@ from campaign.cases import Case, Place
 from campaign.crashes import STUDIES
 from campaign.judge import Verdict, claims, judged, refused
 from campaign.studies import STAGES, Study, made
-from campaign.workers import LIMIT, Ended, command, run
+from campaign.workers import LIMIT, Child, Ended, command, run, start
 
 ROUNDS = 120
 """Cases of each stage, at shares of its requests: counting them takes a minute."""
@@ -27,7 +27,7 @@ SLOW = 0.1
 
 def requests(home: Path) -> Iterator[Case]:
     """Requests of every stage with drawn faults, then the same command without."""
-    server = _served(home)
+    server = served(home)
     for name, stage, number in product(STUDIES, STAGES, range(ROUNDS)):
         draw = random.Random(f"{name}-{stage}-{number}")
         hows = [how for how in proxy.HOWS if how != "silent" or draw.random() < SLOW * len(proxy.HOWS)]
@@ -35,7 +35,7 @@ def requests(home: Path) -> Iterator[Case]:
         yield Case("s3", f"{name}-{stage}-{number:03}-{how}", run)
 
 
-def _served(home: Path) -> Path:
+def served(home: Path) -> Path:
     """The folder of a running server, which ends with this process."""
     folder = home / f"server-{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def _served(home: Path) -> Path:
 
 def _harmed(study: Study, stage: str, server: Path, how: str, share: float, place: Place) -> Verdict:
     at = 1 + int(share * _counted(study, stage, server, place))
-    remote = _Remote(server, f"{study.toml.stem}-{stage}-{at}-{how}-{os.getpid()}", place)
+    remote = Remote(server, f"{study.toml.stem}-{stage}-{at}-{how}-{os.getpid()}", place)
     try:
         remote.fill(study.before(stage))
         first = remote.run(study.argv(stage, remote.url), how, at)
@@ -76,7 +76,7 @@ def _counted(study: Study, stage: str, server: Path, place: Place) -> int:
     """The number of requests of an undisturbed run."""
     note = study.toml.parent / f"requests-{stage}"
     if not note.exists():
-        remote = _Remote(server, f"counting-{study.toml.stem}-{stage}-{os.getpid()}", place)
+        remote = Remote(server, f"counting-{study.toml.stem}-{stage}-{os.getpid()}", place)
         remote.fill(study.before(stage))
         ended = remote.run(study.argv(stage, remote.url))
         assert ended.code == 0, ended.output
@@ -85,7 +85,7 @@ def _counted(study: Study, stage: str, server: Path, place: Place) -> int:
     return int(note.read_text())
 
 
-class _Remote:
+class Remote:
     """A workspace of one case at the server. Everything that talks to it is a fork: its client has threads."""
 
     def __init__(self, server: Path, case: str, place: Place):
@@ -137,10 +137,33 @@ class _Remote:
 
     def run(self, argv: tuple[str, ...], how: str = "", at: int = 0) -> Ended:
         """A command, with a fault at one of its requests."""
-        case = f"{self.case}-again" if self.requests() else self.case
-        if how:
-            (self.server / f"{case}.json").write_text(json.dumps({"how": how, "at": at}))
-        return run(command(*argv, before=lambda: self._account(case)), self.place.folder, 3 * LIMIT)
+        fault = {"how": how, "at": at} if how else None
+        return self.start(argv, "", fault=fault, case=f"{self.case}-again" if self.requests() else self.case).wait(3 * LIMIT)
+
+    def start(
+        self,
+        argv: tuple[str, ...],
+        machine: str,
+        *,
+        fault: Mapping[str, object] | None = None,
+        case: str = "",
+        before: Callable[[], object] = lambda: None,
+    ) -> Child:
+        """Start a command on a machine, which is a cache folder of its own, with a fault at one of its requests."""
+        case = case or f"{self.case}-{machine}"
+        if fault:
+            (self.server / f"{case}.json").write_text(json.dumps(fault))
+
+        def prepare() -> None:
+            self._account(case, machine)
+            before()
+
+        return start(command(*argv, before=prepare), self.place.folder)
+
+    def locks(self) -> list[str]:
+        """Locks that were not given back."""
+        found = self.place.folder / "found" / ".locks"
+        return [path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()]
 
     def requests(self) -> list[str]:
         """The requests of the first command."""
@@ -155,12 +178,12 @@ class _Remote:
         ended = run(call, self.place.folder, 3 * LIMIT)
         assert ended.code == 0, ended.output
 
-    def _account(self, case: str) -> None:
+    def _account(self, case: str, machine: str = "") -> None:
         os.environ.update(
             AWS_ENDPOINT_URL=f"http://127.0.0.1:{(self.server / 'port').read_text()}/{case}",
             AWS_ACCESS_KEY_ID="somebody",
             AWS_SECRET_ACCESS_KEY="none",
             AWS_REGION="us-east-1",
             AWS_ALLOW_HTTP="true",
-            XDG_CACHE_HOME=str(self.place.folder / "cache"),
+            XDG_CACHE_HOME=str(self.place.folder / f"cache{machine}"),
         )

@@ -85,9 +85,9 @@ def test_another_layer_runs_the_model_once_and_writes_one_layer(
     workspace, (small, large) = Workspace(tmp_path / "ws"), (grown.plan(1100, layers) for layers in ((0, 2), (0, 2, 3)))
     extract(small, workspace)
     written: list[str] = []
-    write = LocalStorage.write
+    create = LocalStorage.create
     monkeypatch.setattr(
-        LocalStorage, "write", lambda self, name, content: (written.append(name), write(self, name, content))
+        LocalStorage, "create", lambda self, name, content: (written.append(name), create(self, name, content))[1]
     )
     with counted() as runs:
         extract(large, workspace)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from object_store import SECRET, account, serving
 from small_store import SHARD_ROWS, new_store, numbered, numbers, shard_rows
 from small_study import SMALL, Study
 from typer.testing import CliRunner
@@ -28,33 +29,17 @@ from pipeline.store.writer import ShardWriter, commit_name
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import make_plan
 
-SECRET = "a-secret-that-nobody-may-see"
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """URL of a server with an empty bucket called `bucket`."""
-    from moto.server import ThreadedMotoServer
-
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    url = "http://{}:{}".format(*moto.get_host_and_port())
-    urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT")).close()
-    yield url
-    moto.stop()
+    with serving() as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)
 def _account(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }
-    for name, value in settings.items():
+    for name, value in account(server, tmp_path / "cache").items():
         monkeypatch.setenv(name, value)
 
 
