@@ -6,7 +6,8 @@ Every batch, step and encoding sleeps for a while in place of arithmetic, so tha
 Everything else is the product's: claims, commits, locks, tasks, publishing. Extraction is also measured without Dask, by
 processes that claim shards from each other. What processes take to start and to import is not counted.
 
-Efficiency is the time of one worker over N times the time of N.
+Efficiency is what the workers slept, over their number times what the stage took. So the whole stage counts, with its tasks
+before and after the work that is shared.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from typing import Any
 
 PAUSE = "DASAE_BENCHMARK_PAUSE"
 """Environment variable with the seconds that a batch takes."""
+SLEPT = "DASAE_BENCHMARK_SLEPT"
+"""Environment variable with the folder in which each process keeps how long it has slept."""
 STEP, ENCODING = 0.1, 0.5
 """What a training step and an encoding take, in batches of extraction."""
 IMPORTED = ("extract.extraction", "train.training", "evaluate.evaluation", "evaluate.capture", "evaluate.recovery")
@@ -73,18 +76,24 @@ def pretend() -> None:
     with importing_sae_bench():
         for name in ("sae_lens.synthetic", *(f"pipeline.{name}" for name in IMPORTED)):
             import_module(name)  # none of it is to be counted
-    pause = float(os.environ[PAUSE])
+    pause, told, slept = float(os.environ[PAUSE]), Path(os.environ[SLEPT]) / str(os.getpid()), 0.0
     draw = Truth.draw
+
+    def sleep(seconds: float) -> None:
+        nonlocal slept
+        time.sleep(seconds)
+        slept += seconds
+        told.write_text(str(slept))
 
     def drawn(self: Truth, layout: Any, shard: int) -> Iterator[Any]:
         for batch in draw(self, layout, shard):
-            time.sleep(pause)
+            sleep(pause)
             yield batch
 
     def slowly(function: Callable[..., Any], pause: float) -> Callable[..., Any]:
         @wraps(function)
         def slow(*given: Any, **named: Any) -> Any:
-            time.sleep(pause)
+            sleep(pause)
             return function(*given, **named)
 
         return slow
@@ -116,6 +125,11 @@ def alone(toml: str, workspace: str, barrier: Any, seconds: Any) -> None:
     began = time.perf_counter()
     extraction.write(work)
     seconds.put(time.perf_counter() - began)
+
+
+def slept() -> float:
+    """Seconds that all processes have slept so far."""
+    return sum(float(told.read_text()) for told in Path(os.environ[SLEPT]).iterdir())
 
 
 def by_claims(toml: Path, workspace: Path, workers: int) -> float:
@@ -161,8 +175,8 @@ def cluster(folder: Path, workers: int) -> Generator[str]:
             process.wait()
 
 
-def by_flow(toml: Path, workspace: Path) -> dict[str, float]:
-    """Seconds of each stage of the study, run as the flow runs it."""
+def by_flow(toml: Path, workspace: Path) -> dict[str, tuple[float, float]]:
+    """Seconds of each stage of the study, run as the flow runs it, and what workers slept in it."""
     from prefect import flow
 
     import flows
@@ -173,7 +187,7 @@ def by_flow(toml: Path, workspace: Path) -> dict[str, float]:
 
     for name in IMPORTED:
         import_module(f"pipeline.{name}")
-    seconds: dict[str, float] = {}
+    seconds: dict[str, tuple[float, float]] = {}
     plan, place = plan_of(str(toml)), Workspace(workspace)
 
     @flow
@@ -181,9 +195,9 @@ def by_flow(toml: Path, workspace: Path) -> dict[str, float]:
         with engine(plan.experiment.run) as running:
             study = Study(plan=plan, workspace=place, engine=running)
             for stage in STAGES:
-                began = time.perf_counter()
+                began, before = time.perf_counter(), slept()
                 getattr(study, stage)()
-                seconds[stage] = time.perf_counter() - began
+                seconds[stage] = time.perf_counter() - began, slept() - before
             assert not study.failed
 
     with flows._server(place):  # pyright: ignore[reportPrivateUsage]
@@ -201,10 +215,12 @@ def main() -> None:
     args = parser.parse_args()
     from measure import show
 
-    found: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[int, str]] = {}
     for workers in args.workers:
         with tempfile.TemporaryDirectory() as temporary:
             folder, toml = Path(temporary), Path(temporary) / "spreading.toml"
+            (folder / "slept").mkdir()
+            os.environ[SLEPT] = str(folder / "slept")
 
             def study(run: str, toml: Path = toml) -> Path:
                 rows, seeds = args.shards * 256, list(range(args.saes))
@@ -212,23 +228,16 @@ def main() -> None:
                 return toml
 
             os.environ[PAUSE] = str(args.pause / 4)  # processes that only claim shards cost less
-            found.setdefault("extract, by claims", {})[workers] = by_claims(study(""), folder / "claims", workers)
+            took = {"extract, by claims": (by_claims(study(""), folder / "claims", workers), slept())}
             os.environ[PAUSE] = str(args.pause)
             with cluster(folder, workers) as address:
                 run = f'[run]\nengine = "dask"\naddress = "{address}"'
-                for stage, took in by_flow(study(run), folder / "flow").items():
-                    found.setdefault(f"{stage}, by the flow", {})[workers] = took
-        print({name: round(took[workers], 1) for name, took in found.items()}, flush=True)
-    first = args.workers[0]
-    rows = [
-        [
-            name,
-            *(f"{took[n]:.1f}" for n in args.workers),
-            *(f"{took[first] * first / (took[n] * n):.0%}" for n in args.workers),
-        ]
-        for name, took in found.items()
-    ]
-    columns = ["", *(f"{n}, s" for n in args.workers), *(f"{n}, efficiency" for n in args.workers)]
+                took |= {f"{stage}, by the flow": of for stage, of in by_flow(study(run), folder / "flow").items()}
+        for name, (seconds, asleep) in took.items():
+            found.setdefault(name, {})[workers] = f"{seconds:.1f} s, {asleep / workers / seconds:.1%}"
+        print({name: of[workers] for name, of in found.items()}, flush=True)
+    rows = [[name, *(of[workers] for workers in args.workers)] for name, of in found.items()]
+    columns = ["seconds, efficiency", *(f"{n} workers" for n in args.workers)]
     show(f"{args.shards} shards, {args.saes} SAEs, {args.pause} s a batch", columns, rows)
 
 

@@ -6,9 +6,11 @@ A failure here never ends a run: training takes hours, and a server may be away 
 import base64
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import partial
 from logging import Logger, LoggerAdapter
 from typing import TYPE_CHECKING, Any
@@ -40,7 +42,10 @@ def slug(*parts: str) -> str:
 
 
 class ProgressPage:
-    """A watcher for `pipeline.runtime.progress`: a progress artifact, and a line in the run's log once a minute."""
+    """A watcher for `pipeline.runtime.progress`: a progress artifact, and a line in the run's log once a minute.
+
+    A thread talks to the server, so that the work never waits for it.
+    """
 
     def __init__(self, experiment: str, part: str = ""):
         self.experiment, self.part = experiment, part
@@ -49,34 +54,40 @@ class ProgressPage:
     @contextmanager
     def __call__(self, title: str, total: int, unit: str) -> Generator[Advance]:
         """Show one piece of work from start to end."""
-        started = time.monotonic()
-        done, last, updated, logged = 0, "", started, started
+        started = logged = time.monotonic()
+        done, last = 0, ""
+        ended = threading.Event()
         key = slug(self.experiment, title.split(",", maxsplit=1)[0], self.part)
         self.log.info("%s: %s %s to do", title, f"{total:,}", unit)
-        page = quietly(self.log, lambda: create_progress_artifact(0.0, key=key, description=f"{title}: starting"))
 
-        def show(now: float) -> None:
-            text = f"{title}: {done:,} of {total:,} {unit}, {now - started:.0f} s{', ' + last if last else ''}"
-            percent = min(100.0, 100.0 * done / max(1, total))
-            if page:
-                quietly(self.log, lambda: update_progress_artifact(page, progress=percent, description=text))
+        def show() -> None:
+            page = quietly(self.log, lambda: create_progress_artifact(0.0, key=key, description=f"{title}: starting"))
+            while page:
+                at_its_end = ended.wait(SECONDS_BETWEEN_UPDATES)
+                now = time.monotonic() - started
+                text = f"{title}: {done:,} of {total:,} {unit}, {now:.0f} s{', ' + last if last else ''}"
+                percent = min(100.0, 100.0 * done / max(1, total))
+                quietly(self.log, partial(update_progress_artifact, page, progress=percent, description=text))
+                if at_its_end:
+                    return
 
         def advance(amount: int = 1, remark: str = "") -> None:
-            nonlocal done, last, updated, logged
+            nonlocal done, last, logged
             done, last = done + amount, remark or last
             now = time.monotonic()
-            if now - updated >= SECONDS_BETWEEN_UPDATES:
-                updated = now
-                show(now)
             if done and now - logged >= SECONDS_BETWEEN_LINES:
                 logged = now
                 left = (now - started) / done * (total - done)
                 self.log.info("%s: %s of %s %s, %.0f s left %s", title, f"{done:,}", f"{total:,}", unit, left, last)
 
-        yield advance
-        now = time.monotonic()
-        show(now)
-        self.log.info("%s: %s %s in %.0f s %s", title, f"{done:,}", unit, now - started, last)
+        shown = threading.Thread(target=copy_context().run, args=(show,), daemon=True)
+        shown.start()
+        try:
+            yield advance
+        finally:
+            ended.set()
+        shown.join()
+        self.log.info("%s: %s %s in %.0f s %s", title, f"{done:,}", unit, time.monotonic() - started, last)
 
 
 def quietly(log: "Logger | LoggerAdapter[Any]", action: Callable[[], Any]) -> Any:

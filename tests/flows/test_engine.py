@@ -1,5 +1,7 @@
 """Where tasks run: what is refused before any of them does, and what each worker is given."""
 
+import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import flows
+from orchestration import artifacts
 from orchestration.engine import Local, engine, workers_here
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError
@@ -75,3 +78,21 @@ def test_workers_know_the_temporary_server_and_start_none_of_their_own(
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with temporary_settings({PREFECT_API_URL: None}), flows._server(Workspace(tmp_path)):  # pyright: ignore[reportPrivateUsage]
         assert PREFECT_API_URL.value() == Server.api_url  # settings go with every task
+
+
+def test_work_does_not_wait_for_the_page_that_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, shown = threading.Event(), list[float]()
+
+    def create(*_: object, **__: object) -> str:
+        assert answered.wait(30)
+        return "page"
+
+    monkeypatch.setattr(artifacts, "get_run_logger", lambda: logging.getLogger("page"))
+    monkeypatch.setattr(artifacts, "create_progress_artifact", create)
+    monkeypatch.setattr(artifacts, "update_progress_artifact", lambda *_, progress, **__: shown.append(progress))
+    with artifacts.ProgressPage("study")("train", 3, "steps") as advance:
+        for _ in range(3):
+            advance()
+        assert not answered.is_set()
+        answered.set()
+    assert shown == [100.0]
