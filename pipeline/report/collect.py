@@ -12,7 +12,7 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError, MissingArtefactError, PipelineError, in_one_line
 from pipeline.models.model_section import HuggingFaceModel, KnownFeatures, TinyModel
 from pipeline.report.differences import differences
-from pipeline.report.latents import ExamplesOf
+from pipeline.report.latents import ExamplesOf, SeparatedOf
 from pipeline.report.results import Arm, Cost, Curve, Model, Results, Row, StoreFacts, Task, Training, levels_of, middle
 from pipeline.store.norms import massive_rows
 from pipeline.store.reader import ActivationStore
@@ -82,6 +82,7 @@ def _results(plan: Plan, workspace: Workspace, seen: "_Seen", evaluated: list[Pl
         curves=tuple(_curve(sae, seen) for sae in evaluated if isinstance(sae, TrainedSAE)),
         missing=tuple(str(sae) for sae in plan.saes if sae not in evaluated),
         examples=tuple(_examples(rows)),
+        separated=tuple(_separated(rows)),
         cost=_cost(plan, evaluated, seen),
     )
 
@@ -196,6 +197,23 @@ def _examples(rows: list[Row]) -> list[ExamplesOf]:
         arms = {arm: row for (at, arm), row in first.items() if at == layer}
         chosen += [arms[arm] for arm in EXAMPLES_OF if arm in arms] or list(arms.values())[:1]
     return [ExamplesOf(arm=row.arm, seed=row.seed, layer=row.layer, **dict(row.examples or ())) for row in chosen]
+
+
+def _separated(rows: list[Row]) -> list[SeparatedOf]:
+    """What became of the control's pairs in every SAE; with pairs in the first seed of an arm and layer, at the middle L0."""
+    first: dict[tuple[int, str], Row] = {}
+    level, found = middle(levels_of(rows)), [(row, row.separated) for row in rows if row.separated]
+    for row, _ in found:
+        if row.sparsity == level:
+            first.setdefault((row.layer, row.arm), row)
+    named = ("arm", "seed", "layer", "sparsity")
+    return [
+        SeparatedOf(
+            **dict(separated) | {name: getattr(row, name) for name in named},
+            placebo=row.penalty == NO_PENALTY,
+        ).model_copy(update={} if first.get((row.layer, row.arm)) is row else {"shown": ()})
+        for row, separated in found
+    ]
 
 
 def _curve(sae: TrainedSAE, seen: "_Seen") -> Curve:
