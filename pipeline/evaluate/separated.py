@@ -24,7 +24,7 @@ from pipeline.study.planned import PlannedSAE
 PAIRS = 100
 """Pairs of the control that are followed: those with the largest interference."""
 LEFT = 0.25
-"""A pair is separated when less than this share of its interference is left and both latents still fire."""
+"""A pair is separated when less than this share of its interference is left and both latents are still live."""
 IN_PLACE = 0.7
 """Cosine of a latent's direction to its direction in the control from which on it is in place: within 45 degrees."""
 SHOWN = 5
@@ -128,8 +128,8 @@ class Followed:
 
     same_P2: torch.Tensor
     """Cosine of each latent's direction to its direction in the control."""
-    silent_P: torch.Tensor
-    """Pairs of which a latent no longer fires."""
+    lost_P: torch.Tensor
+    """Pairs of which a latent is no longer live."""
     separated_P: torch.Tensor
     in_place_P: torch.Tensor
     """Those of the separated pairs whose latents are both in place."""
@@ -137,15 +137,15 @@ class Followed:
     """Places of the SHOWN separated pairs whose interference fell most, most first."""
 
 
-def follow(before: PairsIn, after: PairsIn, fires_P: torch.Tensor) -> Followed:
-    """Compare pairs in the control with the same pairs in an arm; `fires_P` says whether both latents still fire there."""
+def follow(before: PairsIn, after: PairsIn, live_P: torch.Tensor) -> Followed:
+    """Compare pairs in the control with the same pairs in an arm; `live_P` says whether both latents are still live there."""
     same_P2 = vecdot(before.direction_P2D, after.direction_P2D)
-    separated_P = fires_P & (after.interference_P < LEFT * before.interference_P)
+    separated_P = live_P & (after.interference_P < LEFT * before.interference_P)
     fall_P = (before.interference_P - after.interference_P).masked_fill(~separated_P, -torch.inf)
     order_P = fall_P.sort(descending=True, stable=True).indices
     return Followed(
         same_P2=same_P2,
-        silent_P=~fires_P,
+        lost_P=~live_P,
         separated_P=separated_P,
         in_place_P=separated_P & (same_P2 >= IN_PLACE).all(dim=1),
         most=cast("list[int]", order_P[: min(SHOWN, int(separated_P.sum()))].tolist()),
@@ -164,7 +164,7 @@ def compute(on: Bench) -> dict[str, Any]:
         "pairs": len(pair_P2),
         "separated": int(followed.separated_P.sum()),
         "in_place": int(followed.in_place_P.sum()),
-        "silent": int(followed.silent_P.sum()),
+        "lost": int(followed.lost_P.sum()),
         "before": float(before.interference_P.sum()),
         "after": float(after.interference_P.sum()),
         "shown": _shown(on, control, after, followed),

@@ -20,6 +20,7 @@ from pipeline.study.arms import arms_of
 from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
+from pipeline.study.recipe import NO_PENALTY
 from pipeline.study.reports import made_of
 from pipeline.study.stage_code import imported
 from pipeline.texts.text_sections import CorpusConfig, FilesCorpus, MixedCorpus
@@ -200,20 +201,17 @@ def _examples(rows: list[Row]) -> list[ExamplesOf]:
 
 
 def _separated(rows: list[Row]) -> list[SeparatedOf]:
-    """What became of the control's pairs in every SAE; with pairs in the first seed of an arm and layer, at the middle L0."""
-    first: dict[tuple[int, str], Row] = {}
-    level, found = middle(levels_of(rows)), [(row, row.separated) for row in rows if row.separated]
-    for row, _ in found:
-        if row.sparsity == level:
-            first.setdefault((row.layer, row.arm), row)
-    named = ("arm", "seed", "layer", "sparsity")
-    return [
-        SeparatedOf(
-            **dict(separated) | {name: getattr(row, name) for name in named},
-            placebo=row.penalty == NO_PENALTY,
-        ).model_copy(update={} if first.get((row.layer, row.arm)) is row else {"shown": ()})
-        for row, separated in found
-    ]
+    """What became of the control's pairs in every SAE; pairs of the first seed of an arm and layer alone, at the middle L0."""
+    level, found = middle(levels_of(rows)), list[SeparatedOf]()
+    shown: set[tuple[int, str]] = set()
+    for row in rows:
+        if row.separated:
+            named = {name: getattr(row, name) for name in ("arm", "seed", "layer", "sparsity")}
+            one = SeparatedOf(**dict(row.separated) | named, placebo=row.penalty == NO_PENALTY)
+            is_shown = row.sparsity == level and (row.layer, row.arm) not in shown
+            found.append(one if is_shown else one.model_copy(update={"shown": ()}))
+            shown |= {(row.layer, row.arm)} if is_shown else set()
+    return found
 
 
 def _curve(sae: TrainedSAE, seen: "_Seen") -> Curve:

@@ -100,11 +100,17 @@ class Separated(Frozen):
     control: str
     """The control's arm."""
     pairs: int
+    """How many are followed; the next three count them."""
     separated: int
+    """Most of their interference is gone, and both latents are live."""
     in_place: int
-    silent: int
+    """Separated, and both latents point where they do in the control."""
+    lost: int
+    """A latent is no longer live."""
     before: float
+    """Their interference in the control."""
     after: float
+    """The same pairs' in the arm."""
     shown: tuple[SeparatedPair, ...]
     reason: str | None
 
