@@ -138,7 +138,7 @@ class Followed:
 
 
 def follow(before: PairsIn, after: PairsIn, live_P: torch.Tensor) -> Followed:
-    """Compare pairs in the control with the same pairs in an arm; `live_P` says whether both latents are still live there."""
+    """Compare pairs in the control with the same pairs in an arm; `live_P` says whether both latents are live there."""
     same_P2 = vecdot(before.direction_P2D, after.direction_P2D)
     separated_P = live_P & (after.interference_P < LEFT * before.interference_P)
     fall_P = (before.interference_P - after.interference_P).masked_fill(~separated_P, -torch.inf)

@@ -201,7 +201,7 @@ def _examples(rows: list[Row]) -> list[ExamplesOf]:
 
 
 def _separated(rows: list[Row]) -> list[SeparatedOf]:
-    """What became of the control's pairs in every SAE; pairs of the first seed of an arm and layer alone, at the middle L0."""
+    """What became of the control's pairs in every SAE; pairs of one an arm and layer, its first seed at the middle L0."""
     level, found = middle(levels_of(rows)), list[SeparatedOf]()
     shown: set[tuple[int, str]] = set()
     for row in rows:

@@ -1,4 +1,4 @@
-"""Latents with the texts on which they fire, as the page shows them: ten of some SAEs, many in its browser, separated pairs."""
+"""Latents with the texts on which they fire, as the page shows them: ten of an SAE, many in its browser, separated pairs."""
 
 from typing import Literal
 

@@ -150,7 +150,7 @@ def test_the_file_says_what_the_weights_and_the_held_out_rows_say(followed: Stud
             assert shown["joint"][side] == int((product_R > 0).sum())
             assert shown["cosine"][side] == pytest.approx(float(sae.W_dec_FD[i] @ sae.W_dec_FD[j]), abs=1e-5)
             assert shown["co_activation"][side] == pytest.approx(2 * float(product_R.sum()) / norm, rel=1e-3, abs=1e-9)
-        left, whole = (cosine * co for cosine, co in zip(reversed(shown["cosine"]), reversed(shown["co_activation"]), strict=True))
+        whole, left = (cosine * shared for cosine, shared in zip(shown["cosine"], shown["co_activation"], strict=True))
         assert left < whole
         assert shown["together"][0]["strength"] == pytest.approx(float((latents[0][:, i] * latents[0][:, j]).max()))
         assert [texts[0]["strength"] for texts in shown["alone"]] == pytest.approx(
