@@ -25,7 +25,7 @@ from pipeline.report.collect import collect
 from pipeline.report.latents import SeparatedOf
 from pipeline.report.page import environment, write_report
 from pipeline.report.results import Results
-from pipeline.report.separated import separated as part
+from pipeline.report.separated_pairs import separated_pairs
 from pipeline.report.tables import Cell
 from pipeline.sae.finished import open_sae
 from pipeline.sae.sae import SAE
@@ -187,7 +187,7 @@ def test_the_page_shows_them_and_the_placebo_and_escapes_their_texts(followed: S
 
 def part_of(results: Results, separated: Sequence[SeparatedOf]) -> str:
     """This part of the page, alone."""
-    found = part(results.model_copy(update={"separated": tuple(separated)}), 2)
+    found = separated_pairs(results.model_copy(update={"separated": tuple(separated)}), 2)
     layer = {"layer": 2, "separated": found}
     return environment().get_template("separated.html.j2").render(part=layer, seeds=results.seeds, kinds={})
 
@@ -205,14 +205,14 @@ def test_it_says_where_nothing_is_separated_and_where_there_is_no_text(followed:
     assert "<details" not in text
     assert text.count('<p class="latent">') == len(bare)
     assert "No arm of this study shows how many (the placebo, other-order, would)" in part_of(results, [full])
-    assert part(results.model_copy(update={"separated": ()}), 2) is None
+    assert separated_pairs(results.model_copy(update={"separated": ()}), 2) is None
 
 
 def test_pairs_are_shown_of_one_seed_and_shares_are_means_over_all(followed: Study) -> None:
     results = collect(followed.plan, followed.workspace)
     full = results.separated[0].model_copy(update={"pairs": 100, "separated": 40})
     other = full.model_copy(update={"seed": 1, "separated": 50, "shown": ()})
-    found = part(results.model_copy(update={"separated": (full, other)}), 2)
+    found = separated_pairs(results.model_copy(update={"separated": (full, other)}), 2)
     assert found
     assert found.lines[0].cells[0] == Cell("45%", "±5%")
     assert [(one.seed, len(one.shown)) for one in found.shown] == [(0, len(full.shown))]

@@ -42,7 +42,7 @@ class SeparatedPart:
     """Whether there are any."""
 
 
-def separated(results: Results, layer: int) -> SeparatedPart | None:
+def separated_pairs(results: Results, layer: int) -> SeparatedPart | None:
     """The part of a layer; None where no arm has a control."""
     found = [one for one in results.separated if one.layer == layer and one.sparsity == results.shown_level]
     if not found:
