@@ -205,8 +205,12 @@ def _server(workspace: Workspace) -> Generator[None]:
             PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # nothing watches it, and its thread delays the end by a second
         }
     ):
+        from prefect.server.api.server import SubprocessASGIServer  # here, because most runs have a server
+
         try:
-            yield
+            # Named by its address, or each of Dask's workers would start a server of its own.
+            with SubprocessASGIServer() as server, temporary_settings({PREFECT_API_URL: server.api_url}):
+                yield
         except KeyboardInterrupt:
             if terminated:
                 raise InterruptedRunError("stopped on request; run the same command again to go on") from None

@@ -13,4 +13,4 @@
 set -euo pipefail
 address=${1:?the address of the scheduler, such as tcp://login:8786}
 . .venv/bin/activate
-exec srun --kill-on-bad-exit=0 dask worker "$address" --nthreads 1 --local-directory "${TMPDIR:-/tmp}"
+exec srun --kill-on-bad-exit=0 dask worker "$address" --nthreads 1 --memory-limit 0 --local-directory "${TMPDIR:-/tmp}"

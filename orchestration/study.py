@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger
@@ -14,10 +15,12 @@ from prefect.tasks import Task
 from orchestration.artifacts import ProgressPage, show_report, show_results
 from orchestration.engine import Engine, stop_on_request
 from orchestration.states import reason, stage_task, value_or_error
+from pipeline.artefacts.glance import Glance
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, MissingArtefactError
 from pipeline.runtime.progress import watched_by
+from pipeline.study.cutting import pieces
 from pipeline.study.plan import Plan
 from pipeline.study.planned import PlannedSAE
 from pipeline.study.reports import is_current
@@ -85,11 +88,12 @@ def publish_stores(plan: Plan, workspace: Workspace, seconds: dict[str, float], 
 @stage_task("train layer {plan.saes[0].layer}: {plan.arms_in_words}")
 def train_cohort(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], Failures]:
     """Train SAEs that share their batches, or bring in SAEs from outside; returns the paths made, and the failures."""
+    from pipeline.extract.extraction import row_maker
     from pipeline.train.training import train
 
     _OPEN.clear()
     with _on_the_page(plan, stop):
-        trained = train(plan, workspace)
+        trained = train(plan, workspace, row_maker=row_maker)
         return [sae.artefact.path for sae in trained.made], trained.failed
 
 
@@ -137,18 +141,24 @@ class Study:
     @property
     def nothing_trained(self) -> bool:
         """True when no SAE of the plan exists, so that there is nothing to evaluate."""
-        return not any(self.workspace.manifest(artefact) for artefact in self.plan.trained)
+        with Glance.at(self.workspace) as seen:
+            return not any(seen.manifest(artefact) for artefact in self.plan.trained)
+
+    def _done(self, artefacts: Sequence[Artefact]) -> bool:
+        """Whether all of these exist."""
+        with Glance.at(self.workspace) as seen:
+            return all(seen.manifest(artefact) for artefact in artefacts)
 
     def extract(self) -> None:
         """Fill every store of the study. Raises the error of a failed task: no other stage can run without the stores."""
-        if all(self.workspace.manifest(artefact) for artefact in self.plan.extracted):
+        if self._done(self.plan.extracted):
             return  # before heavy imports
         from pipeline.extract.extraction import shares
 
         ((made, work),) = self._values(prepare, [{}])
-        parts = [{"work": share, "part": part + 1} for part, share in enumerate(shares(work, self.engine.pieces))]
+        parts = shares(work, self.engine.workers) if self.engine.shared else [work]
         seconds = Counter(dict.fromkeys(work, 0.0))
-        for spent in self._values(write_shards, parts):
+        for spent in self._values(write_shards, [{"work": part, "part": number} for number, part in enumerate(parts, 1)]):
             seconds.update(spent)
         (published,) = self._values(publish_stores, [{"seconds": dict(seconds)}])
         self.made += [*made, *published]
@@ -169,47 +179,52 @@ class Study:
 
     def train(self) -> None:
         """Train or bring in every SAE that is missing. A failure is recorded; the other SAEs go on."""
-        if all(self.workspace.manifest(artefact) for artefact in self.plan.trained):
+        if self._done(self.plan.trained):
             return
-        from pipeline.train.training import cohorts
+        from pipeline.study.gpu_hours import training_seconds
+        from pipeline.train.training import groups
 
-        self._each(train_cohort, self._pieces(self.plan.from_outside))
+        workers, d_in = self.engine.workers, self.plan.experiment.model.d_in
+        self._each(train_cohort, pieces([self.plan.from_outside], workers, seconds=len))
         # An SAE that is matched to another needs that one first.
         for matched in (False, True):
             part = replace(self.plan, saes=tuple(sae for sae in self.plan.to_train if bool(sae.matched_to) == matched))
+            # How many of a piece fit together, the worker finds out: it knows its device.
             self._each(
                 train_cohort,
-                [piece for cohort in cohorts(part, self.workspace) for piece in self._pieces(cohort)],
+                pieces(groups(part, self.workspace), workers, seconds=partial(training_seconds, d_in=d_in)),
             )
 
     def evaluate(self) -> None:
         """Evaluate every SAE that exists and is not evaluated. A failure is recorded; the other SAEs go on."""
-        if all(self.workspace.manifest(artefact) for artefact in self.plan.evaluated):
+        if self._done(self.plan.evaluated):
             return
         from pipeline.evaluate.evaluation import unmeasured, unprobed
+        from pipeline.study.gpu_hours import Evaluating
 
         missing = unmeasured(self.plan, self.workspace)
         for layer in set(unprobed(self.plan, self.workspace)) - {sae.layer for sae in missing}:
             missing.append(next(sae for sae in self.plan.saes if sae.layer == layer))  # its task probes the model
+        # By seed, so that those of a piece are measured beside few baselines.
+        missing.sort(key=lambda sae: (sae.seed, sae.sparsity or 0.0))
         layers = [[sae for sae in missing if sae.layer == layer] for layer in dict.fromkeys(sae.layer for sae in missing)]
-        self._each(evaluate_saes, [piece for layer in layers for piece in self._pieces(layer)])
+        self._each(evaluate_saes, pieces(layers, self.engine.workers, seconds=Evaluating.of(self.plan).seconds))
 
     def report(self) -> None:
         """Write the report of all that is evaluated, unless it is up to date."""
-        if is_current(self.plan, self.workspace):
+        with Glance.at(self.workspace) as seen:
+            current = is_current(self.plan, seen)
+        if current:
+            if self.workspace.remote:  # the link of the last run works for some days only
+                show_report(self.plan.experiment.name, self.workspace.report(self.plan.experiment.name))
             return
         value = value_or_error(write_page(self.plan, self.workspace, return_state=True))
         if isinstance(value, Exception):
             self.failed["report"] = reason(value)
 
-    def _pieces(self, saes: Sequence[PlannedSAE]) -> list[list[PlannedSAE]]:
-        """The SAEs in at most as many pieces as there are workers: in a piece they share the rows that are read."""
-        size = max(1, -(-len(saes) // self.engine.workers))
-        return [list(saes[start : start + size]) for start in range(0, len(saes), size)]
-
-    def _each(self, task: Task[..., tuple[list[str], Failures]], pieces: Sequence[Sequence[PlannedSAE]]) -> None:
-        plans = [replace(self.plan, saes=tuple(piece)) for piece in pieces]
-        for piece, value in zip(pieces, self._outcomes(task, [{"plan": plan} for plan in plans]), strict=True):
+    def _each(self, task: Task[..., tuple[list[str], Failures]], cut: Sequence[Sequence[PlannedSAE]]) -> None:
+        plans = [replace(self.plan, saes=tuple(piece)) for piece in cut]
+        for piece, value in zip(cut, self._outcomes(task, [{"plan": plan} for plan in plans]), strict=True):
             if isinstance(value, BadInputError | MissingArtefactError):
                 raise value  # no other piece can succeed either
             if isinstance(value, Exception):

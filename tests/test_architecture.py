@@ -14,7 +14,7 @@ ORCHESTRATION = sorted((ROOT / "orchestration").glob("*.py"))
 STAGES = ("extract", "train", "evaluate", "report")
 # From top to bottom: imports go downwards. Rooms of one line may use each other, except for the stages, which never do.
 FLOORS = (
-    ("cli", "front", "options", "serve", "tidy", "__init__"),
+    ("cli", "foresee", "front", "options", "serve", "tidy", "__init__"),
     STAGES,
     ("study",),
     ("texts", "models", "sae", "store"),

@@ -62,6 +62,17 @@ def test_a_dry_run_estimates_the_gemma_study_and_makes_nothing(
     assert not (tmp_path / "ws").exists()
 
 
+def test_a_plan_for_several_gpus_is_called_predicted_and_names_its_rates(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    code, out, _ = dasae(monkeypatch, capsys, "plan", "gemma-2-2b", "--workers", "64")
+    assert code == 0
+    assert "gemma-2-2b on 64 GPUs: predicted, not measured" in out
+    assert all(part in out for part in ("tokenize", "757 TFLOP/s", "docs/performance.md", "more were not measured"))
+    assert dasae(monkeypatch, capsys, "plan", "gemma-2-2b", "--workers", "0")[0] == 2
+
+
 def shown(study: Study, workspace: Workspace) -> str:
     console = Console(width=160, file=io.StringIO())
     console.print(Status(study.plan, workspace).table())

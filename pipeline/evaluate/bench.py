@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
+from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError, DegenerateSAEError
 from pipeline.evaluate.heldout import HeldoutRows, Latents
@@ -53,6 +54,7 @@ class LayerBench(Shared):
 
     def __init__(self, plan: Plan, layer: int, workspace: Workspace):
         super().__init__()
+        self._of_baseline: dict[str, Any] = {}
         self.plan, self.layer, self.workspace = plan, layer, workspace
         self.experiment = plan.experiment
         self.store = ActivationStore(workspace.storage(plan.store))
@@ -71,6 +73,13 @@ class LayerBench(Shared):
             draws=self.experiment.evaluate.probe_draws,
             device=self.device,
         )
+
+    def kept_for(self, baseline: Artefact, compute: Callable[[], T]) -> T:
+        """`compute()`, remembered until another baseline comes: SAEs of one seed are evaluated one after the other."""
+        if baseline.path not in self._of_baseline:
+            self._of_baseline.clear()
+            self._of_baseline[baseline.path] = compute()
+        return self._of_baseline[baseline.path]
 
     @cached_property
     def has(self) -> frozenset[Need]:

@@ -63,7 +63,8 @@ def evaluate(plan: Plan, workspace: Workspace) -> Evaluated:
         check_needs(name)
     result = Evaluated(untrained=[str(sae) for sae in plan.saes if not _is_there(sae, workspace)])
     for layer in dict.fromkeys([sae.layer for sae in missing] + unprobed(plan, workspace)):
-        chosen = [sae for sae in missing if sae.layer == layer]
+        # By seed, so that what is the same beside a baseline is computed once.
+        chosen = sorted((sae for sae in missing if sae.layer == layer), key=lambda sae: (sae.seed, sae.sparsity or 0.0))
         lacking = {str(sae): _lacking(sae, workspace) for sae in chosen}
         result.failed |= evaluate_layer(plan, layer, chosen, workspace)
         result.made += [sae for sae in chosen if str(sae) not in result.failed]

@@ -74,11 +74,13 @@ class HeldoutText:
     def __init__(self, layer: LayerBench):
         store = layer.store
         self.tokenizer = layer.tokenizer
-        self.tokens_SL = store.whole("tokens")
         self.sequence_R, self.position_R = (
             np.concatenate([store.read_field(name, *store.row_range(shard)) for shard in layer.heldout_shards])
             for name in ("sequence", "position")
         )
+        # Only these sequences: those of all tokens may be larger than memory.
+        self.first = int(self.sequence_R.min())
+        self.tokens_SL = store.array("tokens").read(self.first, int(self.sequence_R.max()) + 1)
 
     def examples(self, latents: Iterable[torch.Tensor], seen: LatentStatistics) -> list[dict[str, Any]]:
         """The `latents` of `examples.json` (docs/evaluation-files.md), from chunks [B, F] of all held-out rows."""
@@ -115,7 +117,7 @@ class HeldoutText:
 
     def _text(self, row: int, around: int = TOKENS_AROUND) -> dict[str, Any]:
         sequence, position = int(self.sequence_R[row]), int(self.position_R[row])
-        tokens: list[int] = self.tokens_SL[sequence].tolist()
+        tokens: list[int] = self.tokens_SL[sequence - self.first].tolist()
         start = max(0, position - around)
         return {
             "sequence": sequence,

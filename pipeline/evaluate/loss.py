@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.evaluate.bench import Bench, LayerBench, Missing
@@ -23,12 +22,12 @@ def heldout_sequences(store: ActivationStore, shards: list[int], tokens: int) ->
     Returns their tokens, int64 [S, L], and which of them are rows of the store, bool [S, L]: special tokens are not, nor
     those that `store.max_norm` left out.
     """
-    offsets = store.whole("row_offsets")
-    start = int(np.searchsorted(offsets, store.row_range(shards[0])[0]))
-    enough = int(np.searchsorted(offsets, int(offsets[start]) + tokens))
-    complete = int(np.searchsorted(offsets, store.layout.shard_range(shards[-1])[1], side="right")) - 1
-    stop = min(enough, complete)
-    tokens_SL = torch.from_numpy(store.whole("tokens")[start:stop]).long()
+    offsets = store.array("row_offsets")
+    start = offsets.searchsorted(store.row_range(shards[0])[0])
+    enough = offsets.searchsorted(int(offsets.read(start, start + 1)[0]) + tokens)
+    complete = offsets.searchsorted(store.layout.shard_range(shards[-1])[1], side="right") - 1
+    stop = max(start, min(enough, complete))
+    tokens_SL = torch.from_numpy(store.array("tokens").read(start, stop)).long()
     rows_SL = torch.zeros(tokens_SL.shape, dtype=torch.bool)
     for shard in shards:
         sequence_R, position_R = (store.read_field(name, *store.row_range(shard)) for name in ("sequence", "position"))

@@ -1,12 +1,18 @@
 """Goes through all pairs of an SAE's latents once, for every evaluation that needs them."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from pipeline.evaluate.bench import Bench, Missing
 from pipeline.evaluate.heldout import Latents
-from pipeline.evaluate.pairs import CofiringPairs, CrossTerms, SimilarPairs, pair_blocks
+from pipeline.evaluate.pairs import CofiringPairs, CrossTerms, PairBlock, SimilarPairs, pair_blocks
 from pipeline.evaluate.reconstruction import Reconstruction, measure_reconstruction
+from pipeline.runtime.memory import free_memory
 from pipeline.sae.sae import SAE
+
+KEPT_PAIRS = 0.1
+"""Share of the device's free memory for the pairs of a baseline's latents, which are the same for all SAEs beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +52,38 @@ def measure_pairs(on: Bench) -> PairStatistics:
     return PairStatistics(cofiring=cofiring, own=own, beside=beside)
 
 
-def _beside(on: Bench, similar: SimilarPairs, baseline: SAE) -> Beside:
-    """The baseline's sums, and those of the SAE before its first block."""
-    theirs = SimilarPairs.of(baseline.W_dec_FD, on.config.capture_topk)
-    sums = CrossTerms(baseline, similar | theirs)
+@dataclass(frozen=True, kw_only=True)
+class _OfBaseline:
+    """What is the same for every SAE that is measured beside a baseline."""
+
+    similar: SimilarPairs
+    reconstructed: float
+    blocks: Callable[[], Iterable[PairBlock]]
+    """The pairs of its latents, kept if there is room for them, or else counted again."""
+
+
+def _of_baseline(on: Bench, baseline: SAE) -> _OfBaseline:
     latents, seen = Latents(baseline, on.layer.rows), Reconstruction(baseline)
     for x_BD, of_chunk in latents.with_rows():
         seen.update(x_BD, of_chunk)
-    for block in pair_blocks(latents.sparse, baseline.d_sae, baseline.device):
+    counted = partial(pair_blocks, latents.sparse, baseline.d_sae, baseline.device)
+    if 2 * 4 * baseline.d_sae**2 <= KEPT_PAIRS * free_memory(baseline.device):
+        kept = list(counted())
+        counted = partial(iter, kept)
+    similar = SimilarPairs.of(baseline.W_dec_FD, on.config.capture_topk)
+    return _OfBaseline(similar=similar, reconstructed=float(seen.reconstructed), blocks=counted)
+
+
+def _beside(on: Bench, similar: SimilarPairs, baseline: SAE) -> Beside:
+    """The baseline's sums, and those of the SAE before its first block."""
+    assert on.planned.baseline is not None
+    theirs = on.layer.kept_for(on.planned.baseline, partial(_of_baseline, on, baseline))
+    sums = CrossTerms(baseline, similar | theirs.similar)
+    for block in theirs.blocks():
         sums.update(block)
     return Beside(
-        fixed=CrossTerms(on.sae, theirs),
-        both=CrossTerms(on.sae, similar | theirs),
+        fixed=CrossTerms(on.sae, theirs.similar),
+        both=CrossTerms(on.sae, similar | theirs.similar),
         baseline=sums,
-        reconstructed=float(seen.reconstructed),
+        reconstructed=theirs.reconstructed,
     )

@@ -3,8 +3,9 @@
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.runtime.compatibility import keep_freed_memory
 from pipeline.runtime.devices import best_device
 from pipeline.store import format as fmt
 from pipeline.store.writer import InPlace, ShardWriter
+from pipeline.study.cutting import part_sizes
 from pipeline.study.plan import Plan
 from pipeline.study.study_model import open_study_model, open_synthetic_model
 from pipeline.texts import packing
@@ -52,15 +54,16 @@ Work = dict[str, list[int]]
 """The missing shards of every unfinished store, by the store's path."""
 
 
-def shares(work: Work, parts: int) -> list[Work]:
-    """The same work in at most `parts` parts, each with an equal run of every store's shards."""
-    shared: list[Work] = []
-    for part in range(parts):
-        runs = {
-            path: shards[len(shards) * part // parts : len(shards) * (part + 1) // parts] for path, shards in work.items()
-        }
-        shared.append({path: run for path, run in runs.items() if run})
-    return [share for share in shared if share]
+def shares(work: Work, workers: int) -> list[Work]:
+    """The same work in parts, which so many workers take when they are free; at the end, single shards."""
+    every = iter([(path, shard) for path, shards in work.items() for shard in shards])
+    parts: list[Work] = []
+    for size in part_sizes(sum(map(len, work.values())), workers):
+        part: Work = {}
+        for path, shard in islice(every, size):
+            part.setdefault(path, []).append(shard)
+        parts.append(part)
+    return parts
 
 
 GPU_WRITERS = 3
@@ -150,18 +153,17 @@ class Extraction:
         for remark in Relatives(artefact, self.workspace, layout).remarks(heldout_within):
             print(f"{artefact.label}: {remark}", file=sys.stderr)
 
-    def _fill(self, artefact: Artefact, shards: Collection[int]) -> None:
-        writer = ShardWriter(self.workspace.storage(artefact))
-        missing = [shard for shard in writer.missing() if shard in shards]
-        if not missing:
+    def _fill(self, artefact: Artefact, shards: Sequence[int]) -> None:
+        if not shards:
             return
+        writer = ShardWriter(self.workspace.storage(artefact))
         sequences, relatives = fmt.StoredSequences(writer.storage), Relatives(artefact, self.workspace, writer.layout)
         if not relatives:
             _ = self.make_rows  # opens the model before the progress bar starts; with relatives it may not be needed
         experiment = self.plan.experiment
         # A GPU makes a shard faster than one thread writes it; the cores of a CPU are busy making the next one.
         on_gpu = not isinstance(experiment.model, KnownFeatures) and best_device(experiment.run.device).type != "cpu"
-        with fill.filling(artefact, self.workspace, writer, missing, GPU_WRITERS if on_gpu else 1) as filling:
+        with fill.filling(artefact, self.workspace, writer, shards, GPU_WRITERS if on_gpu else 1) as filling:
             for shard in filling.claimed():
                 filling.commit(shard, *self._rows(shard, writer, sequences, relatives))
 
@@ -178,6 +180,14 @@ class Extraction:
         if not missing:
             return fmt.ShardRows(layers={}, fields=fields), there
         return self.make_rows(shard, layout.model_copy(update={"layers": missing}), sequences), there
+
+
+def row_maker(plan: Plan, workspace: Workspace) -> Callable[[int], fmt.ShardRows]:
+    """Makes the rows of any shard of a study's store, which is laid out: those of a stream. Opens the model."""
+    keep_freed_memory()
+    storage, make_rows = workspace.storage(plan.store), Extraction(plan, workspace).make_rows
+    layout, sequences = fmt.read_layout(storage), fmt.StoredSequences(storage)
+    return lambda shard: make_rows(shard, layout, sequences)
 
 
 def _check_tokens(model: ResidualStream, largest: int) -> None:

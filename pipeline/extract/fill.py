@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from functools import partial
 from pipeline.artefacts.identity import key_of
 from pipeline.artefacts.manifest import MANIFEST, Artefact
 from pipeline.artefacts.storage import Storage
-from pipeline.artefacts.workspace import Workspace
+from pipeline.artefacts.workspace import RING, Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError, InterruptedRunError
 from pipeline.runtime.interrupt import stop_on_signal
 from pipeline.runtime.progress import Advance, progress
@@ -67,7 +67,7 @@ class Filling:
     artefact: Artefact
     workspace: Workspace
     writer: ShardWriter
-    wanted: Collection[int]
+    wanted: Sequence[int]
     advance: Advance
     stop: threading.Event
     pool: Executor
@@ -79,16 +79,20 @@ class Filling:
     """Each ends when a shard that was handed over is written, in that order."""
 
     def claimed(self) -> Iterator[int]:
-        """Claim missing shards and yield each, until all are committed, by this process or by others.
+        """Claim the wanted shards and yield those that are not committed, until all are, by this process or by others.
+
+        Each is looked up by itself, once: a listing of the store would be of as many files as it has shards.
 
         Raises InterruptedRunError after SIGTERM, when the shard in hand is committed.
         """
-        missing = self._missing()
-        while missing:
-            found_one = False
-            for shard in missing:
-                if self._claim(shard):
-                    found_one = True
+        waiting = self._in_turn()
+        while waiting:
+            held: list[int] = []  # by other processes, which may die
+            for shard in waiting:
+                claimed = self.claim.enter_context(self.workspace.claim(self.artefact, str(shard)))
+                if not claimed:
+                    held.append(shard)
+                elif not self.writer.committed(shard):
                     yield shard
                 self.claim.close()
                 if self.stop.is_set():
@@ -96,9 +100,9 @@ class Filling:
             self._wait_until_written()
             if self.stop.is_set():
                 raise InterruptedRunError(f"stopped on request; {self.artefact.label} goes on with the same command")
-            missing = self._missing()
-            if missing and not found_one:
+            if len(held) == len(waiting):
                 time.sleep(SECONDS_BETWEEN_LOOKS)
+            waiting = held
 
     def commit(self, shard: int, rows: ShardRows, there: Mapping[int, InPlace] | None = None) -> None:
         """Write and commit a claimed shard in the background, while the model computes the next ones."""
@@ -106,17 +110,10 @@ class Filling:
         self.writing.append(self.pool.submit(self._write, self.claim.pop_all(), shard, rows, there))
         self.advance(self.writer.layout.shard_rows)
 
-    def _missing(self) -> list[int]:
-        missing = [shard for shard in self.writer.missing() if shard in self.wanted]
-        if missing and self.workspace.remote:
-            # Other machines begin at other shards, so that few requests go to shards that others have.
-            turn = secrets.randbelow(len(missing))
-            return missing[turn:] + missing[:turn]
-        return missing
-
-    def _claim(self, shard: int) -> bool:
-        claimed = self.claim.enter_context(self.workspace.claim(self.artefact, str(shard)))
-        return claimed and not self.writer.committed(shard)
+    def _in_turn(self) -> list[int]:
+        """The wanted shards. On an object store each machine begins at another, so that few ask for what others have."""
+        turn = secrets.randbelow(len(self.wanted)) if self.wanted and self.workspace.remote else 0
+        return [*self.wanted[turn:], *self.wanted[:turn]]
 
     def _write(self, claim: ExitStack, shard: int, rows: ShardRows, there: Mapping[int, InPlace] | None) -> None:
         with claim:
@@ -131,7 +128,7 @@ class Filling:
 
 @contextmanager
 def filling(
-    artefact: Artefact, workspace: Workspace, writer: ShardWriter, shards: Collection[int], writers: int = 1
+    artefact: Artefact, workspace: Workspace, writer: ShardWriter, shards: Sequence[int], writers: int = 1
 ) -> Generator[Filling]:
     """Fill missing shards of a laid-out store. Any number of processes may do this at once and divide the shards.
 
@@ -148,7 +145,7 @@ def filling(
             artefact=artefact,
             workspace=workspace,
             writer=writer,
-            wanted=frozenset(shards),
+            wanted=shards,
             advance=advance,
             stop=stop,
             pool=pool,
@@ -175,11 +172,12 @@ def _publish(artefact: Artefact, workspace: Workspace, seconds: float) -> None:
     store = ActivationStore(storage)
     check_text(storage)  # the manifest would record damaged bytes as right
     shard_data = {name for commit in store.commits.values() for name in commit.files}
+    names = [name for name in storage.sizes() if name not in shard_data and not name.startswith(f"{RING}/")]
     facts = store_facts(store.layout, store.commits)
     workspace.publish(
         artefact,
         # The commits carry a checksum of every shard; the manifest carries one of every commit.
-        files=[name for name in storage.sizes() if name not in shard_data],
+        files=names,
         facts={**facts, "seconds": round(seconds, 1)},
     )
     for remark in massive_rows(facts):

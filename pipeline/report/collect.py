@@ -1,7 +1,7 @@
 """Collects the results of a study from the artefacts in the workspace."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +14,7 @@ from pipeline.models.model_section import HuggingFaceModel, KnownFeatures, TinyM
 from pipeline.report.differences import differences
 from pipeline.report.latents import ExamplesOf, SeparatedOf
 from pipeline.report.results import Arm, Cost, Curve, Model, Results, Row, StoreFacts, Task, Training, levels_of, middle
+from pipeline.store.batches import split_shards
 from pipeline.store.norms import massive_rows
 from pipeline.store.reader import ActivationStore
 from pipeline.study.arms import arms_of
@@ -112,8 +113,13 @@ def _store(plan: Plan, workspace: Workspace) -> StoreFacts:
         d_in=facts["d_in"],
         seconds=facts["seconds"],
         corpus=_corpus_name(experiment.corpus),
-        remarks=tuple(massive_rows(facts)),
+        remarks=(*massive_rows(facts), *_streamed(facts)),
     )
+
+
+def _streamed(facts: Mapping[str, Any]) -> Iterator[str]:
+    if streamed := facts.get("streamed"):
+        yield f"{streamed:,} more rows to train on were made while training and are not kept"
 
 
 def _corpus_name(corpus: CorpusConfig) -> str:
@@ -140,8 +146,8 @@ def _task(plan: Plan, name: str, artefact: Artefact, workspace: Workspace) -> Ta
 
 def _training(plan: Plan, workspace: Workspace) -> Training:
     recipe, store = plan.experiment.train, ActivationStore(workspace.storage(plan.store))
-    heldout_rows = sum(store.commits[shard].rows for shard in store.shards[-recipe.heldout_shards :])
-    return Training(**recipe.model_dump(), heldout_rows=heldout_rows)
+    _, heldout = split_shards(store, recipe.heldout_shards, recipe.heldout_within)
+    return Training(**recipe.model_dump(), heldout_rows=store.rows_of(heldout))
 
 
 def _arms(plan: Plan) -> tuple[Arm, ...]:

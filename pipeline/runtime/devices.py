@@ -44,6 +44,26 @@ def sae_device(asked: str = "auto") -> torch.device:
     return device if chosen or device.type != "mps" else torch.device("cpu")
 
 
+def cards_for(processes: int, asked: str = "auto") -> list[str]:
+    """What CUDA_VISIBLE_DEVICES shows each of so many processes: a card of its own.
+
+    Empty where they compute on the CPU, and for one process that is told which card to take. Raises BadInputError where
+    there are fewer cards than processes, or where several are told to take one.
+    """
+    device = sae_device(asked)
+    _, _, number = str(device).partition(":")
+    if device.type != "cuda" or (number and processes == 1):
+        return []
+    cards = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    cards = cards if cards != [""] else [str(card) for card in range(torch.cuda.device_count())]
+    if number or processes > len(cards):
+        raise BadInputError(
+            f"run.workers {processes}: processes that the flow starts take a GPU each, and {device} offers {len(cards)}; "
+            "lower run.workers, or set DASAE_DEVICE=cpu"
+        )
+    return cards[:processes]
+
+
 def block_rows(latents: int) -> int:
     """How many rows of a float32 matrix [F, F] a GPU computes at once: all of 16,384."""
     return max(1, PANEL_BYTES // (4 * max(1, latents)))

@@ -122,17 +122,22 @@ def chunk_file(name: str, chunk: int, dimensions: int) -> str:
 
 
 class StoredArray:
-    """An array of a store that is read in parts. Raises CorruptArtefactError for what cannot be read."""
+    """An array of a store that is read in parts. Raises CorruptArtefactError for what cannot be read.
 
-    def __init__(self, storage: Storage, name: str):
-        self.storage, self.name = storage, name
+    `compare` is called with the name and content of every file that is read, and raises what it likes.
+    """
+
+    def __init__(self, storage: Storage, name: str, compare: Callable[[str, bytes], None] = lambda _, __: None):
+        self.storage, self.name, self._compare = storage, name, compare
         try:
-            metadata = default_buffer_prototype().buffer.from_bytes(storage.read(_metadata(name)))
+            content = storage.read(_metadata(name))
+            compare(_metadata(name), content)
+            metadata = default_buffer_prototype().buffer.from_bytes(content)
             array = zarr.open_array(MemoryStore({_metadata(name): metadata}), path=name, mode="r")
         except UNREADABLE as error:
             raise self._damaged(error) from None
         self.shape, self.chunk, self.dtype = array.shape, array.chunks[0], array.dtype
-        if math.prod(array.chunks) * array.dtype.itemsize > LARGEST_CHUNK:
+        if not 0 < math.prod(array.chunks) * array.dtype.itemsize <= LARGEST_CHUNK:
             raise self._damaged(f"a chunk has shape {array.chunks}")
         self._latest: tuple[int, npt.NDArray[Any]] | None = None
 
@@ -169,9 +174,10 @@ class StoredArray:
 
     def _chunk(self, chunk: int) -> npt.NDArray[Any]:
         if self._latest is None or self._latest[0] != chunk:
-            shape = (self.chunk, *self.shape[1:])
+            shape, file = (self.chunk, *self.shape[1:]), chunk_file(self.name, chunk, len(self.shape))
             try:
-                content = self.storage.read(chunk_file(self.name, chunk, len(self.shape)))
+                content = self.storage.read(file)
+                self._compare(file, content)
                 values = _decoded(content, shape, self.dtype)
             except (*UNREADABLE, MemoryError) as error:
                 raise self._damaged(error) from None

@@ -155,7 +155,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,19}")
 """Form of an arm's name: it must suit a folder, the comma-separated list after --arms, and a plot label of 20 letters."""
 SECTIONS = ("contrast", "penalty", "resets", "auxk", "jumprelu")
 """Sections of a recipe that an arm may remove by `false`, and take over from [train] by `true`."""
-SHARED = ("d_sae", "steps", "batch_size", "heldout_shards", "heldout_within", "data_seed", "buffer_chunks")
+SHARED = ("d_sae", "steps", "batch_size", "heldout_shards", "heldout_within", "data_seed", "buffer_chunks", "window_shards")
 """Fields that no arm may change: arms are comparable only if all have the same size and see the same batches."""
 
 

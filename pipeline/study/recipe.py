@@ -120,6 +120,9 @@ class TrainConfig(Section):
     """Seed of the batch order. All arms and seeds share it, so they are compared on the same batches."""
     buffer_chunks: PositiveInt = 32
     """Chunks in the shuffle buffer that batches are drawn from."""
+    window_shards: Annotated[PositiveInt | None, Before(None)] = None
+    """Shards whose chunks are mixed with each other: a pass takes them in random order, so many at a time, and the first so
+    many of the store give the scale. Without it, all of them; `store.mode` "stream" needs it."""
 
     @property
     def ever_resets(self) -> bool:

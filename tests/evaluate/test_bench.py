@@ -10,7 +10,7 @@ import torch
 from small_study import Study
 
 from pipeline.errors import DegenerateSAEError
-from pipeline.evaluate import heldout, pairs
+from pipeline.evaluate import heldout, pair_statistics, pairs
 from pipeline.evaluate.bench import Bench, LayerBench, ProbeScores
 from pipeline.evaluate.evaluation import write_evaluations
 from pipeline.evaluate.reconstruction import measure_reconstruction
@@ -118,3 +118,27 @@ def test_every_entry_is_under_its_name_has_a_file_of_its_own_and_can_be_computed
         (evaluation.name, f"{evaluation.name}.json") for evaluation in EVALUATIONS.values()
     ]
     assert all(callable(imported(evaluation.compute)) for evaluation in EVALUATIONS.values())
+
+
+@pytest.mark.parametrize("room", [1.0, 0.0])
+def test_a_baseline_is_encoded_once_for_the_saes_of_its_seed(
+    study: Study, room: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pair_statistics, "KEPT_PAIRS", room)
+    layer = LayerBench(study.plan, 2, study.workspace)
+    scores = ProbeScores(model={}, sae=None)
+    benches = [
+        Bench(layer, planned, read_sae(study.workspace.folder(planned.artefact)), scores) for planned in study.plan.saes
+    ]
+    rows = sum(len(x_BD) for x_BD in layer.rows)
+    encoded = encoded_rows(monkeypatch)
+    counted: list[Any] = []
+    blocks = pair_statistics.pair_blocks
+    monkeypatch.setattr(pair_statistics, "pair_blocks", lambda *given: counted.append(given) or blocks(*given))
+    found = [imported(EVALUATIONS["interference"].compute)(on) for on in benches]
+    assert sum(encoded) == (len(benches) + 1) * rows
+    assert len(counted) == len(benches) + (1 if room else len(benches))
+    assert found == [
+        json.loads((study.workspace.folder(planned.evaluation) / "interference.json").read_text())
+        for planned in study.plan.saes
+    ]

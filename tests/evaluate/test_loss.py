@@ -15,6 +15,7 @@ from pipeline.models.language import LanguageModel, transformers
 from pipeline.sae.sae import SAE
 from pipeline.store.batches import split_shards
 from pipeline.store.reader import ActivationStore
+from pipeline.store.text_arrays import StoredArray
 from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import make_plan
@@ -121,6 +122,19 @@ def test_sequences_are_whole_and_held_out(study: Study) -> None:
     rows = [int((held == sequence).sum()) for sequence in expected]
     assert sum(rows[: len(few)]) >= 100 > sum(rows[: len(few) - 1])
     assert torch.equal(rows_SL, ~torch.isin(all_there, torch.tensor(special)))
+
+
+def test_the_tokens_of_the_whole_store_are_never_read_at_once(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ActivationStore, "whole")
+    read: list[int] = []
+    part = StoredArray.read
+    monkeypatch.setattr(
+        StoredArray, "read", lambda self, start, stop: (read.append(stop - start), part(self, start, stop))[1]
+    )
+    store = ActivationStore(study.workspace.folder(study.plan.store))
+    _, heldout = split_shards(store, 1)
+    tokens_SL, _ = heldout_sequences(store, heldout, 100)
+    assert max(read) == len(tokens_SL)
 
 
 def test_rows_that_were_left_out_are_not_replaced(study: Study, tmp_path: Path) -> None:

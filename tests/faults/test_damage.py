@@ -63,6 +63,8 @@ def read_all(store: ActivationStore) -> None:
         store.read_field(name, 0, store.rows)
     for name in fmt.text_arrays(store.layout):
         store.whole(name)
+        array = store.array(name)
+        array.read(0, len(array))
 
 
 def verified(folder: Path, *options: str) -> tuple[int, str]:

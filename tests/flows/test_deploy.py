@@ -147,7 +147,7 @@ def test_a_study_that_slurm_stops_is_queued_again(cluster: Path) -> None:
 def test_slurm_starts_dask_s_workers(cluster: Path) -> None:
     code, (asked,) = submitted(cluster, "slurm-workers.sh", "tcp://login:8786", status=0)
     assert code == 0
-    assert "dask worker tcp://login:8786 --nthreads 1 --local-directory /scratch" in asked
+    assert "dask worker tcp://login:8786 --nthreads 1 --memory-limit 0 --local-directory /scratch" in asked
     assert submitted(cluster, "slurm-workers.sh", status=0)[0] != 0
 
 

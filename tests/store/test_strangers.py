@@ -133,6 +133,9 @@ def test_arrays_that_do_not_fit_the_layout_are_refused(tmp_path: Path, name: str
     store = ActivationStore(folder)
     with pytest.raises(CorruptArtefactError):
         store.read(3, 0, 100) if name == "layer_03" else store.whole(name)
+    if name != "layer_03":
+        with pytest.raises(CorruptArtefactError):
+            store.array(name).read(0, len(store.array(name)))
     result = CliRunner().invoke(app, ["store", "verify", "--deep", str(folder)])
     assert isinstance(result.exception, SystemExit | PipelineError) or result.exception is None
 

@@ -11,8 +11,10 @@ from small_study import Study
 
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import OutOfMemoryError
+from pipeline.train import cohort_size
+from pipeline.train.run import Runner
 from pipeline.train.step import Trainer
-from pipeline.train.training import train
+from pipeline.train.training import groups, train
 
 
 def weights(workspace: Workspace) -> dict[str, bytes]:
@@ -64,3 +66,18 @@ def test_one_sae_that_does_not_fit_is_an_error_of_one_line(
     monkeypatch.setattr(Trainer, "__post_init__", full)
     with pytest.raises(OutOfMemoryError, match="out of memory for 1 SAEs: no room at all; free some, then run the same"):
         train(study.plan, untrained)
+
+
+def test_a_piece_is_trained_as_the_memory_of_its_own_device_allows(
+    study: Study, untrained: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[int] = []
+    run = Runner.run
+    monkeypatch.setattr(Runner, "run", lambda self, jobs: together.append(len(jobs)) or run(self, jobs))
+    experiment = study.plan.experiment
+    needed = cohort_size._shared_bytes(experiment) + 2.5 * cohort_size._bytes_each(experiment)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(cohort_size, "free_memory", lambda _: needed / cohort_size.SHARE)
+    assert [len(group) for group in groups(study.plan, untrained)] == [3]  # a flow hands it out whole
+    assert len(train(study.plan, untrained).made) == 3
+    assert together == [2, 1]
+    assert weights(untrained) == weights(study.workspace)
