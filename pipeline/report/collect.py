@@ -12,7 +12,7 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError, MissingArtefactError, PipelineError, in_one_line
 from pipeline.models.model_section import HuggingFaceModel, KnownFeatures, TinyModel
 from pipeline.report.differences import differences
-from pipeline.report.latents import ExamplesOf
+from pipeline.report.latents import ExamplesOf, SeparatedOf
 from pipeline.report.results import Arm, Cost, Curve, Model, Results, Row, StoreFacts, Task, Training, levels_of, middle
 from pipeline.store.batches import split_shards
 from pipeline.store.norms import massive_rows
@@ -21,6 +21,7 @@ from pipeline.study.arms import arms_of
 from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
+from pipeline.study.recipe import NO_PENALTY
 from pipeline.study.reports import made_of
 from pipeline.study.stage_code import imported
 from pipeline.texts.text_sections import CorpusConfig, FilesCorpus, MixedCorpus
@@ -83,6 +84,7 @@ def _results(plan: Plan, workspace: Workspace, seen: "_Seen", evaluated: list[Pl
         curves=tuple(_curve(sae, seen) for sae in evaluated if isinstance(sae, TrainedSAE)),
         missing=tuple(str(sae) for sae in plan.saes if sae not in evaluated),
         examples=tuple(_examples(rows)),
+        separated=tuple(_separated(rows)),
         cost=_cost(plan, evaluated, seen),
     )
 
@@ -202,6 +204,20 @@ def _examples(rows: list[Row]) -> list[ExamplesOf]:
         arms = {arm: row for (at, arm), row in first.items() if at == layer}
         chosen += [arms[arm] for arm in EXAMPLES_OF if arm in arms] or list(arms.values())[:1]
     return [ExamplesOf(arm=row.arm, seed=row.seed, layer=row.layer, **dict(row.examples or ())) for row in chosen]
+
+
+def _separated(rows: list[Row]) -> list[SeparatedOf]:
+    """What became of the control's pairs in every SAE; pairs of one an arm and layer, its first seed at the middle L0."""
+    level, found = middle(levels_of(rows)), list[SeparatedOf]()
+    shown: set[tuple[int, str]] = set()
+    for row in rows:
+        if row.separated:
+            named = {name: getattr(row, name) for name in ("arm", "seed", "layer", "sparsity")}
+            one = SeparatedOf(**dict(row.separated) | named, placebo=row.penalty == NO_PENALTY)
+            is_shown = row.sparsity == level and (row.layer, row.arm) not in shown
+            found.append(one if is_shown else one.model_copy(update={"shown": ()}))
+            shown |= {(row.layer, row.arm)} if is_shown else set()
+    return found
 
 
 def _curve(sae: TrainedSAE, seen: "_Seen") -> Curve:

@@ -52,6 +52,9 @@ RANDOM_PART: dict[Frozen, str] = {
 }
 """What stays as it was drawn, in words."""
 
+NO_PENALTY = "none"
+"""The kind of penalty of a recipe without one."""
+
 
 class AuxK(Section):
     """Revives dead latents by a term of the loss (docs/method.md, "Backbones"), as TopK SAEs are usually trained."""
@@ -144,7 +147,7 @@ class TrainConfig(Section):
     @property
     def penalty_kind(self) -> str:
         """The kind of the penalty, in a word."""
-        return self.only_penalty.kind if self.only_penalty else "none"
+        return self.only_penalty.kind if self.only_penalty else NO_PENALTY
 
     @property
     def only_penalty(self) -> Contrast | PenaltySection | None:
