@@ -56,17 +56,16 @@ class Ring:
     def feed(self, patience: float) -> int:
         """Make shards for readers, until there has been none for `patience` seconds. Returns how many were made."""
         made, last_seen = 0, time.monotonic()
-        with _Member(self, HELPERS) as member:
-            writer = ShardWriter(member.storage)
+        with _Helper(self) as helper:
+            writer = ShardWriter(helper.storage)
             while time.monotonic() - last_seen < patience:
-                readers = [state for state in member.others() if state["order"] != HELPERS]
+                readers = [state for state in helper.others() if state["order"] != HELPERS]
                 if readers:
                     last_seen = time.monotonic()
-                wanted = [shard for state in readers for shard in state["shards"]]
-                if not member.make_one(writer, wanted):
+                if helper.make_one(writer, [shard for state in readers for shard in state["shards"]]):
+                    made += 1
+                else:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
-                    continue
-                made += 1
         return made
 
 
@@ -104,13 +103,13 @@ class _Member:
             if self._there(writer, shard):
                 continue
             with self._claimed(f"ring-{shard}") as mine:
-                if mine and not self._there(writer, shard):
-                    if self.order == HELPERS:
-                        with self._turn():
-                            self._say(self.window, [shard])  # or the last reader could remove the ring meanwhile
-                    writer.write(shard, self.ring.make(shard))
+                if mine and not self._there(writer, shard) and self._made_now(writer, shard):
                     return True
         return False
+
+    def _made_now(self, writer: ShardWriter, shard: int) -> bool:
+        writer.write(shard, self.ring.make(shard))
+        return True
 
     def _there(self, writer: ShardWriter, shard: int) -> bool:
         return shard in self.ring.store.commits or writer.committed(shard)
@@ -161,6 +160,19 @@ class _Member:
 
     def _turn(self) -> AbstractContextManager[None]:
         return self.ring.workspace.turn(self.ring.artefact, "ring")
+
+
+class _Helper(_Member):
+    """One who makes shards for others."""
+
+    def __init__(self, ring: Ring):
+        super().__init__(ring, HELPERS)
+
+    def _made_now(self, writer: ShardWriter, shard: int) -> bool:
+        with self._turn():  # readers may have gone on since they were asked
+            wanted = any(shard in other["shards"] for other in self._others())
+            self._say(self.window, [shard] if wanted else ())
+        return wanted and super()._made_now(writer, shard)
 
 
 class RingReader(_Member):
