@@ -72,8 +72,10 @@ class Ring:
 class _Member:
     """Whoever makes shards of a ring: a context manager, inside which others know of it."""
 
-    def __init__(self, ring: Ring, order: str, window: int = 0):
+    def __init__(self, ring: Ring, order: str, window: int = 0, shards: Collection[int] = ()):
         self.ring, self.order, self.window = ring, order, window
+        self.first = shards
+        """Shards that are needed from the start."""
         self.storage = ring.workspace.ring(ring.artefact)
         self.layout = ring.store.layout
         self.id = uuid4().hex
@@ -85,7 +87,7 @@ class _Member:
             stack.callback(self._leave)
             with self._turn():
                 self._lay_out()
-                self._say(self.window, ())  # so that nobody who leaves takes himself for the last
+                self._say(self.window, self.first)
             self._stack = stack.pop_all()
         return self
 
@@ -146,13 +148,10 @@ class _Member:
             fmt.lay_out(self.storage, self.layout.model_copy(update={"kept": None}), {})
 
     def _leave(self) -> None:
-        """Remove what only this member needed: with the last one, the ring."""
+        """With the last member, remove the ring. What only this one needed, others remove, or take if they need it next."""
         with self._turn():
             self.storage.delete(f"{READERS}/{self.id}.json")
-            needed = [other["shards"] for other in self._others()]
-            if needed:
-                self._sweep({shard for shards in needed for shard in shards})
-            else:
+            if not list(self._others()):
                 self.ring.workspace.discard_ring(self.ring.artefact)
 
     def _claimed(self, part: str) -> AbstractContextManager[bool]:
@@ -180,7 +179,7 @@ class RingReader(_Member):
 
     def __init__(self, ring: Ring, order: str, windows: Iterator[tuple[int, list[int]]]):
         self._windows, self._next = windows, next(windows, None)
-        super().__init__(ring, order, self._next[0] if self._next else 0)
+        super().__init__(ring, order, *(self._next or ()))
         self._stopped = threading.Event()
         self._changed = threading.Condition()
         self._entered = -1
