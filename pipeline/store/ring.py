@@ -56,25 +56,26 @@ class Ring:
     def feed(self, patience: float) -> int:
         """Make shards for readers, until there has been none for `patience` seconds. Returns how many were made."""
         made, last_seen = 0, time.monotonic()
-        with _Member(self, HELPERS) as member:
-            writer = ShardWriter(member.storage)
+        with _Helper(self) as helper:
+            writer = ShardWriter(helper.storage)
             while time.monotonic() - last_seen < patience:
-                readers = [state for state in member.others() if state["order"] != HELPERS]
+                readers = [state for state in helper.others() if state["order"] != HELPERS]
                 if readers:
                     last_seen = time.monotonic()
-                wanted = [shard for state in readers for shard in state["shards"]]
-                if not member.make_one(writer, wanted):
+                if helper.make_one(writer, [shard for state in readers for shard in state["shards"]]):
+                    made += 1
+                else:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
-                    continue
-                made += 1
         return made
 
 
 class _Member:
     """Whoever makes shards of a ring: a context manager, inside which others know of it."""
 
-    def __init__(self, ring: Ring, order: str, window: int = 0):
+    def __init__(self, ring: Ring, order: str, window: int = 0, shards: Collection[int] = ()):
         self.ring, self.order, self.window = ring, order, window
+        self.first = shards
+        """Shards that are needed from the start."""
         self.storage = ring.workspace.ring(ring.artefact)
         self.layout = ring.store.layout
         self.id = uuid4().hex
@@ -86,7 +87,7 @@ class _Member:
             stack.callback(self._leave)
             with self._turn():
                 self._lay_out()
-                self._say(self.window, ())  # so that nobody who leaves takes himself for the last
+                self._say(self.window, self.first)
             self._stack = stack.pop_all()
         return self
 
@@ -104,13 +105,13 @@ class _Member:
             if self._there(writer, shard):
                 continue
             with self._claimed(f"ring-{shard}") as mine:
-                if mine and not self._there(writer, shard):
-                    if self.order == HELPERS:
-                        with self._turn():
-                            self._say(self.window, [shard])  # or the last reader could remove the ring meanwhile
-                    writer.write(shard, self.ring.make(shard))
+                if mine and not self._there(writer, shard) and self._made_now(writer, shard):
                     return True
         return False
+
+    def _made_now(self, writer: ShardWriter, shard: int) -> bool:
+        writer.write(shard, self.ring.make(shard))
+        return True
 
     def _there(self, writer: ShardWriter, shard: int) -> bool:
         return shard in self.ring.store.commits or writer.committed(shard)
@@ -147,13 +148,10 @@ class _Member:
             fmt.lay_out(self.storage, self.layout.model_copy(update={"kept": None}), {})
 
     def _leave(self) -> None:
-        """Remove what only this member needed: with the last one, the ring."""
+        """With the last member, remove the ring. What only this one needed, others remove, or take if they need it next."""
         with self._turn():
             self.storage.delete(f"{READERS}/{self.id}.json")
-            needed = [other["shards"] for other in self._others()]
-            if needed:
-                self._sweep({shard for shards in needed for shard in shards})
-            else:
+            if not list(self._others()):
                 self.ring.workspace.discard_ring(self.ring.artefact)
 
     def _claimed(self, part: str) -> AbstractContextManager[bool]:
@@ -163,12 +161,25 @@ class _Member:
         return self.ring.workspace.turn(self.ring.artefact, "ring")
 
 
+class _Helper(_Member):
+    """One who makes shards for others."""
+
+    def __init__(self, ring: Ring):
+        super().__init__(ring, HELPERS)
+
+    def _made_now(self, writer: ShardWriter, shard: int) -> bool:
+        with self._turn():  # readers may have gone on since they were asked
+            wanted = any(shard in other["shards"] for other in self._others())
+            self._say(self.window, [shard] if wanted else ())
+        return wanted and super()._made_now(writer, shard)
+
+
 class RingReader(_Member):
     """A reader of a ring. Inside the context, `enter` each window before reading from it, in their order."""
 
     def __init__(self, ring: Ring, order: str, windows: Iterator[tuple[int, list[int]]]):
         self._windows, self._next = windows, next(windows, None)
-        super().__init__(ring, order, self._next[0] if self._next else 0)
+        super().__init__(ring, order, *(self._next or ()))
         self._stopped = threading.Event()
         self._changed = threading.Condition()
         self._entered = -1
