@@ -179,7 +179,8 @@ class RingReader(_Member):
 
     def __init__(self, ring: Ring, order: str, windows: Iterator[tuple[int, list[int]]]):
         self._windows, self._next = windows, next(windows, None)
-        super().__init__(ring, order, *(self._next or ()))
+        window, shards = self._next or (0, [])
+        super().__init__(ring, order, window, shards)
         self._stopped = threading.Event()
         self._changed = threading.Condition()
         self._entered = -1
