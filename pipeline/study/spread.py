@@ -35,7 +35,7 @@ from pipeline.study.plan import Plan
 from pipeline.study.planned import TrainedSAE
 
 MEASURED, EFFICIENCY = 8, 0.87
-"""So many workers, and how well a model that sleeps spread over them (docs/performance.md, "Spreading")."""
+"""So many workers, and the better of two runs of extraction with a model that sleeps (docs/performance.md, "Spreading")."""
 TOKENIZED, PACKED = 1.35, 0.10
 """Core-seconds of a million tokens, measured: of the tokenizer's library, which takes all cores, and of one core."""
 UPLOADED = 5 * 2**20
