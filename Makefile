@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 CONSTRAINTS ?= constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
+# The tests of a file share what they made once.
+SIDE_BY_SIDE := -n 2 --dist loadfile
+
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
@@ -25,10 +28,10 @@ demo: $(VENV)/installed
 	@$(BIN)/python flows.py demo
 
 test: lint
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: lint
-	@$(BIN)/python -m pytest -m ""
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m ""
 
 test-gpu: $(VENV)/installed-test
 	@$(BIN)/python -m pytest -m gpu

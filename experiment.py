@@ -33,14 +33,14 @@ def run_arm(out_dir: Path) -> bool:
     if out_dir.name not in RUNS:
         raise BadInputError(f"--out_dir {out_dir}: its name must be one of {', '.join(RUNS)}, which chooses the arm")
     from pipeline.evaluate.evaluation import evaluate
-    from pipeline.extract.extraction import extract
+    from pipeline.extract.extraction import extract, row_maker
     from pipeline.report.collect import collect
     from pipeline.report.final_info import final_info
     from pipeline.train.training import train
 
     plan, workspace = plan_of(os.environ.get("DASAE_EXPERIMENT", "demo"), arms=[RUNS[out_dir.name]]), open_workspace()
     extract(plan, workspace)
-    failed = train(plan, workspace).failed
+    failed = train(plan, workspace, row_maker=row_maker).failed
     if len(failed) == len(plan.saes):
         raise PipelineError(f"no SAE of the arm was trained: {'; '.join(f'{sae}: {why}' for sae, why in failed.items())}")
     evaluated = evaluate(plan, workspace)

@@ -15,6 +15,7 @@ from prefect.tasks import Task
 from orchestration.artifacts import ProgressPage, show_report, show_results
 from orchestration.engine import Engine, stop_on_request
 from orchestration.states import reason, stage_task, value_or_error
+from pipeline.artefacts.glance import Glance
 from pipeline.artefacts.manifest import Artefact
 from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import BadInputError, MissingArtefactError
@@ -87,11 +88,12 @@ def publish_stores(plan: Plan, workspace: Workspace, seconds: dict[str, float], 
 @stage_task("train layer {plan.saes[0].layer}: {plan.arms_in_words}")
 def train_cohort(plan: Plan, workspace: Workspace, stop: str | None = None) -> tuple[list[str], Failures]:
     """Train SAEs that share their batches, or bring in SAEs from outside; returns the paths made, and the failures."""
+    from pipeline.extract.extraction import row_maker
     from pipeline.train.training import train
 
     _OPEN.clear()
     with _on_the_page(plan, stop):
-        trained = train(plan, workspace)
+        trained = train(plan, workspace, row_maker=row_maker)
         return [sae.artefact.path for sae in trained.made], trained.failed
 
 
@@ -139,11 +141,17 @@ class Study:
     @property
     def nothing_trained(self) -> bool:
         """True when no SAE of the plan exists, so that there is nothing to evaluate."""
-        return not any(self.workspace.manifest(artefact) for artefact in self.plan.trained)
+        with Glance.at(self.workspace) as seen:
+            return not any(seen.manifest(artefact) for artefact in self.plan.trained)
+
+    def _done(self, artefacts: Sequence[Artefact]) -> bool:
+        """Whether all of these exist."""
+        with Glance.at(self.workspace) as seen:
+            return all(seen.manifest(artefact) for artefact in artefacts)
 
     def extract(self) -> None:
         """Fill every store of the study. Raises the error of a failed task: no other stage can run without the stores."""
-        if all(self.workspace.manifest(artefact) for artefact in self.plan.extracted):
+        if self._done(self.plan.extracted):
             return  # before heavy imports
         from pipeline.extract.extraction import shares
 
@@ -171,7 +179,7 @@ class Study:
 
     def train(self) -> None:
         """Train or bring in every SAE that is missing. A failure is recorded; the other SAEs go on."""
-        if all(self.workspace.manifest(artefact) for artefact in self.plan.trained):
+        if self._done(self.plan.trained):
             return
         from pipeline.study.gpu_hours import training_seconds
         from pipeline.train.training import groups
@@ -189,7 +197,7 @@ class Study:
 
     def evaluate(self) -> None:
         """Evaluate every SAE that exists and is not evaluated. A failure is recorded; the other SAEs go on."""
-        if all(self.workspace.manifest(artefact) for artefact in self.plan.evaluated):
+        if self._done(self.plan.evaluated):
             return
         from pipeline.evaluate.evaluation import unmeasured, unprobed
         from pipeline.study.gpu_hours import Evaluating
@@ -204,7 +212,11 @@ class Study:
 
     def report(self) -> None:
         """Write the report of all that is evaluated, unless it is up to date."""
-        if is_current(self.plan, self.workspace):
+        with Glance.at(self.workspace) as seen:
+            current = is_current(self.plan, seen)
+        if current:
+            if self.workspace.remote:  # the link of the last run works for some days only
+                show_report(self.plan.experiment.name, self.workspace.report(self.plan.experiment.name))
             return
         value = value_or_error(write_page(self.plan, self.workspace, return_state=True))
         if isinstance(value, Exception):

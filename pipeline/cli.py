@@ -130,6 +130,22 @@ def train(
 
 
 @app.command()
+def feed(experiment: ExperimentArgument, workspace: WorkspaceOption = DEFAULT_WORKSPACE) -> None:
+    """Make rows of a stream for the trainings that read it, beside them, until nobody has read it for a minute."""
+    from pipeline.extract.extraction import row_maker
+    from pipeline.store.reader import ActivationStore
+    from pipeline.store.ring import PATIENCE, Ring
+
+    plan, opened = plan_of(experiment), open_workspace(workspace)
+    if plan.experiment.store.mode != "stream":
+        raise BadInputError(f'{experiment} has store.mode "keep", and only "stream" has rows to be made while training')
+    opened.require(plan.store, f"dasae extract {plan.experiment.argument}")
+    store = ActivationStore(opened.storage(plan.store))
+    made = Ring(artefact=plan.store, workspace=opened, store=store, make=row_maker(plan, opened)).feed(PATIENCE)
+    console.print(f"feed: {made} shards made", highlight=False)
+
+
+@app.command()
 def evaluate(
     experiment: ExperimentArgument,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
@@ -269,9 +285,10 @@ def _extract(plan: "Plan", workspace: "Workspace", deep: bool = False) -> None:
 
 
 def _train(plan: "Plan", workspace: "Workspace", track: Service | None = None) -> bool:
+    from pipeline.extract.extraction import row_maker
     from pipeline.train.training import train
 
-    result = train(plan, workspace, track)
+    result = train(plan, workspace, track, row_maker=row_maker)
     there = len(plan.saes) - len(result.made) - len(result.failed)
     brought = sum(sae in plan.from_outside for sae in result.made)
     from_outside = f", {brought} from outside" if brought else ""

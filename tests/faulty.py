@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
@@ -87,9 +88,9 @@ def extract_here(toml: str, workspace: str, options: dict[str, Any]) -> None:
     if made := options.get("made"):
         write = ShardWriter.write
 
-        def noted(self: ShardWriter, shard: int, *arguments: Any) -> Any:
+        def noted(self: ShardWriter, shard: int, *arguments: Any, **options: Any) -> Any:
             (Path(made) / f"{os.getpid()}-{self.storage}-{shard}".replace("/", "_")).touch(exist_ok=False)
-            return write(self, shard, *arguments)
+            return write(self, shard, *arguments, **options)
 
         ShardWriter.write = noted
     if barrier := options.get("barrier"):
@@ -111,14 +112,19 @@ def started(
     largest_file: int | None = None,
     error: Path | None = None,
 ) -> BaseProcess:
-    """A process that extracts. It starts within milliseconds, as a fork of one that has imported everything."""
+    """A process that extracts."""
+    options = {"made": made and str(made), "barrier": barrier, "largest_file": largest_file, "error": error and str(error)}
+    return forked(extract_here, str(extraction.toml), str(extraction.workspace.root), options)
+
+
+def forked(function: Callable[..., object], *arguments: object) -> BaseProcess:
+    """A process that calls a function. It starts within milliseconds, as a fork of one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["extraction_parent"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
     forkserver.ensure_running()
     os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
-    options = {"made": made and str(made), "barrier": barrier, "largest_file": largest_file, "error": error and str(error)}
-    process = context.Process(target=extract_here, args=(str(extraction.toml), str(extraction.workspace.root), options))
+    process = context.Process(target=function, args=arguments)
     process.start()
     return process

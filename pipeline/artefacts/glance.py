@@ -1,4 +1,4 @@
-"""A workspace on an object store as it is at one time, for showing its state: one listing, and all manifests in one object.
+"""A workspace on an object store as it is at one time: one listing, and all manifests in one object.
 
 Asking for each artefact would take a study's thousands of requests. The catalogue of manifests is written by whoever found
 many that were not in it; what it holds is believed only if the listing has the same ETag for the manifest itself.
@@ -7,7 +7,8 @@ many that were not in it; what it holds is believed only if the listing has the 
 import gzip
 import json
 from bisect import bisect_left
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import cast
@@ -88,12 +89,23 @@ class Glance(Workspace):
         """The storage at a path inside the workspace."""
         return _Place(f"{self.root}/{path}", path, self.found)
 
-    def remember(self) -> None:
+    def _remember(self) -> None:
         """Write the catalogue if many manifests were not in it. Who may only read cannot, and need not."""
         if self.found.new >= MANY:
             known = {name: entry for name, entry in self.found.known.items() if name in self.found.objects}
             with suppress(PipelineError):
                 self.whole.write(CATALOGUE, gzip.compress(json.dumps(known).encode()))
+
+    @classmethod
+    @contextmanager
+    def at(cls, workspace: Workspace) -> Generator[Workspace]:
+        """A workspace as it is now; one in a folder as it is whenever it is asked, which costs nothing there."""
+        if not workspace.remote:
+            yield workspace
+            return
+        seen = cls(workspace)
+        yield seen
+        seen._remember()
 
     def _catalogue(self) -> dict[str, tuple[str, str]]:
         try:

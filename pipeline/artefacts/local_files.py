@@ -86,18 +86,22 @@ def _irregular(path: Path) -> PipelineError:
 
 
 @contextmanager
-def temporary(final: Path, content: bytes | memoryview) -> Generator[Path]:
-    """A synced temporary file beside `final` with this content; removed at the end unless it was renamed.
+def temporary(final: Path, content: bytes | memoryview, *, durable: bool = True) -> Generator[Path]:
+    """A temporary file beside `final` with this content, synced if `durable`; removed at the end unless it was renamed.
 
     Its writer holds a lock on it, by which `sweep` knows that the writer lives. File systems without locks are not swept.
     """
-    _make_folder(final.parent)
+    if durable:
+        _make_folder(final.parent)
+    else:
+        final.parent.mkdir(parents=True, exist_ok=True)
     descriptor, path = _owned(final)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
             yield path
     finally:
         path.unlink(missing_ok=True)

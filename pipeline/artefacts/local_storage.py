@@ -27,14 +27,16 @@ if TYPE_CHECKING:
 class LocalStorage:
     """A folder of a local or shared file system.
 
-    `within` is the folder that nothing written or deleted may leave through a link, by default `root`.
+    `within` is the folder that nothing written or deleted may leave through a link, by default `root`. What is not `durable`
+    is not synced: after a power failure it may be lost or incomplete.
     """
 
     parallel_reads = 2
 
-    def __init__(self, root: Path, within: Path | None = None):
+    def __init__(self, root: Path, within: Path | None = None, *, durable: bool = True):
         self.root = root
         self.within = within or root
+        self.durable = durable
 
     def __str__(self) -> str:
         return str(self.root)
@@ -61,18 +63,22 @@ class LocalStorage:
         """Write a temporary file beside the final one, sync it, and rename it over the final one."""
         final = self.root / name
         refuse_outside(final, self.within)
-        with explained(final), temporary(final, content) as written:
+        with explained(final), temporary(final, content, durable=self.durable) as written:
             written.replace(final)
-            fsync(final.parent)
+            self._sync(final.parent)
 
     def create(self, name: str, content: bytes | memoryview) -> bool:
         """Like `write`, but never replaces a file: of two writers the first wins."""
         final = self.root / name
         refuse_outside(final, self.within)
-        with explained(final), temporary(final, content) as written:
+        with explained(final), temporary(final, content, durable=self.durable) as written:
             created = link(written, final)
-            fsync(final.parent)
+            self._sync(final.parent)
         return created
+
+    def _sync(self, folder: Path) -> None:
+        if self.durable:
+            fsync(folder)
 
     def share(self, name: str, source: object, source_name: str) -> bool:
         """Give a file of another folder a second name here. False where the file system has no hard links to it."""

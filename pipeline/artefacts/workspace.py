@@ -40,6 +40,8 @@ from pipeline.errors import BadInputError, CorruptArtefactError, MissingArtefact
 
 LOCKS, REPORTS = ".locks", "reports"
 """Folders of a workspace beside those of the artefacts' kinds."""
+RING = "ring"
+"""Folder, inside that of a store, of what is made of it while it is read."""
 
 
 class Workspace:
@@ -53,15 +55,21 @@ class Workspace:
         self.root = root
         self.local = _scratch(str(root)) if self.remote else _expanded(root)
         """Where artefacts are; with an object store, where they are made before they are copied there."""
-        self._locks: Locks | Leases = Locks(self.local / LOCKS, within=self.local)
+        self._here = Locks(self.local / LOCKS, within=self.local)
+        self._locks: Locks | Leases = self._here
+        """With an object store, those of all machines."""
         with explained(self.local, "read"):
             if any(os.path.lexists(path) and not path.is_dir() for path in (self.local, *self.local.parents)):
                 raise BadInputError(f"workspace {root} is not a folder; name another one with --workspace")
         if self.remote:
             # A wrong bucket fails now, not after hours of work.
             ObjectStorage(str(root)).check(only_read=only_read)
-            self._locks = Leases(ObjectStorage(f"{root}/{LOCKS}"), self._locks)
+            self._locks = Leases(ObjectStorage(f"{root}/{LOCKS}"), self._here)
         self._unfinished: dict[str, Unfinished] = {}
+
+    def __reduce__(self) -> tuple[type["Workspace"], tuple[Path | str]]:
+        """Another process, to which Dask sends a task, opens it anew."""
+        return Workspace, (self.root,)
 
     def folder(self, artefact: Artefact) -> Path:
         """The artefact's folder on this machine; it need not exist yet."""
@@ -74,6 +82,17 @@ class Workspace:
     def place(self, path: str) -> Storage:
         """The storage at a path inside the workspace, such as `saes/full-s0-0123456789ab`."""
         return ObjectStorage(f"{self.root}/{path}") if self.remote else LocalStorage(self.local / path, within=self.local)
+
+    def ring(self, artefact: Artefact) -> LocalStorage:
+        """The storage of what is made of a store while it is read, always on this machine (`pipeline.store.ring`).
+
+        Nothing there outlives the processes that read it, so that it need not be durable.
+        """
+        return LocalStorage(self.folder(artefact) / RING, within=self.local, durable=False)
+
+    def discard_ring(self, artefact: Artefact) -> None:
+        """Remove what is there. The caller knows that nobody reads it."""
+        remove_tree(self.folder(artefact) / RING, self.local)
 
     def report(self, experiment: str) -> Storage:
         """The storage that holds the report of an experiment."""
@@ -177,9 +196,12 @@ class Workspace:
             yield folder
 
     @contextmanager
-    def claim(self, artefact: Artefact, part: str) -> Generator[bool]:
-        """Claim one part of an artefact that several processes make together; yields False when another process has it."""
-        with self._locks.claimed(_lock_name(artefact), part) as claimed:
+    def claim(self, artefact: Artefact, part: str, *, here: bool = False) -> Generator[bool]:
+        """Claim one part of an artefact that several processes make together; yields False when another process has it.
+
+        `here` is for a part that lies on this machine only, wherever the workspace is.
+        """
+        with (self._here if here else self._locks).claimed(_lock_name(artefact), part) as claimed:
             yield claimed
 
     def keep(self, artefact: Artefact) -> None:
@@ -206,6 +228,12 @@ class Workspace:
     def assure_claim(self, artefact: Artefact, part: str) -> None:
         """Raise StorageError if another machine has taken over a part that this process claimed and was silent about."""
         self._locks.assure(_lock_name(artefact), part)
+
+    @contextmanager
+    def turn(self, artefact: Artefact, part: str) -> Generator[None]:
+        """Hold one part of an artefact that lies on this machine only, after waiting for a process that holds it."""
+        with self._here.held(f"{_lock_name(artefact)}.part-{part}"):
+            yield
 
     def publish(
         self,

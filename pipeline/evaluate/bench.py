@@ -140,6 +140,12 @@ class Bench(Shared):
         """The SAEs of the arm's other seeds. Raises CorruptArtefactError for a damaged one."""
         return [open_sae(artefact, self.layer.workspace).to(self.sae.device) for artefact in self.planned.siblings]
 
+    @property
+    def control(self) -> PlannedSAE:
+        """The SAE of the arm's control."""
+        assert self.planned.control  # without one, evaluations that read it are not planned
+        return self.planned.control
+
     @cached_property
     def baseline(self) -> SAE | Missing:
         """The SAE of the arm `baseline` with the same seed and layer."""

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.evaluate.bench import Bench
 from pipeline.evaluate.capture import measure_capture
-from pipeline.evaluate.examples import HeldoutText
+from pipeline.evaluate.examples import HeldoutText, strongest_rows
 from pipeline.evaluate.reconstruction import measure_reconstruction
 from pipeline.runtime.linalg import vecdot
 from pipeline.study.evaluations import Need
@@ -17,8 +17,6 @@ LATENTS = 120
 """Their members, and others spread evenly over the ranks of density."""
 CONTEXTS, AROUND = 4, 8
 """Texts for a latent, and tokens shown on either side of the one on which it fires."""
-CANDIDATES = 32
-"""Strongest rows of a latent among which those of other sequences are looked for."""
 
 
 def compute(on: Bench) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def compute(on: Bench) -> dict[str, Any]:
     wanted = min(max(0, LATENTS - len(in_pairs)), len(rest))
     chosen = in_pairs + [rest[(2 * part + 1) * len(rest) // (2 * wanted)] for part in range(wanted)]
     member_F, captured_F = cast("list[list[int]]", [counts.tolist() for counts in capture.by_latent(on.sae.d_sae)])
-    text, rows = on.layer.once(HeldoutText), _strongest(on, chosen)
+    text, rows = on.layer.once(HeldoutText), strongest_rows((f_BF[:, chosen] for f_BF in on.latents), len(chosen))
     latents = [
         {
             "latent": latent,
@@ -64,21 +62,3 @@ def _pairs(on: Bench) -> list[dict[str, Any]]:
             for pair, strength, cosine in zip(pairs, strengths, cosines, strict=True)
         ]
     return found
-
-
-def _strongest(on: Bench, chosen: list[int]) -> list[list[tuple[int, float]]]:
-    """The rows on which each of some latents fires most strongly, with the strengths, strongest first."""
-    best_Cm = torch.empty(0, len(chosen))
-    row_Cm = torch.empty(0, len(chosen), dtype=torch.int64)
-    first = 0
-    for f_BF in on.latents:
-        f_Bm = f_BF[:, chosen].cpu()
-        rows_Bm = torch.arange(first, first + len(f_Bm))[:, None].expand(f_Bm.shape)
-        best_Cm, row_Cm, first = torch.cat([best_Cm, f_Bm]), torch.cat([row_Cm, rows_Bm]), first + len(f_Bm)
-        order_Cm = best_Cm.sort(dim=0, descending=True, stable=True).indices[:CANDIDATES]
-        best_Cm, row_Cm = best_Cm.gather(0, order_Cm), row_Cm.gather(0, order_Cm)
-    rows, strengths = cast("list[list[int]]", row_Cm.T.tolist()), cast("list[list[float]]", best_Cm.T.tolist())
-    return [
-        [(row, strength) for row, strength in zip(*both, strict=True) if strength > 0]
-        for both in zip(rows, strengths, strict=True)
-    ]

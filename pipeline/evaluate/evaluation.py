@@ -94,6 +94,8 @@ def _lacking(sae: PlannedSAE, workspace: Workspace) -> list[Artefact]:
 
 
 def _can_be_made(name: str, sae: PlannedSAE, workspace: Workspace) -> bool:
+    if EVALUATIONS[name].control and sae.control and not _is_there(sae.control, workspace):
+        return False
     return not EVALUATIONS[name].siblings or all(workspace.manifest(sibling) for sibling in sae.siblings)
 
 
@@ -179,7 +181,7 @@ def evaluate_together(bench: LayerBench, group: list[PlannedSAE], model_scores: 
             on = Bench(bench, planned, sae, ProbeScores(model=model_scores, sae=scored))
             _evaluate(on, parents, seconds_each)
             for name in planned.apart:  # now, with what was measured just now
-                if EVALUATIONS[name].rows:
+                if EVALUATIONS[name].rows and _can_be_made(name, planned, workspace):
                     _compute_apart(bench, planned, name, on)
             advance(1, planned.arm)
         advance(len(group) - len(saes))
@@ -204,9 +206,10 @@ def _compute_apart(bench: LayerBench, planned: PlannedSAE, name: str, on: Bench 
     with workspace.lock(artefact) as folder:
         if workspace.manifest(artefact):
             return None
-        siblings = [*planned.siblings] if evaluation.siblings else []
-        siblings += [planned.evaluation] if evaluation.rows else []
-        started, parents = time.monotonic(), workspace.fingerprints([planned.artefact, *siblings])
+        others = [*planned.siblings] if evaluation.siblings else []
+        others += [planned.evaluation] if evaluation.rows else []
+        others += [planned.control.artefact] if evaluation.control and planned.control else []
+        started, parents = time.monotonic(), workspace.fingerprints([planned.artefact, *others])
         degenerate = workspace.require(planned.evaluation, "dasae evaluate").facts["degenerate"]
         files: list[str] = []
         if degenerate is None:

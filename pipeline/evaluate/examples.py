@@ -18,6 +18,8 @@ SHOWN = 10
 CONTEXTS = 8
 TOKENS_AROUND = 12
 """Tokens shown on either side of the one on which the latent fires."""
+CANDIDATES = 32
+"""Strongest rows of a column in `strongest_rows`, among which those of other sequences are looked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,21 @@ def choose(seen: LatentStatistics) -> dict[int, str]:
     wanted = min(SHOWN - len(chosen), len(rest))
     # The middles of `wanted` equal parts of the ranks.
     return chosen | {rest[(2 * part + 1) * len(rest) // (2 * wanted)]: "density" for part in range(wanted)}
+
+
+def strongest_rows(chunks: Iterable[torch.Tensor], columns: int) -> list[list[tuple[int, float]]]:
+    """For each column of chunks [B, m] of all held-out rows its CANDIDATES largest values above 0, each after its row."""
+    best_Rm, row_Rm, first = torch.empty(0, columns), torch.empty(0, columns, dtype=torch.int64), 0
+    for value_Bm in chunks:
+        rows_Bm = torch.arange(first, first + len(value_Bm))[:, None].expand(value_Bm.shape)
+        best_Rm, row_Rm = torch.cat([best_Rm, value_Bm.cpu()]), torch.cat([row_Rm, rows_Bm])
+        order_Rm = best_Rm.sort(dim=0, descending=True, stable=True).indices[:CANDIDATES]
+        best_Rm, row_Rm, first = best_Rm.gather(0, order_Rm), row_Rm.gather(0, order_Rm), first + len(value_Bm)
+    rows, strengths = cast("list[list[int]]", row_Rm.T.tolist()), cast("list[list[float]]", best_Rm.T.tolist())
+    return [
+        [(row, strength) for row, strength in zip(*both, strict=True) if strength > 0]
+        for both in zip(rows, strengths, strict=True)
+    ]
 
 
 class HeldoutText:

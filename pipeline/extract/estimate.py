@@ -9,7 +9,7 @@ from pipeline.models.language import DTYPES
 from pipeline.models.model_section import KnownFeatures, TinyModel
 from pipeline.runtime.devices import best_device, sae_device
 from pipeline.runtime.precision import slower_choice
-from pipeline.study.gpu_hours import MOST_CLASSES, WEIGHTS_PER_LAYER
+from pipeline.study.gpu_hours import MOST_CLASSES, WEIGHTS_PER_LAYER, rows_of
 from pipeline.study.plan import Plan
 from pipeline.texts.files import corpus_files
 from pipeline.texts.text_sections import FilesCorpus
@@ -35,12 +35,18 @@ def _extraction(plan: Plan) -> list[str]:
     experiment = plan.experiment
     store, model = experiment.store, experiment.model
     row_bytes = len(store.layers) * model.d_in * DTYPES[store.dtype].itemsize + ROW_FIELD_BYTES
-    shards = -(-store.tokens // store.shard_rows)
+    shards, rows = -(-store.tokens // store.shard_rows), rows_of(experiment)
+    of_which = f", {rows.kept:,} of them kept" if rows.streamed else ""
     lines = [
         f"{experiment.name}: {plan.store.label}, layers {', '.join(map(str, store.layers))}, "
         f"d_in {model.d_in}, {store.dtype}",
-        f"  activations  {store.tokens:,} rows in {shards:,} shards, {decimal(store.tokens * row_bytes)}",
+        f"  activations  {store.tokens:,} rows in {shards:,} shards{of_which}, {decimal(rows.kept * row_bytes)}",
     ]
+    if rows.streamed:
+        lines.append(
+            f"  streamed     {rows.streamed:,} rows are made for each group of SAEs that trains together, "
+            f"at most {decimal(rows.ring * row_bytes)} on disk at a time"
+        )
     if isinstance(experiment.corpus, FilesCorpus):
         lines.append(_held(experiment.corpus, store.tokens))
     if isinstance(model, KnownFeatures):
@@ -51,7 +57,7 @@ def _extraction(plan: Plan) -> list[str]:
     flop = 2 * WEIGHTS_PER_LAYER * model.d_in**2 * (max(store.layers) + 1)
     device = best_device(experiment.run.device)
     rate = _matmul_flops(model.dtype, device)
-    seconds = (store.tokens + probe_rows) * flop / (rate * EFFICIENCY)
+    seconds = (rows.kept + probe_rows) * flop / (rate * EFFICIENCY)
     on_gpu = device.type != "cpu"
     lines += [
         f"  probe texts  at most {documents:,} texts of at most {experiment.probes.context} tokens, "
@@ -59,6 +65,9 @@ def _extraction(plan: Plan) -> list[str]:
         f"  forward      about {_duration(seconds)} on this {'GPU' if on_gpu else 'CPU'} "
         f"({rate / 1e12:.2g} TFLOP/s measured in {model.dtype}, {EFFICIENCY:.0%} of it assumed)",
     ]
+    if rows.streamed:
+        group = _duration(rows.streamed * flop / (rate * EFFICIENCY))
+        lines.append(f"               about {group} more for each group of SAEs, while it trains")
     if isinstance(model, TinyModel):
         seen = model.steps * model.batch_size * store.context
         lines.insert(1, f"  model        trained here first, on {seen:,} tokens")

@@ -182,6 +182,14 @@ class Extraction:
         return self.make_rows(shard, layout.model_copy(update={"layers": missing}), sequences), there
 
 
+def row_maker(plan: Plan, workspace: Workspace) -> Callable[[int], fmt.ShardRows]:
+    """Makes the rows of any shard of a study's store, which is laid out: those of a stream. Opens the model."""
+    keep_freed_memory()
+    storage, make_rows = workspace.storage(plan.store), Extraction(plan, workspace).make_rows
+    layout, sequences = fmt.read_layout(storage), fmt.StoredSequences(storage)
+    return lambda shard: make_rows(shard, layout, sequences)
+
+
 def _check_tokens(model: ResidualStream, largest: int) -> None:
     """Raise BadInputError for a token id that the model's embedding does not have."""
     entries = model.model.get_input_embeddings().num_embeddings

@@ -14,7 +14,7 @@ from functools import partial
 from pipeline.artefacts.identity import key_of
 from pipeline.artefacts.manifest import MANIFEST, Artefact
 from pipeline.artefacts.storage import Storage
-from pipeline.artefacts.workspace import Workspace
+from pipeline.artefacts.workspace import RING, Workspace
 from pipeline.errors import BadInputError, CorruptArtefactError, InterruptedRunError
 from pipeline.runtime.interrupt import stop_on_signal
 from pipeline.runtime.progress import Advance, progress
@@ -111,7 +111,7 @@ class Filling:
         self.advance(self.writer.layout.shard_rows)
 
     def _in_turn(self) -> list[int]:
-        """The wanted shards. Machines begin at different ones, so that few requests go to shards that others have."""
+        """The wanted shards. On an object store each machine begins at another, so that few ask for what others have."""
         turn = secrets.randbelow(len(self.wanted)) if self.wanted and self.workspace.remote else 0
         return [*self.wanted[turn:], *self.wanted[:turn]]
 
@@ -172,11 +172,12 @@ def _publish(artefact: Artefact, workspace: Workspace, seconds: float) -> None:
     store = ActivationStore(storage)
     check_text(storage)  # the manifest would record damaged bytes as right
     shard_data = {name for commit in store.commits.values() for name in commit.files}
+    names = [name for name in storage.sizes() if name not in shard_data and not name.startswith(f"{RING}/")]
     facts = store_facts(store.layout, store.commits)
     workspace.publish(
         artefact,
         # The commits carry a checksum of every shard; the manifest carries one of every commit.
-        files=[name for name in storage.sizes() if name not in shard_data],
+        files=names,
         facts={**facts, "seconds": round(seconds, 1)},
     )
     for remark in massive_rows(facts):

@@ -11,8 +11,9 @@ from pipeline.errors import BadInputError
 from pipeline.extract.new_text import NewText
 from pipeline.extract.relatives import Relatives
 from pipeline.store import format as fmt
-from pipeline.store.batches import check_heldout
+from pipeline.store.batches import check_heldout, split
 from pipeline.store.documents import SPLITS
+from pipeline.study.experiment import Experiment
 from pipeline.study.plan import Plan
 from pipeline.study.sections import StoreConfig
 from pipeline.texts import packing
@@ -44,6 +45,7 @@ def write_corpus_store(
     for new in text.pack(corpus):
         check(int(new.tokens_SL.max(initial=0)))
     layout = layout.model_copy(update={"rows": min(text.packer.rows, config.tokens)})
+    layout = with_kept(layout, plan.experiment)
     if layout.rows < config.tokens:
         print(
             f"{plan.store.label}: the corpus holds {layout.rows:,} rows of the {config.tokens:,} asked for (store.tokens)",
@@ -52,6 +54,15 @@ def write_corpus_store(
     check_rows(plan, layout.rows)
     text.lay_out(layout)
     return layout
+
+
+def with_kept(layout: fmt.Layout, experiment: Experiment) -> fmt.Layout:
+    """The layout, which in a stream says that the store keeps what is held out and the first window of the rest."""
+    if experiment.store.mode == "keep":
+        return layout
+    recipe = experiment.train
+    training, heldout = split(range(layout.shards), layout.shard_rows, recipe.heldout_shards, recipe.heldout_within)
+    return layout.model_copy(update={"kept": tuple(sorted([*training[: recipe.window_shards], *heldout]))})
 
 
 def check_rows(plan: Plan, rows: int) -> None:

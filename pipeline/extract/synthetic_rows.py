@@ -7,7 +7,7 @@ token of every row.
 import numpy as np
 import torch
 
-from pipeline.extract.new_stores import store_layout
+from pipeline.extract.new_stores import store_layout, with_kept
 from pipeline.extract.shards import Text
 from pipeline.models.synthetic import Truth
 from pipeline.store import format as fmt
@@ -34,7 +34,7 @@ def synthetic_store(plan: Plan) -> fmt.NewStore:
     tokens_SL[:, 0] = BOS
     sequences = np.arange(len(tokens_SL) + 1, dtype=np.int64)
     return fmt.NewStore(
-        layout=layout,
+        layout=with_kept(layout, plan.experiment),
         sequences=fmt.Sequences(
             tokens_SL=tokens_SL, row_offsets=sequences * drawn, doc_starts=sequences[:-1] * config.context + 1
         ),

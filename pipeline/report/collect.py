@@ -1,7 +1,7 @@
 """Collects the results of a study from the artefacts in the workspace."""
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -12,14 +12,16 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError, MissingArtefactError, PipelineError, in_one_line
 from pipeline.models.model_section import HuggingFaceModel, KnownFeatures, TinyModel
 from pipeline.report.differences import differences
-from pipeline.report.latents import ExamplesOf
+from pipeline.report.latents import ExamplesOf, SeparatedOf
 from pipeline.report.results import Arm, Cost, Curve, Model, Results, Row, StoreFacts, Task, Training, levels_of, middle
+from pipeline.store.batches import split_shards
 from pipeline.store.norms import massive_rows
 from pipeline.store.reader import ActivationStore
 from pipeline.study.arms import arms_of
 from pipeline.study.evaluations import EVALUATIONS
 from pipeline.study.plan import TRAINING_LOG, Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
+from pipeline.study.recipe import NO_PENALTY
 from pipeline.study.reports import made_of
 from pipeline.study.stage_code import imported
 from pipeline.texts.text_sections import CorpusConfig, FilesCorpus, MixedCorpus
@@ -82,6 +84,7 @@ def _results(plan: Plan, workspace: Workspace, seen: "_Seen", evaluated: list[Pl
         curves=tuple(_curve(sae, seen) for sae in evaluated if isinstance(sae, TrainedSAE)),
         missing=tuple(str(sae) for sae in plan.saes if sae not in evaluated),
         examples=tuple(_examples(rows)),
+        separated=tuple(_separated(rows)),
         cost=_cost(plan, evaluated, seen),
     )
 
@@ -110,8 +113,13 @@ def _store(plan: Plan, workspace: Workspace) -> StoreFacts:
         d_in=facts["d_in"],
         seconds=facts["seconds"],
         corpus=_corpus_name(experiment.corpus),
-        remarks=tuple(massive_rows(facts)),
+        remarks=(*massive_rows(facts), *_streamed(facts)),
     )
+
+
+def _streamed(facts: Mapping[str, Any]) -> Iterator[str]:
+    if streamed := facts.get("streamed"):
+        yield f"{streamed:,} more rows to train on were made while training and are not kept"
 
 
 def _corpus_name(corpus: CorpusConfig) -> str:
@@ -138,8 +146,8 @@ def _task(plan: Plan, name: str, artefact: Artefact, workspace: Workspace) -> Ta
 
 def _training(plan: Plan, workspace: Workspace) -> Training:
     recipe, store = plan.experiment.train, ActivationStore(workspace.storage(plan.store))
-    heldout_rows = sum(store.commits[shard].rows for shard in store.shards[-recipe.heldout_shards :])
-    return Training(**recipe.model_dump(), heldout_rows=heldout_rows)
+    _, heldout = split_shards(store, recipe.heldout_shards, recipe.heldout_within)
+    return Training(**recipe.model_dump(), heldout_rows=store.rows_of(heldout))
 
 
 def _arms(plan: Plan) -> tuple[Arm, ...]:
@@ -196,6 +204,20 @@ def _examples(rows: list[Row]) -> list[ExamplesOf]:
         arms = {arm: row for (at, arm), row in first.items() if at == layer}
         chosen += [arms[arm] for arm in EXAMPLES_OF if arm in arms] or list(arms.values())[:1]
     return [ExamplesOf(arm=row.arm, seed=row.seed, layer=row.layer, **dict(row.examples or ())) for row in chosen]
+
+
+def _separated(rows: list[Row]) -> list[SeparatedOf]:
+    """What became of the control's pairs in every SAE; pairs of one an arm and layer, its first seed at the middle L0."""
+    level, found = middle(levels_of(rows)), list[SeparatedOf]()
+    shown: set[tuple[int, str]] = set()
+    for row in rows:
+        if row.separated:
+            named = {name: getattr(row, name) for name in ("arm", "seed", "layer", "sparsity")}
+            one = SeparatedOf(**dict(row.separated) | named, placebo=row.penalty == NO_PENALTY)
+            is_shown = row.sparsity == level and (row.layer, row.arm) not in shown
+            found.append(one if is_shown else one.model_copy(update={"shown": ()}))
+            shown |= {(row.layer, row.arm)} if is_shown else set()
+    return found
 
 
 def _curve(sae: TrainedSAE, seen: "_Seen") -> Curve:

@@ -25,6 +25,7 @@ from pipeline.report.latents import ExamplesOf
 from pipeline.report.metrics import FVU, columns, measured
 from pipeline.report.pareto import against_l0
 from pipeline.report.results import Difference, Results
+from pipeline.report.separated_pairs import SeparatedPart, separated_pairs
 from pipeline.study.penalties import PENALTIES
 from pipeline.study.reports import PAGE, publish_report
 
@@ -108,6 +109,7 @@ class Layer:
     planned: list[tables.PlannedTable]
     exploratory: list[tables.ExploratoryTable]
     tasks: list[tables.TaskTable]
+    separated: SeparatedPart | None
     examples: list[ExamplesOf]
     not_drawn: list[str]
     """Arms without a sound SAE."""
@@ -188,6 +190,7 @@ def _layer(results: Results, layer: int) -> Layer:
         planned=tables.planned(results, entries),
         exploratory=tables.exploratory(results, entries),
         tasks=[tables.task(results, task, rows) for task in results.tasks],
+        separated=separated_pairs(results, layer),
         examples=[shown for shown in results.examples if shown.layer == layer],
         not_drawn=[arm for arm in arms if arm not in by_arm(rows, FVU)],
         plots={

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, JsonValue
 
-from pipeline.report.latents import Browsing, Examples, ExamplesOf
+from pipeline.report.latents import Browsing, Examples, ExamplesOf, Separated, SeparatedOf
 from pipeline.report.record import Frozen
 from pipeline.study.recipe import TrainConfig
 from pipeline.study.reports import MadeOf
@@ -147,6 +147,8 @@ class Row(Frozen, extra="allow"):
     synth_sae_bench: Numbers | None = None
     examples: Examples | None = Field(default=None, exclude=True)
     """Shown of a few SAEs only, under `Results.examples`."""
+    separated: Separated | None = Field(default=None, exclude=True)
+    """Under `Results.separated`, which has the texts of a few SAEs only."""
     browsing: Browsing | None = Field(default=None, exclude=True)
     """On the page only: with the texts, results.json would be many times as large."""
 
@@ -328,6 +330,8 @@ class Results(Frozen):
     missing: tuple[str, ...]
     """SAEs of the study that are not evaluated yet."""
     examples: tuple[ExamplesOf, ...]
+    separated: tuple[SeparatedOf, ...] = ()
+    """Of every SAE that has a control; pairs are shown of one SAE an arm and layer."""
     cost: Cost
     differences: tuple[Difference, ...] = ()
 

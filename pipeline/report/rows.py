@@ -99,6 +99,11 @@ def browsing(file: File) -> Fields:
     return {"browsing": file}
 
 
+def separated(file: File) -> Fields:
+    """The file as it is."""
+    return {"separated": file}
+
+
 def sparse_probing(file: File) -> Fields:
     """Accuracies by number of latents out of sae-bench's output: of the SAE and of the model itself, overall and by task."""
     details = {detail["dataset_name"].removesuffix("_results"): detail for detail in file["eval_result_details"]}

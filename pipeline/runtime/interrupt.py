@@ -19,7 +19,7 @@ _request: ContextVar[threading.Event | None] = ContextVar("request", default=Non
 
 
 def stop_requested() -> threading.Event:
-    """The caller's stop event (`stop_when`), or an event that is never set. For stages that SIGTERM may simply kill."""
+    """The event of the `stop_on_signal` or `stop_when` around the caller, or one that is never set."""
     return _request.get() or threading.Event()
 
 
@@ -46,7 +46,8 @@ def stop_on_signal() -> Generator[threading.Event]:
     handled = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, request) for number in handled}
     try:
-        yield stop
+        with stop_when(stop):
+            yield stop
     except InterruptedRunError as error:
         if received:
             error.exit_code = 128 + received[0]

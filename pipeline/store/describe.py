@@ -30,6 +30,7 @@ def store_info(store: ActivationStore) -> Iterator[Table | Text]:
     facts = {
         "format": layout.format,
         "rows": f"{store.rows:,} in {len(store.shards):,} of {layout.shards:,} shards",
+        **({} if layout.kept is None else {"streamed": f"{layout.shards - len(layout.kept):,} shards, made while training"}),
         "layers": f"{_few(layout.layers)}; d_in {layout.d_in}; {layout.dtype}, {layout.codec}",
         "bytes": f"{decimal(store.bytes)}, {store.bytes / max(1, store.rows):.1f} a row",
         "ratio": f"{plain / stored:.3f} of plain {layout.dtype}" if stored else "",

@@ -88,17 +88,26 @@ class Layout(BaseModel):
     """Model, corpus and tokenizer this was extracted from."""
     classes: tuple[str, ...] = ()
     """Class names of a probe store, in the order of the label numbers; empty for other stores."""
+    kept: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """The shards that the store of a stream has: the others are made while training. None for a store that has all."""
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
         if self.shard_rows % self.chunk_rows or self.shards > MOST_SHARDS:
             raise ValueError(f"{self.shards} shards of {self.shard_rows} rows in chunks of {self.chunk_rows}")
+        if self.kept is not None and not set(self.kept) <= set(range(self.shards)):
+            raise ValueError(f"keeps others than its {self.shards} shards")
         return self
 
     @property
     def shards(self) -> int:
         """Number of shards."""
         return -(-self.rows // self.shard_rows)
+
+    @property
+    def present(self) -> tuple[int, ...]:
+        """Numbers of the shards that a finished store has."""
+        return tuple(range(self.shards)) if self.kept is None else self.kept
 
     def shard_range(self, shard: int) -> tuple[int, int]:
         """First row of a shard and one past its last. The shard holds fewer rows where `max_norm` leaves some out."""
@@ -275,7 +284,8 @@ def skeleton(layout: Layout, text_files: Mapping[str, str] | None = None) -> tup
     `text_files` are the hashes that the root holds (`read_root`).
     """
     files: dict[str, Buffer] = {}
-    attributes = layout.model_dump(mode="json")
+    # Stores of earlier versions have no `kept`, and their files stay as they are.
+    attributes = layout.model_dump(mode="json", exclude={"kept"} if layout.kept is None else None)
     if text_files:
         attributes = sealed({**attributes, TEXT_FILES: dict(text_files)})
     group = zarr.open_group(MemoryStore(files), mode="w", zarr_format=3, attributes=attributes)

@@ -58,8 +58,10 @@ def store_facts(layout: fmt.Layout, commits: Mapping[int, Commit]) -> dict[str, 
     norms = {str(layer): asdict(store_norms(commits, layer)) for layer in layout.layers}
     if layout.row_order != "shuffled":  # nothing to tell: `max_norm` leaves out no row of a probe or synthetic store
         norms = {layer: {**known, "massive_share": None} for layer, known in norms.items()}
+    streamed = {} if layout.kept is None else {"streamed": layout.rows - _rows(commits)}  # rows that no shard here has
     return {
         "rows": _rows(commits),
+        **streamed,
         "bytes": sum(check.bytes for commit in commits.values() for check in commit.files.values()),
         "d_in": layout.d_in,
         "scales": {str(layer): scale(commits, layer) for layer in layout.layers},

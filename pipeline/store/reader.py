@@ -53,27 +53,35 @@ class ActivationStore:
             raise CorruptArtefactError(f"{self.storage}/{name} does not match its checksum; {REMEDY}")
 
     def _commits(self, records: Mapping[str, int], sizes: Mapping[str, int], partial: bool) -> dict[int, Commit]:
-        names = {shard: commit_name(shard) for shard in range(self.layout.shards)}
+        names = {shard: commit_name(shard) for shard in self.layout.present}
         there = {shard: name for shard, name in names.items() if name in records}
         if not partial and len(there) < len(names):
             lost = sorted(names.keys() - there.keys())
             raise CorruptArtefactError(f"{self.storage}: shards {_few(lost)} are not committed; {REMEDY}")
         commits: dict[int, Commit] = {}
-        for (shard, name), content in zip(there.items(), read_many(self.storage, there.values()), strict=True):
-            self._compare(name, content)
-            try:
-                commits[shard] = read_commit(content, shard, self.layout)
-            except ValueError as error:
-                raise CorruptArtefactError(f"{self.storage}/{name} {error}; {REMEDY}") from None
+        for shard, content in zip(there, read_many(self.storage, there.values()), strict=True):
+            commits[shard] = self._commit(shard, content)
             for file, check in commits[shard].files.items():
                 if sizes.get(file) != check.bytes:
                     raise CorruptArtefactError(f"{self.storage}/{file} {_unlike(file, check.bytes, sizes)}")
         return commits
 
+    def _commit(self, shard: int, content: bytes) -> Commit:
+        self._compare(commit_name(shard), content)
+        try:
+            return read_commit(content, shard, self.layout)
+        except ValueError as error:
+            raise CorruptArtefactError(f"{self.storage}/{commit_name(shard)} {error}; {REMEDY}") from None
+
     @property
     def shards(self) -> list[int]:
         """Numbers of the shards that can be read."""
         return list(self.commits)
+
+    @property
+    def every_shard(self) -> list[int]:
+        """These, or in the store of a stream all shards, also those that are made while training."""
+        return self.shards if self.layout.kept is None else list(range(self.layout.shards))
 
     @cached_property
     def rows(self) -> int:
@@ -85,18 +93,29 @@ class ActivationStore:
         """Bytes of all files of these shards."""
         return sum(check.bytes for commit in self.commits.values() for check in commit.files.values())
 
-    def scale(self, layer: int) -> float:
-        """The factor that makes E||x||^2 = 1 over the store (docs/method.md, "The loss").
+    def scale(self, layer: int, shards: Iterable[int] | None = None) -> float:
+        """The factor that makes E||x||^2 = 1 over some shards, by default all (docs/method.md, "The loss").
 
         Raises BadInputError for a layer that the store does not have.
         """
         self._check(layer)
-        return scale(self.commits, layer)
+        return scale(self.commits if shards is None else {shard: self.commits[shard] for shard in shards}, layer)
 
     def row_range(self, shard: int) -> tuple[int, int]:
-        """First row of a shard and one past the last that was written."""
-        start, _ = self.layout.shard_range(shard)
-        return start, start + self.commits[shard].rows
+        """First row of a shard and one past the last that was written; of a shard that is streamed, that it will have."""
+        start, stop = self.layout.shard_range(shard)
+        streamed = self.layout.kept is not None and shard not in self.commits
+        return start, stop if streamed else start + self.commits[shard].rows
+
+    def has(self, shard: int) -> bool:
+        """Whether a shard can be read. One that was committed since the store was opened can, from now on."""
+        if shard not in self.commits and (size := self.storage.size(commit_name(shard))):
+            self.commits[shard] = self._commit(shard, self.storage.read(commit_name(shard), size))
+        return shard in self.commits
+
+    def rows_of(self, shards: Iterable[int]) -> int:
+        """Rows of some shards, also of those that are streamed."""
+        return sum(stop - start for start, stop in map(self.row_range, shards))
 
     def chunks(self, shards: Iterable[int]) -> list[tuple[int, int]]:
         """Bounds of every chunk of some shards, in order."""

@@ -107,7 +107,7 @@ class _Verification:
         yield from self._in_layout(layout)
         commits: dict[int, Commit] = {}
         yield from self._in_shards(layout, commits)
-        if manifest and len(commits) == layout.shards:
+        if manifest and len(commits) == len(layout.present):
             facts = store_facts(layout, commits)
             if wrong := [name for name in facts if not _agree(manifest.facts.get(name), facts[name])]:
                 yield Damage(MANIFEST, f"has other {' and '.join(wrong)} than its commits")
@@ -150,7 +150,7 @@ class _Verification:
 
     def _in_shards(self, layout: fmt.Layout, commits: dict[int, Commit]) -> Iterator[Damage]:
         """Commits that cannot be believed, and files that differ from them. Fills `commits` with those that can."""
-        shards = [shard for shard in range(layout.shards) if commit_name(shard) in self.committed]
+        shards = [shard for shard in layout.present if commit_name(shard) in self.committed]
         chunks = layout.shard_rows // layout.chunk_rows
         total = sum(self.sizes.get(file, 0) for shard in shards for file in fmt.shard_files(layout, shard))
         records = read_many(self.storage, map(commit_name, shards))

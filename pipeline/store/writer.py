@@ -50,9 +50,9 @@ class ShardWriter:
         """Held while zarr encodes: threads that write different shards share the memory that it encodes into."""
 
     def missing(self) -> list[int]:
-        """Shards that are not committed yet."""
+        """Shards that the store is to have and that are not committed yet."""
         committed = self.storage.sizes(fmt.COMMITS)
-        return [shard for shard in range(self.layout.shards) if commit_name(shard) not in committed]
+        return [shard for shard in self.layout.present if commit_name(shard) not in committed]
 
     def committed(self, shard: int) -> bool:
         """Whether a shard is committed, by whichever process."""

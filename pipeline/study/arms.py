@@ -155,7 +155,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,19}")
 """Form of an arm's name: it must suit a folder, the comma-separated list after --arms, and a plot label of 20 letters."""
 SECTIONS = ("contrast", "penalty", "resets", "auxk", "jumprelu")
 """Sections of a recipe that an arm may remove by `false`, and take over from [train] by `true`."""
-SHARED = ("d_sae", "steps", "batch_size", "heldout_shards", "heldout_within", "data_seed", "buffer_chunks")
+SHARED = ("d_sae", "steps", "batch_size", "heldout_shards", "heldout_within", "data_seed", "buffer_chunks", "window_shards")
 """Fields that no arm may change: arms are comparable only if all have the same size and see the same batches."""
 
 
@@ -193,6 +193,23 @@ class Recipes:
         if (arm, sparsity) not in self._at:
             self._at[arm, sparsity] = self._of_level(arm, sparsity)
         return self._at[arm, sparsity]
+
+    def control(self, arm: str, study: Collection[str]) -> str | None:
+        """The arm of the study that shows what the penalty of an arm does, or its other order of batches: one with neither.
+
+        It is the one whose recipe differs in nothing else, or else the one that the arm is compared with. None without one,
+        and for an arm that has neither.
+        """
+        if self._plain(arm) == self[arm]:
+            return None
+        plain = [other for other in study if self._plain(other) == self[other]]
+        against = self.arms[arm].against
+        alike = (other for other in plain if self[other] == self._plain(arm))
+        return next(alike, against if against in plain else None)
+
+    def _plain(self, arm: str) -> TrainConfig:
+        """The recipe without a penalty, on the batches of the other arms."""
+        return self[arm].model_copy(update={"contrast": None, "penalty": None, "data_seed": self.full.data_seed})
 
     def _of_level(self, arm: str, sparsity: float) -> TrainConfig:
         recipe, where = self[arm], f"study.sparsities: arm {arm!r} at {sparsity:g}"

@@ -39,6 +39,8 @@ class Evaluation:
     """Whether it reads what the SAE's evaluation reads, with which it is made: its key covers that evaluation's."""
     siblings: bool = False
     """Whether it reads the SAEs of the arm's other seeds. An arm with one seed leaves it out."""
+    control: bool = False
+    """Whether it reads the SAE of the arm's control (`Recipes.control`). An arm without one leaves it out."""
     needs: frozenset[Need] = frozenset()
     """A study without one of these leaves the evaluation out."""
     compute: StageCode
@@ -85,6 +87,7 @@ EVALUATIONS: dict[str, Evaluation] = {
         _entry("geometry", "geometry", apart=1),
         _entry("stability", "stability", apart=1, siblings=True),
         _entry("browsing", "browsing", Need.model, apart=1, rows=True),
+        _entry("separated", "separated", apart=1, rows=True, control=True),
         _of_sae_bench("core", "core_metrics"),
         _of_sae_bench("scr", "concepts"),
         _of_sae_bench("tpp", "concepts"),

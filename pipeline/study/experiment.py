@@ -146,6 +146,11 @@ class Experiment(Section):
             )
         # An upper bound: a corpus may be shorter, and max_norm leaves rows out.
         rows = (shards - heldout) * size
+        if self.store.mode == "stream" and self.train.window_shards is None:
+            raise ValueError(
+                'store.mode "stream" needs train.window_shards, the shards that are mixed with each other, such as 64: '
+                "up to twice as many are on disk at a time"
+            )
         if self.train.batch_size > rows:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size:,} is more than the {rows:,} rows to train on; lower it"

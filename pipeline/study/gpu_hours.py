@@ -13,6 +13,7 @@ from pipeline.models.model_section import KnownFeatures
 from pipeline.sae.activation import ClosedForm
 from pipeline.sae.activations import ACTIVATIONS
 from pipeline.study.cutting import streams
+from pipeline.study.experiment import Experiment
 from pipeline.study.penalties import Contrast
 from pipeline.study.plan import Plan
 from pipeline.study.planned import PlannedSAE, TrainedSAE
@@ -101,7 +102,7 @@ class Prediction:
     memory: float
     """Of the card, for the SAEs of a layer trained together."""
     disk: float
-    """Of stores, probe stores and SAEs."""
+    """Of stores, what is streamed at a time, probe stores and SAEs."""
 
     @property
     def hours(self) -> float:
@@ -169,26 +170,52 @@ def step_bytes(d_in: int, d_sae: int) -> int:
     return 2 * 4 * 2 * d_in * d_sae + 4 * 4 * d_sae**2
 
 
+@dataclass(frozen=True)
+class Rows:
+    """How many rows of its store a study makes, where and when."""
+
+    kept: int
+    """That extraction makes."""
+    streamed: int
+    """That are made while training, for each group of SAEs that trains together."""
+    ring: int
+    """That lie on disk meanwhile, at most."""
+
+
+def rows_of(experiment: Experiment) -> Rows:
+    """The rows of a stream; a store that keeps all has no others."""
+    store, recipe = experiment.store, experiment.train
+    if store.mode == "keep" or recipe.window_shards is None:
+        return Rows(kept=store.tokens, streamed=0, ring=0)
+    training = -(-store.tokens // store.shard_rows) - recipe.heldout_shards
+    window = min(recipe.window_shards, training)
+    made = recipe.steps * recipe.batch_size * (training - window) // training
+    kept = min(store.tokens, (window + recipe.heldout_shards) * store.shard_rows)
+    return Rows(kept=kept, streamed=made, ring=min(2 * window, training - window) * store.shard_rows)
+
+
 def predict(plan: Plan) -> Prediction:
     """What the study takes on one H100 from nothing to its report."""
     experiment = plan.experiment
     store, D, F = experiment.store, experiment.model.d_in, experiment.train.d_sae
     _, P = probe_texts(plan)
+    rows = rows_of(experiment)
     if isinstance(experiment.model, KnownFeatures):
-        made = store.tokens * experiment.model.features / (DRAWN * CORES)
+        each_row = experiment.model.features / (DRAWN * CORES)
     else:
-        flop = 2 * WEIGHTS_PER_LAYER * D**2 * (max(store.layers) + 1)
-        made = (store.tokens + P) * flop / (RATES["bfloat16"] * FORWARD)
-    stored = (store.tokens + P) * 2 * D * len(store.layers)
+        each_row = 2 * WEIGHTS_PER_LAYER * D**2 * (max(store.layers) + 1) / (RATES["bfloat16"] * FORWARD)
+    row_bytes = 2 * D * len(store.layers)
+    stored = (rows.kept + P) * row_bytes
     layers = [[sae for sae in plan.saes if sae.layer == layer] for layer in experiment.study.layers]
     trained = streams(plan.to_train)
+    tries = sum(TRIES if together[0].matched_to else 1 for together in trained)
     sae_bytes = 4 * 2 * D * F
     return Prediction(
-        extract=max(made, stored / (STORED * WRITERS)),
-        train=sum(training_seconds(together, D) for together in trained),
+        extract=max((rows.kept + P) * each_row, stored / (STORED * WRITERS)),
+        train=sum(training_seconds(together, D) for together in trained) + tries * rows.streamed * each_row,
         evaluate=sum(Evaluating.of(plan).seconds(layer) for layer in layers),
         memory=max(map(len, trained), default=0) * 3 * sae_bytes + step_bytes(D, F),
-        disk=stored + len(plan.saes) * sae_bytes,
+        disk=stored + rows.ring * row_bytes + len(plan.saes) * sae_bytes,
     )
 
 

@@ -8,7 +8,7 @@ from typing import get_args
 
 from pipeline.artefacts.local_files import is_abandoned, is_temporary
 from pipeline.artefacts.manifest import MANIFEST, Kind, read_manifest
-from pipeline.artefacts.workspace import LOCKS, REPORTS, Workspace
+from pipeline.artefacts.workspace import LOCKS, REPORTS, RING, Workspace
 from pipeline.errors import CorruptArtefactError
 from pipeline.study.plan import Plan
 
@@ -20,7 +20,7 @@ class What(StrEnum):
     """Why something belongs to nobody."""
 
     leftover = "leftover"
-    """Of a process that was killed: temporary files, checkpoints beside a finished SAE, locks."""
+    """Of a process that was killed: temporary files, checkpoints beside a finished SAE, rings of streams, locks."""
     orphan = "orphan"
     """An artefact or report of no experiment that is known."""
     broken_link = "broken link"
@@ -87,6 +87,10 @@ def _left(workspace: Workspace) -> Iterator[Litter]:
         if path.is_symlink() and not path.exists():
             yield Litter(what=What.broken_link, path=name, bytes=0)
         elif (is_temporary(name) and is_abandoned(path)) or (path.parent == root / LOCKS and workspace.is_free(path.name)):
+            yield Litter(what=What.leftover, path=name, bytes=_bytes(path))
+    for path in sorted(root.glob(f"stores/*/{RING}")):
+        name = path.relative_to(root).as_posix()
+        if not workspace.is_locked(path.parent.relative_to(root).as_posix()):
             yield Litter(what=What.leftover, path=name, bytes=_bytes(path))
     for kind in get_args(Kind):
         for folder in () if kind in SHARDED else sorted((root / kind).glob("*/")):

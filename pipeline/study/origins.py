@@ -68,6 +68,8 @@ class Basis:
         """The SAE that an arm of the study trains, at an L0 where the study has several."""
         recipe = self.experiment.recipes.at(arm, sparsity)
         matched_to = self.trained(recipe.match_l0, seed, layer) if recipe.match_l0 else None
+        beside = self.experiment.recipes.control(arm, self.experiment.study.arms)
+        control = self.trained(beside, seed, layer, sparsity) if beside else None
         others = [other for other in self.experiment.study.seeds if other != seed]
         # Each seed of a matched arm is matched to an SAE of its own seed, so its key is not known from here.
         siblings = () if matched_to else tuple(self._trained_artefact(arm, other, layer, sparsity) for other in others)
@@ -84,9 +86,10 @@ class Basis:
             recipe=recipe,
             artefact=sae,
             evaluation=evaluation,
-            apart=self.evaluated_apart(sae.label, sae, evaluation, siblings),
+            apart=self.evaluated_apart(sae.label, sae, evaluation, siblings, control),
             siblings=siblings,
             baseline=baseline,
+            control=control,
             matched_to=matched_to,
         )
 
@@ -124,12 +127,17 @@ class Basis:
         return Artefact(kind="evaluations", label=label, inputs=inputs | {"rows": rows} if rows else inputs)
 
     def evaluated_apart(
-        self, label: str, sae: Artefact, whole: Artefact, siblings: tuple[Artefact, ...] = ()
+        self,
+        label: str,
+        sae: Artefact,
+        whole: Artefact,
+        siblings: tuple[Artefact, ...] = (),
+        control: PlannedSAE | None = None,
     ) -> dict[str, Artefact]:
         """The evaluations of an SAE that have an artefact of their own, by name. `whole` is the one with all others."""
         found: dict[str, Artefact] = {}
         for name, evaluation in EVALUATIONS.items():
-            if evaluation.apart is None or (evaluation.siblings and not siblings):
+            if evaluation.apart is None or (evaluation.siblings and not siblings) or (evaluation.control and not control):
                 continue
             if evaluation.asked and name not in self.asked:
                 continue
@@ -140,6 +148,8 @@ class Basis:
                 inputs["of"] = whole.key
             if evaluation.siblings:
                 inputs["siblings"] = sorted(sibling.key for sibling in siblings)
+            if evaluation.control and control:
+                inputs["control"] = control.artefact.key
             if evaluation.asked:
                 inputs |= self.asked[name]
             found[name] = Artefact(kind="evaluations", label=f"{name}-{label}", inputs=inputs)

@@ -179,12 +179,14 @@ def _model_label(experiment: Experiment) -> str:
 def _store(experiment: Experiment, model: dict[str, Any]) -> Artefact:
     corpus = experiment.corpus
     corpus_label = Path(corpus.name).name if isinstance(corpus, HuggingFaceCorpus) else corpus.source
-    inputs = {
+    inputs: dict[str, Any] = {
         "format": STORE_FORMAT,
         "model": model,
         "corpus": _corpus(experiment.corpus),
         "store": experiment.store.canonical(),
     }
+    if experiment.store.mode == "stream":  # which shards the store has
+        inputs["kept"] = experiment.train.canonical(only=("heldout_shards", "heldout_within", "window_shards"))
     label = "-".join(dict.fromkeys((_model_label(experiment), corpus_label)))  # "synthetic" names both; once is enough
     return Artefact(kind="stores", label=label, inputs=inputs)
 

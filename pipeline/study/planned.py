@@ -29,6 +29,9 @@ class PlannedSAE:
     """The SAE whose pairs of latents this one is measured on: the arm `baseline` with the same seed, layer and L0. None in a
     study without that arm, and for an SAE that others trained, because its latents do not correspond to the baseline's."""
 
+    control: "PlannedSAE | None" = None
+    """The SAE of the arm's control (`Recipes.control`) with the same seed, layer and L0, trained from the same weights."""
+
     def __str__(self) -> str:
         level = "" if self.sparsity is None else f" L0 {self.sparsity:g}"
         return f"{self.arm}{level} seed {self.seed} layer {self.layer}"

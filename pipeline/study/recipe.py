@@ -52,6 +52,9 @@ RANDOM_PART: dict[Frozen, str] = {
 }
 """What stays as it was drawn, in words."""
 
+NO_PENALTY = "none"
+"""The kind of penalty of a recipe without one."""
+
 
 class AuxK(Section):
     """Revives dead latents by a term of the loss (docs/method.md, "Backbones"), as TopK SAEs are usually trained."""
@@ -117,6 +120,9 @@ class TrainConfig(Section):
     """Seed of the batch order. All arms and seeds share it, so they are compared on the same batches."""
     buffer_chunks: PositiveInt = 32
     """Chunks in the shuffle buffer that batches are drawn from."""
+    window_shards: Annotated[PositiveInt | None, Before(None)] = None
+    """Shards whose chunks are mixed with each other: a pass takes them in random order, so many at a time, and the first so
+    many of the store give the scale. Without it, all of them; `store.mode` "stream" needs it."""
 
     @property
     def ever_resets(self) -> bool:
@@ -141,7 +147,7 @@ class TrainConfig(Section):
     @property
     def penalty_kind(self) -> str:
         """The kind of the penalty, in a word."""
-        return self.only_penalty.kind if self.only_penalty else "none"
+        return self.only_penalty.kind if self.only_penalty else NO_PENALTY
 
     @property
     def only_penalty(self) -> Contrast | PenaltySection | None:

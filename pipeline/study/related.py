@@ -12,7 +12,7 @@ from pipeline.artefacts.workspace import Workspace
 from pipeline.errors import CorruptArtefactError
 from pipeline.store import format as fmt
 
-GROWING = ("tokens", "layers")
+GROWING = ("tokens", "layers", "mode")
 """The store's settings in which relatives may differ."""
 
 
@@ -33,10 +33,10 @@ def related_stores(artefact: Artefact, workspace: Workspace, layout: fmt.Layout)
 
 
 def _fixed(layout: fmt.Layout) -> dict[str, Any]:
-    """All that a store says of itself but how far it has grown."""
-    traits = layout.model_dump(exclude={"rows", "layers"})
+    """All that a store says of itself but how far it has grown, and which shards it keeps."""
+    traits = layout.model_dump(exclude={"rows", "layers", "kept"})
     settings = layout.provenance.get("store")
     if isinstance(settings, dict):
         fixed = {name: value for name, value in cast("dict[str, Any]", settings).items() if name not in GROWING}
-        traits["provenance"] = {**layout.provenance, "store": fixed}
+        traits["provenance"] = {**layout.provenance, "store": fixed, "kept": None}
     return traits

@@ -40,6 +40,9 @@ class StoreConfig(Section):
     """Leave out rows whose norm exceeds this multiple of the shard's median norm, such as attention sinks other than BOS."""
     seed: Seed = 0
     """Seed of the row order inside each shard; with a synthetic model, of the rows themselves."""
+    mode: Annotated[Literal["keep", "stream"], Before("keep")] = "keep"
+    """`keep`: extraction makes all shards. `stream`: it makes those that are held out and the first `train.window_shards`;
+    training makes the others while it reads, on every pass again."""
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:
@@ -49,6 +52,11 @@ class StoreConfig(Section):
             raise ValueError(f"tokens {self.tokens:,} are more than {MOST_SHARDS:,} shards hold; raise shard_rows")
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers {list(self.layers)} names a layer twice")
+        if self.mode == "stream" and self.max_norm:
+            raise ValueError(
+                'max_norm decides only once a shard is made how many rows it has, and mode "stream" must know; '
+                'use mode "keep", or remove max_norm'
+            )
         return self
 
 

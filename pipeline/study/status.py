@@ -36,14 +36,11 @@ class Status:
     """The state of every artefact of a study in a workspace, at the time of creation."""
 
     def __init__(self, plan: Plan, workspace: Workspace):
-        seen = Glance(workspace) if workspace.remote else workspace
-        self.plan, self.workspace = plan, seen
         everything = [*plan.extracted, *plan.trained, *plan.evaluated]
-        with ThreadPoolExecutor(LOOKED_UP_AT_ONCE) as pool:
+        with Glance.at(workspace) as seen, ThreadPoolExecutor(LOOKED_UP_AT_ONCE) as pool:
+            self.plan, self.workspace = plan, seen
             states = pool.map(self._state, everything)
             self.found = {artefact.path: state for artefact, state in zip(everything, states, strict=True)}
-        if isinstance(seen, Glance):
-            seen.remember()
 
     def table(self) -> Table:
         """One line for each artefact; SAEs and evaluations of one arm and layer share a line."""
@@ -97,10 +94,11 @@ class Status:
             # A store's manifest lists only its commits; `facts` has the bytes of the shards.
             size = int(manifest.facts.get("bytes", 0)) + sum(record.bytes for record in manifest.files.values())
             rows = manifest.facts.get("rows")
-            return State(word="done", detail=f"{rows:,} rows" if rows else "", bytes=size)
+            streamed = f", {manifest.facts['streamed']:,} streamed" if "streamed" in manifest.facts else ""
+            return State(word="done", detail=f"{rows:,} rows{streamed}" if rows else "", bytes=size)
         size = sum(storage.sizes().values())
         if artefact.kind in ("stores", "probes") and is_laid_out(storage):
             writer = ShardWriter(storage)
-            shards = writer.layout.shards
+            shards = len(writer.layout.present)
             return State(word="partial", detail=f"{shards - len(writer.missing())} of {shards} shards", bytes=size)
         return State(word="partial" if size else "missing", detail="", bytes=size)

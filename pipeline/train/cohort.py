@@ -147,8 +147,16 @@ def _take_steps(
                 saved_at = time.monotonic()
                 pause = max(save_every, (saved_at - began) / SAVING_SHARE)
             if stop.is_set():
-                raise InterruptedRunError(f"stopped on request after step {step}; training goes on with the same command")
+                raise _interrupted(step)
             advance(1, remark)
+        else:
+            if (reached := active[0].trainer.done) < steps:  # asked to stop while no batch came
+                save(active)
+                raise _interrupted(reached)
+
+
+def _interrupted(step: int) -> InterruptedRunError:
+    return InterruptedRunError(f"stopped on request after step {step}; training goes on with the same command")
 
 
 @contextmanager

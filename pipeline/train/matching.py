@@ -207,7 +207,7 @@ def search(searches: Sequence[Search], runner: Runner, heldout: Callable[[], Ite
         for members in runner.run([one.next_job() for one in unfinished], f"match L0, try {number}:"):
             finished = [member for member in members if member.stopped is None]
             for member in finished:
-                write_sae(member.trainer.finished(runner.store.scale(member.job.sae.layer)), member.job.folder, {})
+                write_sae(member.trainer.finished(runner.scale(member.job.sae)), member.job.folder, {})
                 fsync(member.job.folder / TRAINING_LOG)
             saes = [read_sae(member.job.folder).to(runner.device) for member in finished]
             measured = heldout_l0(saes, heldout())

@@ -1,7 +1,7 @@
 """Says, before any training, what its recipes and the rows of the store do not allow."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from pipeline.store.batches import split_shards
 from pipeline.store.reader import ActivationStore
@@ -15,13 +15,15 @@ def check_rows(store: ActivationStore, experiment: Experiment) -> None:
     Raises what `split_shards` does.
     """
     recipe = experiment.train
-    training = _rows(store, split_shards(store, recipe.heldout_shards, recipe.heldout_within)[0])
+    training = store.rows_of(split_shards(store, recipe.heldout_shards, recipe.heldout_within)[0])
+    rows = store.rows_of(store.every_shard)
     passes = recipe.steps * recipe.batch_size / training
     if passes > 1:
-        asked = f" of the {experiment.store.tokens:,} asked for" if store.rows < experiment.store.tokens else ""
+        asked = f" of the {experiment.store.tokens:,} asked for" if rows < experiment.store.tokens else ""
+        again = "" if store.layout.kept is None else ", and a stream makes its rows on each again"
         print(
-            f"the store holds {store.rows:,} rows{asked}: training takes {passes:.1f} passes over the {training:,} that are "
-            f"not held out",
+            f"the store holds {rows:,} rows{asked}: training takes {passes:.1f} passes over the {training:,} that are "
+            f"not held out{again}",
             file=sys.stderr,
         )
 
@@ -35,7 +37,3 @@ def tell_of_no_resets(recipes: Mapping[str, TrainConfig]) -> None:
                 f"than {recipe.resets.every:,} of the {recipe.steps:,} steps",
                 file=sys.stderr,
             )
-
-
-def _rows(store: ActivationStore, shards: Iterable[int]) -> int:
-    return sum(store.commits[shard].rows for shard in shards)

@@ -14,8 +14,9 @@ import torch
 from pipeline.errors import OutOfMemoryError
 from pipeline.runtime.devices import sae_device
 from pipeline.runtime.memory import memory_needed
-from pipeline.store.batches import shuffled_batches, split_shards
+from pipeline.store.batches import scale_of, shuffled_batches, split_shards
 from pipeline.store.reader import ActivationStore
+from pipeline.store.ring import Ring
 from pipeline.study.plan import TRAINING_LOG
 from pipeline.study.planned import TrainedSAE
 from pipeline.study.recipe import TrainConfig
@@ -55,6 +56,13 @@ class Runner:
     keep: Callable[[TrainedSAE], None]
     """Called when an SAE's checkpoint is saved."""
     device: torch.device = field(default_factory=sae_device)
+    ring: Ring | None = None
+    """Where the shards come from that the store of a stream does not keep."""
+
+    def scale(self, sae: TrainedSAE) -> float:
+        """The factor of the batches that an SAE is trained on."""
+        training, _ = split_shards(self.store, sae.recipe.heldout_shards, sae.recipe.heldout_within)
+        return scale_of(self.store, sae.layer, training, sae.recipe.window_shards)
 
     def run(self, jobs: Sequence[Job], title: str = "train") -> Iterator[list[InTraining]]:
         """Train jobs that share their batches. Yields the members of each cohort when it ends, finished or stopped.
@@ -109,9 +117,13 @@ class _Run:
                 batch_size=recipe.batch_size,
                 buffer_chunks=recipe.buffer_chunks,
                 seed=recipe.data_seed,
+                window_shards=recipe.window_shards,
                 start=self.done,
+                stop=recipe.steps,
+                ring=self.runner.ring,
                 device=self.runner.device,
             )
+            stack.enter_context(closing(batches))
             started = time.monotonic() - self.seconds
 
             def save(active: Sequence[Member]) -> None:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +13,7 @@ import torch
 
 from pipeline.artefacts.storage import LocalStorage, write_atomically
 from pipeline.artefacts.workspace import Workspace
+from pipeline.errors import BadInputError
 from pipeline.models.model_section import KnownFeatures
 from pipeline.runtime.devices import sae_device
 from pipeline.runtime.precision import slower_choice
@@ -20,6 +21,7 @@ from pipeline.sae.finished import open_sae
 from pipeline.sae.formats import CONFIG, WEIGHTS, read_sae, write_sae
 from pipeline.store.batches import rows_in_order, split_shards
 from pipeline.store.reader import ActivationStore
+from pipeline.store.ring import Maker, Ring
 from pipeline.study.cutting import streams
 from pipeline.study.origins import bring
 from pipeline.study.plan import TRAINING_LOG, Plan
@@ -55,10 +57,18 @@ def cohorts(plan: Plan, workspace: Workspace) -> list[list[TrainedSAE]]:
     return [group[start : start + fitting] for group in groups(plan, workspace) for start in range(0, len(group), fitting)]
 
 
-def train(plan: Plan, workspace: Workspace, track: Service | None = None, *, save_every: float | None = None) -> Trained:
+def train(
+    plan: Plan,
+    workspace: Workspace,
+    track: Service | None = None,
+    *,
+    row_maker: Callable[[Plan, Workspace], Maker] | None = None,
+    save_every: float | None = None,
+) -> Trained:
     """Train what is missing, from the last checkpoint if there is one; `track` shows the logs live.
 
-    SAEs that others trained are brought into the workspace first.
+    SAEs that others trained are brought into the workspace first. `row_maker` is called if the store is that of a stream: it
+    opens what makes the rows that the store does not keep.
 
     Raises MissingArtefactError when the store was not extracted, BadInputError when it is too small to train on or when the
     service `track` cannot be used, InterruptedRunError after SIGTERM or Ctrl-C, with everything saved, and any error of the
@@ -71,6 +81,7 @@ def train(plan: Plan, workspace: Workspace, track: Service | None = None, *, sav
         workspace.require(plan.store, f"dasae extract {plan.experiment.argument}")
         store = ActivationStore(workspace.storage(plan.store))
         check_rows(store, plan.experiment)
+        ring = _ring(plan, workspace, store, row_maker)
         missing = _without_known(missing, plan, workspace, store, result)
         device = sae_device(plan.experiment.run.device)
         recipe, d_in = plan.experiment.train, plan.experiment.model.d_in
@@ -83,12 +94,24 @@ def train(plan: Plan, workspace: Workspace, track: Service | None = None, *, sav
             save_every=save_every or (SECONDS_BETWEEN_COPIES if workspace.remote else SECONDS_BETWEEN_CHECKPOINTS),
             keep=lambda sae: workspace.keep(sae.artefact),
             device=device,
+            ring=ring,
         )
         stage = _Stage(plan, workspace, runner, result)
         for cohort in missing:
             stage.make(cohort)
     sweep(plan, workspace)
     return result
+
+
+def _ring(
+    plan: Plan, workspace: Workspace, store: ActivationStore, row_maker: Callable[[Plan, Workspace], Maker] | None
+) -> Ring | None:
+    """What makes the rows of a stream; None for a store that keeps all."""
+    if store.layout.kept is None:
+        return None
+    if row_maker is None:
+        raise BadInputError(f"{store.storage} keeps only a part of its rows: give train() a row_maker for the others")
+    return Ring(artefact=plan.store, workspace=workspace, store=store, make=row_maker(plan, workspace))
 
 
 def _without_known(
@@ -99,7 +122,8 @@ def _without_known(
     for sae in known:
         print(f"{sae}: taken over from a store with other layers and the same rows", file=sys.stderr)
     result.made += known
-    return cohorts(plan, workspace) if known else missing
+    # What makes the rows of a stream takes memory, too.
+    return cohorts(plan, workspace) if known or store.layout.kept is not None else missing
 
 
 def sweep(plan: Plan, workspace: Workspace) -> None:
@@ -186,7 +210,7 @@ class _Stage:
 
     def _publish_trained(self, member: InTraining) -> None:
         sae, folder = member.job.sae, member.job.folder
-        write_sae(member.trainer.finished(self.runner.store.scale(sae.layer)), folder, self._metadata(sae))
+        write_sae(member.trainer.finished(self.runner.scale(sae)), folder, self._metadata(sae))
         facts = self._facts(sae, member.trainer.resets, member.seconds)
         self.workspace.publish(sae.artefact, files=[CONFIG, WEIGHTS, TRAINING_LOG], facts=facts)
         # Only now: a run that is killed before it publishes resumes from the checkpoint.

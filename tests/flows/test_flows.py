@@ -132,7 +132,7 @@ def test_errors_are_logged_without_traceback(small_toml: Path, tmp_path: Path, c
 def test_diverged_saes_fail_the_flow_after_the_others_are_reported(
     small_toml: Path, finished: str, monkeypatch: pytest.MonkeyPatch
 ):
-    def lose_magnitude(plan: Plan, workspace: Workspace) -> training.Trained:
+    def lose_magnitude(plan: Plan, workspace: Workspace, **_: Any) -> training.Trained:
         return training.Trained(failed={str(sae): "loss not finite at step 7" for sae in plan.saes})
 
     for folder in (Path(finished) / "saes").glob("magnitude-*"):
@@ -251,11 +251,11 @@ def test_trouble_with_files_is_tried_again_and_nothing_else_is(
     monkeypatch.setattr(study_module, "train_cohort", study_module.train_cohort.with_options(retry_delay_seconds=0))
     genuine, raised, tries = training.train, StorageError("the disk is full"), []
 
-    def train(plan: Plan, workspace: Workspace) -> training.Trained:
+    def train(plan: Plan, workspace: Workspace, **options: Any) -> training.Trained:
         tries.append(plan.arms_in_words)
         if len(tries) < 3:
             raise raised
-        return genuine(plan, workspace)
+        return genuine(plan, workspace, **options)
 
     monkeypatch.setattr(training, "train", train)
     assert run(flows.train, small_toml, finished).name == "Completed"
@@ -270,7 +270,7 @@ def test_trouble_with_files_is_tried_again_and_nothing_else_is(
         monkeypatch.setattr(
             training,
             "train",
-            lambda plan, _, raised=raised: (tries.append(plan.arms_in_words), (_ for _ in ()).throw(raised)),
+            lambda plan, _, raised=raised, **__: (tries.append(plan.arms_in_words), (_ for _ in ()).throw(raised)),
         )
         state = run(flows.train, small_toml, finished, force=True)
         assert state.is_failed()

@@ -41,7 +41,10 @@ def test_saes_are_evaluated_there_with_the_numbers_of_the_cpu(
         assert gpu.launches > 1000
     expected, there = (files(study, place, arms) for place in (study.workspace, workspace))
     assert expected.keys() == there.keys()
-    there_too = [entry for entry in EVALUATIONS.values() if not (entry.asked or entry.siblings or entry.needs & SYNTHETIC)]
+    of_others = [entry for entry in EVALUATIONS.values() if entry.siblings or entry.control]
+    there_too = [
+        entry for entry in EVALUATIONS.values() if not (entry.asked or entry in of_others or entry.needs & SYNTHETIC)
+    ]
     assert len(expected) == len(arms) * len(there_too)
     for name, values in expected.items():
         assert there[name] == pytest.approx(values, rel=1e-4, abs=1e-6), name

@@ -15,6 +15,7 @@ import torch
 from object_store import SECRET, account, serving
 from small_store import SHARD_ROWS, new_store, numbered, numbers, shard_rows
 from small_study import SMALL, Study
+from streamed_study import noting, streamed_plan
 from typer.testing import CliRunner
 
 from pipeline.artefacts.manifest import MANIFEST
@@ -22,12 +23,14 @@ from pipeline.artefacts.storage import LocalStorage, ObjectStorage, open_storage
 from pipeline.artefacts.workspace import Workspace
 from pipeline.cli import app
 from pipeline.errors import BadInputError, CorruptArtefactError, PipelineError, StorageError
+from pipeline.extract.extraction import extract
 from pipeline.store import format as fmt
 from pipeline.store.batches import shuffled_batches
 from pipeline.store.reader import ActivationStore
 from pipeline.store.writer import ShardWriter, commit_name
 from pipeline.study.experiment import Experiment
 from pipeline.study.plan import make_plan
+from pipeline.train.training import train
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,21 @@ def test_the_whole_study_runs_there(study: Study, place: str, tmp_path: Path, mo
     assert "evaluate: 0 SAEs evaluated" in again.output
     status = CliRunner().invoke(app, ["status", str(toml), "--workspace", place])
     assert f"all done; report: {place}/reports/small/index.html" in status.output
+
+
+def test_a_stream_of_a_store_there_is_on_this_machine(place: str, tmp_path: Path) -> None:
+    plan, workspace = streamed_plan(tmp_path, "synthetic", "stream"), Workspace(place)
+    extract(plan, workspace)
+    kept = ActivationStore(workspace.storage(plan.store))
+    assert len(kept.shards) < len(kept.every_shard)
+    there = workspace.storage(plan.store).sizes()
+    ring = workspace.ring(plan.store)
+    made: list[int] = []
+    train(plan, workspace, row_maker=noting(lambda _: made.append(len(ring.sizes("readers")))))
+    assert set(made) == {1}
+    assert all(workspace.manifest(sae.artefact) for sae in plan.saes)
+    assert workspace.storage(plan.store).sizes() == there
+    assert not ring.root.exists()
 
 
 def test_of_two_writers_the_first_commits(place: str) -> None:

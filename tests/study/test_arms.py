@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.sae.activations import RELU
-from pipeline.study.arms import ARMS
+from pipeline.study.arms import ARMS, Recipes
 from pipeline.study.experiment import Experiment
+from pipeline.study.recipe import ArmConfig
 from pipeline.train.gradients import closed_form
 from pipeline.train.losses import Objective, differentiated
 from pipeline.train.penalty import penalty_term
@@ -77,3 +78,28 @@ def test_all_arms_of_a_seed_begin_with_the_same_weights_and_differ_in_one_thing(
     along_FD = (radial_FD * W_dec_FD).sum(dim=1, keepdim=True) * W_dec_FD
     assert torch.allclose(radial_FD, along_FD, atol=1e-6)
     assert float(radial_FD.abs().max()) > 1e-5
+
+
+def test_the_control_of_an_arm_differs_by_the_penalty_or_the_order_of_batches_alone() -> None:
+    demo = Experiment.load("demo")
+    controls = {arm: demo.recipes.control(arm, demo.study.arms) for arm in demo.study.arms}
+    penalised = ("full", "magnitude", "unweighted", "coef-0.05", "coef-0.2", "topk-0.05", "topk-0.2")
+    others = dict.fromkeys(("baseline", "no-contrast", "warmup-2000", "warmup-500", "no-contrast-l0"))
+    assert controls == {**dict.fromkeys(penalised, "no-contrast"), **others, "other-order": "baseline"}
+    assert demo.recipes.control("full", ["full", "baseline"]) is None
+    rivals = Experiment.load("rivals")
+    controls = {arm: rivals.recipes.control(arm, rivals.study.arms) for arm in rivals.study.arms}
+    plain = dict.fromkeys(("full", "ortsae", "c2r"), "baseline")
+    plain |= dict.fromkeys(("bt-full", "bt-ortsae", "bt-c2r"), "bt-plain")
+    assert {arm: control for arm, control in controls.items() if control} == plain
+
+
+def test_without_such_an_arm_the_control_is_the_one_without_a_penalty_that_it_is_compared_with() -> None:
+    demo = Experiment.load("demo")
+    own = {
+        "at-its-l0": {"from": "full", "question": "?", "against": "no-contrast", "match_l0": "no-contrast"},
+        "beside-full": {"from": "full", "question": "?", "match_l0": "no-contrast"},
+    }
+    recipes = Recipes(demo.train, {name: ArmConfig.model_validate(arm) for name, arm in own.items()})
+    study = ["full", "no-contrast", *own]
+    assert [recipes.control(arm, study) for arm in study] == ["no-contrast", None, "no-contrast", None]

@@ -55,6 +55,27 @@ MISTAKES = [
     Mistake("store inof x", "no such command 'inof'"),
     # Which experiment.
     Mistake(
+        "extract small.toml",
+        'store.mode "stream" needs train.window_shards, the shards that are mixed with each other, such as 64',
+        ("[store]", '[store]\nmode = "stream"'),
+    ),
+    Mistake(
+        "extract small.toml",
+        'store: max_norm decides only once a shard is made how many rows it has, and mode "stream" must know',
+        ("[store]", '[store]\nmode = "stream"\nmax_norm = 10.0'),
+    ),
+    Mistake(
+        "extract small.toml",
+        "store.mode: input should be 'keep' or 'stream', got 'ring'",
+        ("[store]", '[store]\nmode = "ring"'),
+    ),
+    Mistake("feed small.toml", 'small.toml has store.mode "keep", and only "stream" has rows to be made while training'),
+    Mistake(
+        "extract small.toml",
+        "arms.mine.window_shards: all arms of a study share window_shards",
+        (STUDY, f"{MINE}\n\n[arms.mine]\nquestion = 'Q?'\nwindow_shards = 2"),
+    ),
+    Mistake(
         "train dmeo", "no experiment 'dmeo' (experiments/dmeo.toml is not a file); known experiments: none here: run from"
     ),
     Mistake("train small", "no experiment 'small' (experiments/small.toml is not a file); did you mean small.toml?"),
