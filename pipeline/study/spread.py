@@ -38,8 +38,6 @@ MEASURED, EFFICIENCY = 8, 0.87
 """So many workers, and the better of two runs of extraction with a model that sleeps (docs/performance.md, "Spreading")."""
 TOKENIZED, PACKED = 1.35, 0.10
 """Core-seconds of a million tokens, measured: of the tokenizer's library, which takes all cores, and of one core."""
-UPLOADED = 5 * 2**20
-"""Bytes of a request of a larger upload, as obstore cuts it."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,8 @@ def spread(plan: Plan, workers: int) -> Spread:
         disk=int(one.disk),
         bandwidth=one.disk / extract.wall,
         requests={
-            # Of each shard: its layers and row fields, its commit, and whether it is committed.
-            "extract": shards * (len(store.layers) * _uploads(shard_bytes) + len(ROW_FIELDS) + 2),
+            # Of each shard: its layers and row fields, its commit, and whether it is committed. Its claim takes a few more.
+            "extract": shards * (len(store.layers) + len(ROW_FIELDS) + 2),
             # Every cohort reads its batches anew, a chunk by a request.
             "train": sum(_chunks(_batches(cohort), plan) for each in cohorts for cohort in each),
             "evaluate": len(groups) * _chunks(evaluating.rows, plan),
@@ -126,11 +124,6 @@ def spread(plan: Plan, workers: int) -> Spread:
 def _batches(cohort: Sequence[TrainedSAE]) -> int:
     """Rows of the longest training in a cohort."""
     return max((TRIES if sae.matched_to else 1) * sae.recipe.steps * sae.recipe.batch_size for sae in cohort)
-
-
-def _uploads(size: int) -> int:
-    """Requests by which a file of so many bytes is written: one, or its parts, a beginning and an end."""
-    return 1 if size <= UPLOADED else -(-size // UPLOADED) + 2
 
 
 def _chunks(rows: int, plan: Plan) -> int:
