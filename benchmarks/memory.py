@@ -1,6 +1,6 @@
-"""How much memory the stages take: against the tokens of a store, and against the SAEs of a cohort.
+"""How much memory extraction and training take: against the tokens of a store, and against the SAEs of a cohort.
 
-    python benchmarks/memory.py [--tokens 65536 262144 1048576] [--saes 1 4 16 32]
+    python benchmarks/memory.py [--tokens 65536 524288] [--saes 1 16 32]
 
 A synthetic study with rows of 256 entries and TopK SAEs of 2,048 latents. Each stage runs in a process of its own; what is
 counted is its largest resident size beyond what it had when everything was imported.
@@ -57,7 +57,7 @@ def one(stage: str, toml: str, workspace: str) -> None:
 
     with importing_sae_bench():
         import_module("sae_lens.synthetic")
-    names = {"extract": "extract.extraction", "train": "train.training", "evaluate": "evaluate.evaluation"}
+    names = {"extract": "extract.extraction", "train": "train.training"}
     run = getattr(import_module(f"pipeline.{names[stage]}"), stage)
     plan, place = plan_of(toml), Workspace(Path(workspace))
     if stage == "extract":
@@ -71,10 +71,10 @@ def one(stage: str, toml: str, workspace: str) -> None:
 
 
 def stages(folder: Path, tokens: int, saes: int) -> list[float]:
-    """MB that extracting, training and evaluating take, one after the other."""
+    """MB that extracting and training take, one after the other."""
     toml, taken = folder / "memory.toml", []
     toml.write_text(STUDY.format(tokens=tokens, seeds=list(range(saes))))
-    for stage in ("extract", "train", "evaluate"):
+    for stage in ("extract", "train"):
         command = [sys.executable, __file__, "--one", stage, str(toml), str(folder / "workspace")]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         taken.append(json.loads(done.stdout.splitlines()[-1]) / 1e6)
@@ -84,8 +84,8 @@ def stages(folder: Path, tokens: int, saes: int) -> list[float]:
 def main() -> None:
     """Measure all, and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[65_536, 262_144, 1_048_576])
-    parser.add_argument("--saes", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[65_536, 524_288])
+    parser.add_argument("--saes", type=int, nargs="+", default=[1, 16, 32])
     parser.add_argument("--one", nargs=3, metavar=("STAGE", "TOML", "WORKSPACE"))
     args = parser.parse_args()
     if args.one:
@@ -102,7 +102,7 @@ def main() -> None:
             [f"{tokens:,}", stored, str(saes), f"{saes * counted:.0f}", *(f"{megabytes:.0f}" for megabytes in taken)]
         )
         print(rows[-1], flush=True)
-    columns = ["tokens", "SAEs", "MB of rows", "MB of weights and moments", "extract, MB", "train, MB", "evaluate, MB"]
+    columns = ["tokens", "SAEs", "MB of rows", "MB of weights and moments", "extract, MB", "train, MB"]
     show(f"peak memory beyond what was imported, d_in {D_IN}, d_sae {D_SAE}", columns, rows)
 
 

@@ -34,12 +34,10 @@ from pipeline.study.gpu_hours import (
 from pipeline.study.plan import Plan
 from pipeline.study.planned import TrainedSAE
 
-EFFICIENCY = {1: 1.0, 2: 0.97, 4: 0.95, 8: 0.92}
-"""Of so many workers, measured with a model that sleeps on two cores (docs/performance.md, "Spreading"). More were not."""
+MEASURED, EFFICIENCY = 8, 0.87
+"""So many workers, and the better of two runs of extraction with a model that sleeps (docs/performance.md, "Spreading")."""
 TOKENIZED, PACKED = 1.35, 0.10
 """Core-seconds of a million tokens, measured: of the tokenizer's library, which takes all cores, and of one core."""
-UPLOADED = 5 * 2**20
-"""Bytes of a request of a larger upload, as obstore cuts it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def spread(plan: Plan, workers: int) -> Spread:
     """What a study takes on so many GPUs of their own machines, from nothing."""
     experiment, one = plan.experiment, gpu_hours.predict(plan)
     store, D, F = experiment.store, experiment.model.d_in, experiment.train.d_sae
-    efficiency = next(EFFICIENCY[n] for n in reversed(EFFICIENCY) if n <= workers)
+    efficiency = EFFICIENCY if workers > 1 else 1.0
     shards = -(-store.tokens // store.shard_rows) + -(-gpu_hours.probe_texts(plan)[1] // store.shard_rows)
     parts = part_sizes(shards, workers)
     layers, evaluating = experiment.study.layers, Evaluating.of(plan)
@@ -114,8 +112,8 @@ def spread(plan: Plan, workers: int) -> Spread:
         disk=int(one.disk),
         bandwidth=one.disk / extract.wall,
         requests={
-            # Of each shard: its layers and row fields, its commit, and whether it is committed.
-            "extract": shards * (len(store.layers) * _uploads(shard_bytes) + len(ROW_FIELDS) + 2),
+            # Of each shard: its layers and row fields, its commit, and whether it is committed. Its claim takes a few more.
+            "extract": shards * (len(store.layers) + len(ROW_FIELDS) + 2),
             # Every cohort reads its batches anew, a chunk by a request.
             "train": sum(_chunks(_batches(cohort), plan) for each in cohorts for cohort in each),
             "evaluate": len(groups) * _chunks(evaluating.rows, plan),
@@ -126,11 +124,6 @@ def spread(plan: Plan, workers: int) -> Spread:
 def _batches(cohort: Sequence[TrainedSAE]) -> int:
     """Rows of the longest training in a cohort."""
     return max((TRIES if sae.matched_to else 1) * sae.recipe.steps * sae.recipe.batch_size for sae in cohort)
-
-
-def _uploads(size: int) -> int:
-    """Requests by which a file of so many bytes is written: one, or its parts, a beginning and an end."""
-    return 1 if size <= UPLOADED else -(-size // UPLOADED) + 2
 
 
 def _chunks(rows: int, plan: Plan) -> int:
@@ -156,15 +149,14 @@ def _below(plan: Plan, found: Spread) -> list[str]:
     model = plan.experiment.model
     weights = 2 * WEIGHTS_PER_LAYER * model.d_in**2 * (max(plan.experiment.store.layers) + 1)
     asked = ", ".join(f"{name} {number:,}" for name, number in found.requests.items())
-    known = max(n for n in EFFICIENCY if n <= found.workers)
-    beyond = "" if found.workers <= max(EFFICIENCY) else ", and more were not measured"
+    beyond = "" if found.workers <= MEASURED else "; more were not measured"
     return [
         f"all of it    {duration(found.wall)}: each stage begins when the one before has ended",
         f"disk         {decimal(found.disk)}, which all workers together write at {decimal(int(found.bandwidth))}/s",
         f"memory       {decimal(found.card)} of a card for the SAEs of the largest cohort; extracting takes",
         f"             {decimal(found.host)} of a worker for rows, and {decimal(weights)} of its card beside embeddings",
         f"requests     to an object store, about: {asked}",
-        f"efficiency   {EFFICIENCY[known]:.0%}, measured with {known} workers and a model that sleeps{beyond}",
+        f"efficiency   {EFFICIENCY:.0%} of several workers, as measured with {MEASURED} and a model that sleeps{beyond}",
         f"rates        of one H100 beside {CORES} cores, measured unless it says assumed (docs/performance.md):",
         *(f"             {what}: {rate}" for what, rate in _rates(plan).items()),
     ]

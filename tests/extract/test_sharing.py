@@ -66,5 +66,5 @@ def test_a_part_looks_up_its_own_shards_once_and_lists_nothing(tmp_path: Path, m
             store.commit(shard, shard_rows(rows_of(shard), shard * SHARD_ROWS))
     assert asked == ["2", "3", "4"]
     # What a plan counts (`pipeline.study.spread`): the layer, four row fields, the commit, and whether there is one.
-    assert Counter(requests) == {"write": 2 * (1 + len(fmt.ROW_FIELDS)), "create": 2, "size": 3}
+    assert Counter(requests) == {"create": 2 * (1 + len(fmt.ROW_FIELDS) + 1), "size": 3}
     assert [shard for shard in range(8) if committed(writer, shard)] == [2, 3, 4]

@@ -33,7 +33,7 @@ def test_more_gpus_take_less_time_and_never_less_work(gemma: Plan) -> None:
         assert many.wall < few.wall
         assert all(many_work >= 0.999 * of_cards(few)[name] for name, many_work in of_cards(many).items())
     for one in found:
-        efficiency = EFFICIENCY[min(one.workers, 8)]
+        efficiency = EFFICIENCY if one.workers > 1 else 1.0
         for stage in one.stages[1:]:
             assert stage.wall >= 0.999 * stage.work / one.workers / efficiency
             assert stage.wall >= stage.longest
