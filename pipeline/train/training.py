@@ -83,6 +83,8 @@ def train(
         check_rows(store, plan.experiment)
         ring = _ring(plan, workspace, store, row_maker)
         missing = _without_known(missing, plan, workspace, store, result)
+        if save_every is None:
+            save_every = SECONDS_BETWEEN_COPIES if workspace.remote else SECONDS_BETWEEN_CHECKPOINTS
         device = sae_device(plan.experiment.run.device)
         recipe, d_in = plan.experiment.train, plan.experiment.model.d_in
         if slower := slower_choice(recipe.precision, recipe.batch_size, d_in, recipe.d_sae, device):
@@ -91,7 +93,7 @@ def train(
         runner = Runner(
             store=store,
             tracker=tracker,
-            save_every=save_every or (SECONDS_BETWEEN_COPIES if workspace.remote else SECONDS_BETWEEN_CHECKPOINTS),
+            save_every=save_every,
             keep=lambda sae: workspace.keep(sae.artefact),
             device=device,
             ring=ring,
