@@ -151,7 +151,8 @@ def _below(plan: Plan, found: Spread) -> list[str]:
     asked = ", ".join(f"{name} {number:,}" for name, number in found.requests.items())
     beyond = "" if found.workers <= MEASURED else "; more were not measured"
     return [
-        f"all of it    {duration(found.wall)}: each stage begins when the one before has ended",
+        f"all of it    {duration(found.wall)}: each stage begins when the one before has ended; starting workers",
+        "             and opening models, a minute or so each time, is not in it",
         f"disk         {decimal(found.disk)}, which all workers together write at {decimal(int(found.bandwidth))}/s",
         f"memory       {decimal(found.card)} of a card for the SAEs of the largest cohort; extracting takes",
         f"             {decimal(found.host)} of a worker for rows, and {decimal(weights)} of its card beside embeddings",
