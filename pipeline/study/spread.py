@@ -35,7 +35,7 @@ from pipeline.study.plan import Plan
 from pipeline.study.planned import TrainedSAE
 
 MEASURED, EFFICIENCY = 8, 0.87
-"""So many workers, and the better of two runs of extraction with a model that sleeps (docs/performance.md, "Spreading")."""
+"""So many workers, and their efficiency with a model that sleeps, on busy cores (docs/performance.md, "Spreading")."""
 TOKENIZED, PACKED = 1.35, 0.10
 """Core-seconds of a million tokens, measured: of the tokenizer's library, which takes all cores, and of one core."""
 
@@ -157,7 +157,8 @@ def _below(plan: Plan, found: Spread) -> list[str]:
         f"memory       {decimal(found.card)} of a card for the SAEs of the largest cohort; extracting takes",
         f"             {decimal(found.host)} of a worker for rows, and {decimal(weights)} of its card beside embeddings",
         f"requests     to an object store, about: {asked}",
-        f"efficiency   {EFFICIENCY:.0%} of several workers, as measured with {MEASURED} and a model that sleeps{beyond}",
+        f"efficiency   {EFFICIENCY:.0%} of several workers, as measured with {MEASURED} and a model that sleeps, on busy",
+        f"             cores{beyond}",
         f"rates        of one H100 beside {CORES} cores, measured unless it says assumed (docs/performance.md):",
         *(f"             {what}: {rate}" for what, rate in _rates(plan).items()),
     ]
