@@ -1,8 +1,9 @@
 """Locks between machines: objects of an object store that their holder renews, and that others take over when it is silent.
 
-Nobody compares clocks of two machines. Who wants a lock that another holds looks at it again and again, and takes it when it
-has not been renewed for LASTS seconds of its own clock. Every change of a lock is a conditional write, so that of two that
-take it one gets it. A holder that slept longer is told so by `assure`, before it publishes anything.
+Who wants a lock that another holds looks at it again and again, and takes it when it has not been renewed for LASTS seconds
+of its own clock, so that no two clocks need agree; after LONG_AGO one look is enough. Every change of a lock is a
+conditional write, so that of two that take it one gets it. A holder that slept longer is told so by `assure`,
+before it publishes anything.
 """
 
 import json
@@ -32,7 +33,8 @@ RENEWED = 20.0
 PAUSE = 2.0
 """Seconds between two looks at a lock that another machine holds."""
 LONG_AGO = timedelta(hours=2)
-"""A lock that was renewed so long ago, by the object store's clock, is nobody's, however wrong the clock here is."""
+"""A lock that was last renewed so long ago, by the object store's clock, is nobody's. The clock here cannot be so wrong: an
+object store refuses requests that are signed by one that is a quarter of an hour off."""
 
 DOMAIN = ".machine"
 
@@ -85,37 +87,22 @@ class Leases:
     @contextmanager
     def attempted(self, name: str) -> Generator[bool]:
         """Hold a lock, or yield False when another process holds it."""
-        with self.local.attempted(name) as free:
-            lease = self._taken(f"{name}/held") if free else None
-            if lease is None:
-                yield False
-            else:
-                with self._renewed(lease):
-                    yield True
+        with self.local.attempted(name) as free, self._tried(f"{name}/held", free) as mine:
+            yield mine
 
     @contextmanager
     def claimed(self, name: str, part: str) -> Generator[bool]:
         """Hold one part of what a lock protects, or yield False when another process has it, or `alone` has all."""
-        with self.local.claimed(name, part) as free:
-            lease = self._taken(_claim(name, part)) if free else None
-            if lease is None:
-                yield False
-                return
-            with self._renewed(lease):
-                # Looked at after the claim is written, while `alone` writes before it looks: one of the two sees the other.
-                yield not self._is_alive(f"{name}/alone")
+        with self.local.claimed(name, part) as free, self._tried(_claim(name, part), free) as mine:
+            # Looked at after the claim is written, while `alone` writes before it looks: one of the two sees the other.
+            yield mine and not self._is_alive(f"{name}/alone")
 
     @contextmanager
     def alone(self, name: str) -> Generator[bool]:
         """Hold all parts of what a lock protects, or yield False when another process has one."""
-        with self.local.alone(name) as free:
-            lease = self._taken(f"{name}/alone") if free else None
-            if lease is None:
-                yield False
-                return
-            with self._renewed(lease):
-                alive = [claim for claim in self.storage.sizes(f"{name}/claims") if self._is_alive(claim)]
-                yield not alive
+        with self.local.alone(name) as free, self._tried(f"{name}/alone", free) as mine:
+            # Each is looked at, also after one that is alive: how long a holder is silent counts from the first look.
+            yield mine and not [claim for claim in self.storage.sizes(f"{name}/claims") if self._is_alive(claim)]
 
     def sweep(self, name: str) -> None:
         """Remove what is left of claims on the parts of what a lock protects. Living claims stay."""
@@ -133,6 +120,16 @@ class Leases:
                 f"{self.storage}/{lease.name}: this process did nothing for {LASTS:g} seconds, and another machine took "
                 f"over its work; run the same command again"
             )
+
+    @contextmanager
+    def _tried(self, name: str, free: bool) -> Generator[bool]:
+        """Hold a lock if the local one is `free` and no other machine has this one; yield whether that is so."""
+        lease = self._taken(name) if free else None
+        if lease is None:
+            yield False
+            return
+        with self._renewed(lease):
+            yield True
 
     def _taken(self, name: str) -> _Lease | None:
         """Take a lock; None while another machine has it."""

@@ -15,6 +15,7 @@ from pipeline.errors import BadInputError, CorruptArtefactError, PipelineError, 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from obstore import ObjectMeta
 
 SCHEME = "s3://"
 # obstore's default is to retry for three minutes before it reports an error.
@@ -180,13 +181,8 @@ class ObjectStorage:
 
     def e_tag(self, name: str) -> str | None:
         """The ETag of an object, None when there is none."""
-        import obstore
-
-        with self._explained():
-            try:
-                return obstore.head(self.store, name)["e_tag"]
-            except FileNotFoundError:
-                return None
+        meta = self._head(name)
+        return meta and meta["e_tag"]
 
     def look(self, name: str) -> Seen | None:
         """An object as it is now, None when there is none."""
@@ -244,13 +240,8 @@ class ObjectStorage:
 
     def size(self, name: str) -> int | None:
         """Bytes of one object, None when there is none."""
-        import obstore
-
-        with self._explained():
-            try:
-                return obstore.head(self.store, name)["size"]
-            except FileNotFoundError:
-                return None
+        meta = self._head(name)
+        return meta and meta["size"]
 
     def link(self, name: str) -> str:
         """A presigned URL, with which anybody can read the object for `LINK_LASTS`, if the credentials last as long."""
@@ -267,6 +258,15 @@ class ObjectStorage:
         from zarr.storage import ObjectStore
 
         return ObjectStore(self.store, read_only=True)
+
+    def _head(self, name: str) -> "ObjectMeta | None":
+        import obstore
+
+        with self._explained():
+            try:
+                return obstore.head(self.store, name)
+            except FileNotFoundError:
+                return None
 
     def _until_settled(self, put: Callable[[], object], exists: Callable[[], bool]) -> bool:
         """PUT, again while the object store answers 409, a conflict with another write; False if the object `exists`.
